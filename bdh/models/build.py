@@ -1,0 +1,56 @@
+"""From a configuration to a model, with its size known before anything is allocated."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from ..config import Config
+from ..errors import ConfigError
+from .base import Model
+
+MAX_PARAMETERS = 4_000_000_000
+"""The largest model that is built; far above anything published, far below an accident."""
+
+
+@lru_cache(maxsize=256)
+def parameter_count(config: Config) -> int:
+    """Numbers that training changes, counted on a model without storage."""
+    return skeleton(config).parameter_count()
+
+
+def skeleton(config: Config) -> Model[Any]:
+    """The model with shapes and no storage."""
+    with torch.device("meta"):
+        return Model.KINDS[config.kind](config)
+
+
+def build(config: Config, *, seed: int | None = None, max_parameters: int = MAX_PARAMETERS) -> Model[Any]:
+    """A model with fresh random weights.
+
+    Args:
+        seed: makes the weights reproducible without touching the global generator.
+
+    Raises:
+        ConfigError: the model would have more than `max_parameters`.
+    """
+    check_size(config, max_parameters)
+    if seed is None:
+        return Model.KINDS[config.kind](config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Model.KINDS[config.kind](config)
+
+
+def check_size(config: Config, max_parameters: int = MAX_PARAMETERS) -> int:
+    """The model's parameter count.
+
+    Raises:
+        ConfigError: it is above `max_parameters`.
+    """
+    count = parameter_count(config)
+    if count > max_parameters:
+        raise ConfigError(f"this {config.kind} model would have {count:,} parameters; at most {max_parameters:,} are allowed")
+    return count

@@ -1,0 +1,68 @@
+"""The flat model: BDH as released (arXiv 2509.26507, Appendix E)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import FlatConfig
+from ..state import HebbianMemory
+from .base import Model, advanced, init_weights
+from .layer import Frequencies, bdh_layer, decay_rates, norm
+
+
+class Flat(Model[FlatConfig]):
+    """BDH: one layer of weights applied `n_layer` times, a Hebbian memory for each time."""
+
+    kind = "flat"
+
+    def __init__(self, config: FlatConfig) -> None:
+        super().__init__(config)
+        heads, width, neurons = config.n_head, config.n_embd, config.n_neuron
+        self.embed = nn.Embedding(config.vocab_size, width)
+        self.encoder = nn.Parameter(torch.empty(heads, width, neurons).normal_(std=0.02))
+        self.encoder_v = nn.Parameter(torch.empty(heads, width, neurons).normal_(std=0.02))
+        self.decoder = nn.Parameter(torch.empty(heads * neurons, width).normal_(std=0.02))
+        self.lm_head = nn.Parameter(torch.empty(width, config.vocab_size).normal_(std=0.02))
+        self.attn = Frequencies(neurons)
+        self.apply(init_weights)
+
+    def empty_state(self, batch_size: int = 1) -> HebbianMemory:
+        """See `Model.empty_state`."""
+        heads, width, neurons = self.encoder.shape
+        device = self.encoder.device
+        return HebbianMemory(
+            torch.zeros(batch_size, dtype=torch.int64, device=device),
+            tuple(
+                torch.zeros(batch_size, heads, neurons, width, device=device) for _ in range(self.config.n_layer)
+            ),
+        )
+
+    def _hear(
+        self, ids: Tensor, state: HebbianMemory | None, *, keep: bool, inplace: bool
+    ) -> tuple[Tensor, HebbianMemory]:
+        position = self.position(ids, state)
+        phases = self.attn.cos_sin(position, ids.shape[1])
+        decay = decay_rates(self.config.decay, ids.device)
+        dropout = self.config.dropout if self.training else 0.0
+        x = norm(self.embed(ids))
+        memories = []
+        for memory in (None,) * self.config.n_layer if state is None else state.memory:
+            x, written = bdh_layer(
+                x,
+                self.encoder,
+                self.encoder_v,
+                self.decoder,
+                phases,
+                memory,
+                decay=decay,
+                dropout=dropout,
+                keep=keep,
+                inplace=inplace,
+            )
+            memories.append(written)
+        return x, HebbianMemory(advanced(position, ids.shape[1], ids.shape[0], inplace), tuple(memories))
+
+    def read_out(self, hidden: Tensor) -> Tensor:
+        """See `Model.read_out`."""
+        return hidden @ self.lm_head

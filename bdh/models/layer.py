@@ -1,0 +1,125 @@
+"""The BDH layer and its rotary frequencies, shared by the flat and the hierarchical model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import rope
+from ..ops.chunked import hebbian_attention
+
+
+def norm(x: Tensor) -> Tensor:
+    """Layer normalisation without learned scale or shift, over the last axis."""
+    return F.layer_norm(x, x.shape[-1:])
+
+
+class Frequencies(nn.Module):
+    """Turns a byte of each neuron of a head: a definition, stored with the weights and never cast."""
+
+    freqs: Tensor
+
+    def __init__(self, n_neuron: int) -> None:
+        super().__init__()
+        self.register_buffer("freqs", rope.frequencies(n_neuron).view(1, 1, 1, n_neuron))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frequencies:
+        kept = self.freqs
+        super()._apply(fn, recurse)
+        if self.freqs.dtype != kept.dtype:
+            self.freqs = kept.to(self.freqs.device)
+        return self
+
+    def cos_sin(self, position: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Phases of `length` positions from `position` (B,) on, (B, length, N / 2) each."""
+        return rope.cos_sin(position, length, rope.increments(self.freqs))
+
+
+def decay_rates(decay: tuple[float, ...], device: torch.device) -> Tensor | None:
+    """The damping of each head, (H,) float32, or None if there is none."""
+    return torch.tensor(decay, dtype=torch.float32, device=device) if decay else None
+
+
+def bdh_layer(
+    x: Tensor,
+    encoder: Tensor,
+    encoder_v: Tensor,
+    decoder: Tensor,
+    phases: tuple[Tensor, Tensor],
+    memory: Tensor | None,
+    *,
+    decay: Tensor | None = None,
+    dropout: float = 0.0,
+    keep: bool = True,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """One layer: fire, recall, gate, add.
+
+    x_sparse = relu(x · encoder);  y_sparse = relu(LN(recall(rope(x_sparse), x)) · encoder_v)
+    x' = LN(x + LN((x_sparse · y_sparse) · decoder))
+
+    Heads stand first, so that each product is one batched multiplication of whole matrices.
+
+    Args:
+        x: (B, T, D).
+        encoder, encoder_v: (H, D, N).
+        decoder: (H·N, D), rows head by head.
+        phases: cosine and sine, (B or 1, T, N / 2).
+        memory: (B, H, N, D) float32, or None for an empty one.
+        dropout: probability, 0 outside training.
+        keep, inplace: as in `hebbian_attention`.
+
+    Returns:
+        x' (B, T, D) and the memory after the chunk.
+    """
+    batch, length, width = x.shape
+    heads, _, neurons = encoder.shape
+    rows = x.reshape(1, batch * length, width).expand(heads, -1, -1)
+    x_sparse = F.relu(torch.bmm(rows, encoder)).view(heads, batch, length, neurons)
+    rotated = rope.rotate_pairs(x_sparse, *phases)
+    read, memory = hebbian_attention(
+        rotated, rotated, x.unsqueeze(0), memory, decay, write=keep, inplace=inplace
+    )
+    y_sparse = F.relu(torch.bmm(norm(read).view(heads, batch * length, width), encoder_v)).view_as(x_sparse)
+    gated = F.dropout(x_sparse * y_sparse, dropout, training=dropout > 0)
+    out = torch.bmm(gated.view(heads, batch * length, neurons), decoder.view(heads, neurons, width)).sum(0)
+    return norm(x + norm(out.view(batch, length, width))), memory
+
+
+class BDHBlock(nn.Module):
+    """A BDH layer with weights of its own."""
+
+    def __init__(self, n_embd: int, n_head: int, mlp_mult: int, dropout: float, decay: tuple[float, ...] = ()) -> None:
+        super().__init__()
+        n_neuron = n_embd * mlp_mult // n_head
+        self.dropout, self.decay = dropout, decay
+        self.encoder = nn.Parameter(torch.empty(n_head, n_embd, n_neuron).normal_(std=0.02))
+        self.encoder_v = nn.Parameter(torch.empty(n_head, n_embd, n_neuron).normal_(std=0.02))
+        self.decoder = nn.Parameter(torch.empty(n_head * n_neuron, n_embd).normal_(std=0.02))
+        self.attn = Frequencies(n_neuron)
+
+    def empty_memory(self, batch_size: int) -> Tensor:
+        """(B, H, N, D) float32 zeros."""
+        heads, width, neurons = self.encoder.shape
+        return torch.zeros(batch_size, heads, neurons, width, device=self.encoder.device)
+
+    def forward(
+        self, x: Tensor, position: Tensor, memory: Any, *, keep: bool = True, inplace: bool = False
+    ) -> tuple[Tensor, Any]:
+        """Hear (B, T, D) from `position` (B,) on; returns (B, T, D) and the memory after it."""
+        return bdh_layer(
+            x,
+            self.encoder,
+            self.encoder_v,
+            self.decoder,
+            self.attn.cos_sin(position, x.shape[1]),
+            memory,
+            decay=decay_rates(self.decay, x.device),
+            dropout=self.dropout if self.training else 0.0,
+            keep=keep,
+            inplace=inplace,
+        )

@@ -1,0 +1,76 @@
+"""The Hebbian memory a chunk at a time: inside the chunk as masked scores, across chunks as one sum."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def hebbian_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    memory: Tensor | None,
+    decay: Tensor | None = None,
+    *,
+    write: bool = True,
+    inplace: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """read_t = λ^t q_t · S + Σ_(j<t) λ^(t-1-j) (q_t · k_j) v_j;  S' = λ^T S + Σ_j λ^(T-1-j) k_jᵀ ⊗ v_j.
+
+    Costs T² for the chunk, so callers cut long inputs. Same function as `reference.hebbian_attention`.
+    Sums are float32; under autocast only the products take its type.
+
+    Args:
+        query, key: (H, B, T, N).
+        value: (H or 1, B, T, D).
+        memory: S, (B, H, N, D) float32; None is an empty one, which is not even read.
+        decay: λ, (H,) float32; None is 1.
+        write: False leaves out S', for a last chunk whose memory nobody asked for.
+        inplace: write S' over S.
+
+    Returns:
+        The reads (H, B, T, D) in the type of `value`, and S' (None if not written).
+    """
+    dtype = value.dtype
+    if not torch.is_autocast_enabled(value.device.type):
+        query, key, value = query.float(), key.float(), value.float()
+    heads, batch, length, _ = key.shape
+    value = value.expand(heads, batch, length, value.shape[-1])
+    read = None
+    if length > 1:
+        scores = query @ key.mT
+        if decay is not None:
+            age = torch.arange(length, device=key.device)
+            age = (age[:, None] - age[None, :] - 1).clamp(min=0)
+            scores = scores * (decay[:, None, None] ** age).to(scores.dtype)[:, None]
+        read = scores.tril(diagonal=-1) @ value
+    if memory is not None:
+        recalled = query @ memory.transpose(0, 1).to(query.dtype)
+        if decay is not None:
+            steps = torch.arange(length, device=key.device)
+            recalled = recalled * (decay[:, None] ** steps).to(recalled.dtype)[:, None, :, None]
+        read = recalled if read is None else read + recalled
+    if read is None:
+        read = torch.zeros_like(value)
+    return read.to(dtype), _write(key, value, memory, decay, inplace) if write else None
+
+
+def _write(key: Tensor, value: Tensor, memory: Tensor | None, decay: Tensor | None, inplace: bool) -> Tensor:
+    """S' of the chunk, (B, H, N, D)."""
+    length = key.shape[2]
+    if decay is not None:
+        left = torch.arange(length - 1, -1, -1, device=key.device)
+        key = key * (decay[:, None] ** left).to(key.dtype)[:, None, :, None]
+    if memory is not None and decay is not None:
+        kept = (decay**length)[None, :, None, None]
+        memory = memory.mul_(kept) if inplace else memory * kept
+    if memory is None:
+        return (key.mT @ value).float().transpose(0, 1)
+    if not inplace:
+        return memory + (key.mT @ value).transpose(0, 1)
+    with torch.autocast(key.device.type, enabled=False):
+        key, value = key.to(memory.dtype), value.to(memory.dtype)
+        for stream in range(memory.shape[0]):
+            memory[stream].baddbmm_(key[:, stream].mT, value[:, stream])
+    return memory
