@@ -79,13 +79,15 @@ def bdh_layer(
     batch, length, width = x.shape
     heads, _, neurons = encoder.shape
     rows = x.reshape(1, batch * length, width).expand(heads, -1, -1)
-    x_sparse = F.relu(torch.bmm(rows, encoder)).view(heads, batch, length, neurons)
+    x_sparse = F.relu_(torch.bmm(rows, encoder)).view(heads, batch, length, neurons)
     rotated = rope.rotate_pairs(x_sparse, *phases)
     read, memory = hebbian_attention(
         rotated, rotated, x.unsqueeze(0), memory, decay, write=keep, inplace=inplace
     )
-    y_sparse = F.relu(torch.bmm(norm(read).view(heads, batch * length, width), encoder_v)).view_as(x_sparse)
-    gated = F.dropout(x_sparse * y_sparse, dropout, training=dropout > 0)
+    y_sparse = F.relu_(torch.bmm(norm(read).view(heads, batch * length, width), encoder_v)).view_as(x_sparse)
+    gated = x_sparse * y_sparse
+    if dropout:
+        gated = F.dropout(gated, dropout)
     out = torch.bmm(gated.view(heads, batch * length, neurons), decoder.view(heads, neurons, width)).sum(0)
     return norm(x + norm(out.view(batch, length, width))), memory
 

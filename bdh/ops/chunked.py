@@ -61,7 +61,7 @@ def _write(key: Tensor, value: Tensor, memory: Tensor | None, decay: Tensor | No
     length = key.shape[2]
     if decay is not None:
         left = torch.arange(length - 1, -1, -1, device=key.device)
-        key = key * (decay[:, None] ** left).to(key.dtype)[:, None, :, None]
+        value = value * (decay[:, None] ** left).to(value.dtype)[:, None, :, None]
     if memory is not None and decay is not None:
         kept = (decay**length)[None, :, None, None]
         memory = memory.mul_(kept) if inplace else memory * kept

@@ -35,3 +35,9 @@ def hebbian_attention(
             sums = sums * decay.view(-1, 1, 1, 1)
         sums = sums + k[:, :, t, :, None] * v[:, :, t, None, :]
     return torch.cat(reads, dim=2).to(value.dtype), sums.transpose(0, 1)
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair (2i, 2i + 1) of the last axis by its phase; shapes as in `rope.rotate_pairs`."""
+    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)

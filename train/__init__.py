@@ -1,0 +1,1 @@
+"""Training byte models from recipes."""
