@@ -1,0 +1,68 @@
+"""Baby Dragon Hatchling (BDH): byte-level language models whose memory never grows.
+
+```python
+import bdh
+
+model = bdh.load("user/repo")  # or a folder, or a file
+stream = bdh.Stream(model)
+```
+"""
+
+from . import checkpoint, convert, hub
+from .checkpoint import Origin
+from .config import (
+    ComposedConfig,
+    Config,
+    FlatConfig,
+    HebbianConfig,
+    HierarchicalConfig,
+    TransformerConfig,
+)
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    HatcheryError,
+    MergeError,
+    StateError,
+)
+from .load import load, save
+from .models import Composed, Flat, Hebbian, Hierarchical, Model, Output, Transformer, build
+from .presets import PRESETS
+from .sampling import Sampling
+from .stream import Stream
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "CheckpointError",
+    "Composed",
+    "ComposedConfig",
+    "Config",
+    "ConfigError",
+    "DataError",
+    "Flat",
+    "FlatConfig",
+    "HatcheryError",
+    "Hebbian",
+    "HebbianConfig",
+    "Hierarchical",
+    "HierarchicalConfig",
+    "MergeError",
+    "Model",
+    "Origin",
+    "Output",
+    "Sampling",
+    "StateError",
+    "Stream",
+    "Transformer",
+    "TransformerConfig",
+    "__version__",
+    "build",
+    "checkpoint",
+    "convert",
+    "hub",
+    "load",
+    "save",
+]

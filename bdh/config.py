@@ -37,14 +37,15 @@ def _check(config: Any, *fields: str) -> None:
         whole = isinstance(low, int)
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             kind = "a whole number" if whole else "a number"
-            raise ConfigError(f"{field} is {value!r}; it must be {kind} from {low} to {high}")
+            raise ConfigError(f"{field} is {_short(value)}; it must be {kind} from {low} to {high}")
         if not low <= value <= high:
-            raise ConfigError(f"{field} is {value}; it must be from {low} to {high}")
+            raise ConfigError(f"{field} is {_short(value)}; it must be from {low} to {high}")
 
 
 def _check_vocab(config: Any) -> None:
-    if config.vocab_size != VOCAB_SIZE or isinstance(config.vocab_size, bool):
-        raise ConfigError(f"vocab_size is {config.vocab_size!r}; models here speak bytes, so it must be {VOCAB_SIZE}")
+    given = config.vocab_size
+    if not isinstance(given, int) or given != VOCAB_SIZE:
+        raise ConfigError(f"vocab_size is {_short(given)}; models here speak bytes, so it must be {VOCAB_SIZE}")
 
 
 def _check_neurons(field: str, n_embd: int, multiplier: int, n_head: int) -> None:
@@ -59,12 +60,12 @@ def _check_neurons(field: str, n_embd: int, multiplier: int, n_head: int) -> Non
 
 def _check_decay(field: str, decay: tuple[float, ...], n_head: int) -> None:
     if not isinstance(decay, tuple):
-        raise ConfigError(f"{field} is {decay!r}; it must be a list of {n_head} numbers, one a head, or empty")
+        raise ConfigError(f"{field} is {_short(decay)}; it must be a list of {n_head} numbers, one a head, or empty")
     if decay and len(decay) != n_head:
         raise ConfigError(f"{field} has {len(decay)} numbers; it must have one for each of the {n_head} heads, or none")
     for value in decay:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value <= 1.0:
-            raise ConfigError(f"{field} holds {value!r}; each must be above 0 and at most 1 (1 means no damping)")
+            raise ConfigError(f"{field} holds {_short(value)}; each must be above 0 and at most 1 (1 means no damping)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +149,11 @@ class HierarchicalConfig:
                 raise ConfigError(f"{scale}_n_embd is {width}; Transformer blocks need a multiple of {heads} heads")
         _check_vocab(self)
         if not isinstance(self.use_bdh_attention, bool):
-            raise ConfigError(f"use_bdh_attention is {self.use_bdh_attention!r}; it must be true or false")
+            raise ConfigError(f"use_bdh_attention is {_short(self.use_bdh_attention)}; it must be true or false")
         if self.max_seq_len % self.patch_size:
-            raise ConfigError(f"max_seq_len is {self.max_seq_len}; it must be a multiple of patch_size {self.patch_size}")
+            raise ConfigError(
+                f"max_seq_len is {self.max_seq_len}; it must be a multiple of patch_size {self.patch_size}"
+            )
         _check_decay("global_decay", self.global_decay, self.global_n_head)
         if self.global_decay and not self.use_bdh_attention:
             raise ConfigError("global_decay damps a Hebbian sum; Transformer blocks have none, so leave it empty")
@@ -231,13 +234,13 @@ class ComposedConfig:
 
     def __post_init__(self) -> None:
         if self.method not in self.METHODS:
-            raise ConfigError(f"method is {self.method!r}; it must be one of {', '.join(self.METHODS)}")
+            raise ConfigError(f"method is {_short(self.method)}; it must be one of {', '.join(self.METHODS)}")
         if not isinstance(self.members, tuple) or not 2 <= len(self.members) <= 16:
             raise ConfigError("members must list 2 to 16 model configurations")
         for member in self.members:
             if not isinstance(member, MEMBER_CONFIGS):
                 raise ConfigError(
-                    f"a member is {getattr(member, 'kind', member)!r}; it must be one of "
+                    f"a member is {_short(getattr(member, 'kind', member))}; it must be one of "
                     f"{', '.join(c.kind for c in MEMBER_CONFIGS)}"
                 )
         _check(self, "share_rate", "n_embd")
@@ -290,5 +293,8 @@ def config_from_dict(fields: dict[str, Any], *, nested: bool = False) -> Config:
 
 def _short(value: object, limit: int = 80) -> str:
     """The value as it may stand in a message, however long it is."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of over 4300 digits; lists within lists without end
+        text = f"a {type(value).__name__} too long to print"
     return text if len(text) <= limit else text[: limit - 1] + "…"

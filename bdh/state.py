@@ -131,6 +131,14 @@ def join(states: Sequence[S]) -> S:
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)  # type: ignore[return-value]
 
 
+def apart(state: S, other: object) -> S:
+    """The same state with a copy of each tensor that it shares with `other`."""
+    shared = {tensor.untyped_storage().data_ptr() for tensor in named_tensors(other).values()}
+    return map_tensors(
+        lambda tensor: tensor.clone() if tensor.untyped_storage().data_ptr() in shared else tensor, state
+    )
+
+
 def copy_(target: S, source: S) -> None:
     """Overwrite the values of `target` with those of `source`, in place."""
     for into, value in zip(named_tensors(target).values(), named_tensors(source).values(), strict=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 from bdh.errors import HatcheryError
 from bdh.models import check_size
 
+from .export import export
 from .loop import Run, fit
 from .recipe import list_recipes, load_recipe
 
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values laid over the recipe's")
     parser.add_argument("--list", action="store_true", help="list the shipped recipes")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME)")
+    parser.add_argument("--checkpoint", type=Path, help="where the checkpoint goes (default: checkpoint/ in the run)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     options = parser.parse_intermixed_args(arguments)
     if options.list or not options.recipe:
@@ -55,7 +57,8 @@ def _train(options: argparse.Namespace) -> int:
     if options.resume and (folder / "run.pt").is_file():
         run.resume()
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"{recipe.name}: {parameters:,} parameters, {sum(len(s.train) for s in run.splits):,} bytes of text, {folder}")
+    text_bytes = sum(len(split.train) for split in run.splits)
+    print(f"{recipe.name}: {parameters:,} parameters, {text_bytes:,} bytes of text, {folder}")
     try:
         with (folder / "log.jsonl").open("a") as log:
             for report in fit(run):
@@ -70,6 +73,8 @@ def _train(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"stopped; go on with: python -m train {options.recipe} --out {folder} --resume")
         return 130
+    print("measuring on all held-out text …", flush=True)
+    print(f"checkpoint: {export(run, options.checkpoint or folder / 'checkpoint')}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """The kinds of model and how to build them."""
 
-from .base import Model, Output
-from .build import MAX_PARAMETERS, build, check_size, parameter_count, skeleton
+from .base import MAX_PARAMETERS, Model, Output, skeleton
+from .build import build, check_size, parameter_count
 from .composed import Composed
 from .flat import Flat
 from .hebbian import Hebbian

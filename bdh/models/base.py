@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from .. import checkpoint, hub
 from .. import state as states
-from ..config import VOCAB_SIZE, Config
-from ..errors import DataError
+from ..checkpoint import Origin
+from ..config import VOCAB_SIZE, ComposedConfig, Config, HierarchicalConfig
+from ..device import pick_device
+from ..errors import CheckpointError, DataError
 
 C = TypeVar("C", bound=Config)
+M = TypeVar("M", bound="Model[Any]")
+
+MAX_PARAMETERS = 4_000_000_000
+"""The largest model that is built; far above anything published, far below an accident."""
+MAX_LAYERS = 1024
+"""Of a configuration from outside: even without storage, a layer takes some milliseconds to lay out."""
 
 CHUNK = 128
 """Positions heard at once without gradients: measured best on CPUs, where scores cost its square."""
@@ -38,6 +50,9 @@ class Model(nn.Module, ABC, Generic[C]):
 
     kind: ClassVar[str]
     KINDS: ClassVar[dict[str, type[Model[Any]]]] = {}
+
+    origin: Origin | None = None
+    """Where the weights were loaded from; None if they were not."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -88,10 +103,11 @@ class Model(nn.Module, ABC, Generic[C]):
         Raises:
             DataError: ids that are no bytes, or a batch other than the state's.
         """
-        grad = torch.is_grad_enabled()
-        if state is not None and not grad:
-            state = states.clone(state)
-        return self._listen(ids, state, last_only=last_only, keep=keep_state, inplace=not grad)
+        if not torch.is_grad_enabled():
+            state = None if state is None else states.clone(state)
+            return self._listen(ids, state, last_only=last_only, keep=keep_state, inplace=True)
+        output = self._listen(ids, state, last_only=last_only, keep=keep_state, inplace=False)
+        return output if state is None or not keep_state else output._replace(state=states.apart(output.state, state))
 
     @torch.no_grad()
     def step_(self, ids: Tensor, state: Any, *, last_only: bool = True) -> Output:
@@ -123,11 +139,17 @@ class Model(nn.Module, ABC, Generic[C]):
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden, dim=1), state
 
     def _checked_ids(self, ids: Tensor) -> Tensor:
-        if ids.dim() != 2 or ids.shape[1] == 0 or ids.is_floating_point() or ids.dtype == torch.bool:
-            raise DataError(f"bytes must be whole numbers of shape (streams, at least 1); given {ids.dtype} {tuple(ids.shape)}")
-        if ids.device.type == "cpu" and ids.dtype != torch.uint8 and not 0 <= int(ids.min()) <= int(ids.max()) < VOCAB_SIZE:
+        whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+        if ids.dim() != 2 or ids.numel() == 0 or not whole:
+            raise DataError(
+                f"bytes must be whole numbers of shape (at least 1 stream, at least 1 byte); "
+                f"given {ids.dtype} {tuple(ids.shape)}"
+            )
+        known = ids.dtype == torch.uint8 or ids.device.type != "cpu"
+        ids = ids.long()
+        if not known and not 0 <= int(ids.min()) <= int(ids.max()) < VOCAB_SIZE:
             raise DataError(f"bytes must be from 0 to 255; given {int(ids.min())} to {int(ids.max())}")
-        return ids.to(self.device, torch.int64)
+        return ids.to(self.device)
 
     def position(self, ids: Tensor, state: Any) -> Tensor:
         """Bytes heard before `ids`: (B,), or (1,) for all streams of an empty memory."""
@@ -151,6 +173,152 @@ class Model(nn.Module, ABC, Generic[C]):
         """Bytes that the memory of `batch_size` streams takes, without allocating it."""
         with torch.device("meta"):
             return states.state_bytes(type(self)(self.config).empty_state(batch_size))
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        card: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub_options: Any,
+    ) -> Path:
+        """Write a checkpoint folder; one that stands there is replaced whole.
+
+        Args:
+            dtype: weights are stored in it (bfloat16 halves the file); None keeps theirs.
+            card, provenance: as in `checkpoint.write`.
+            push_to_hub: publish it too, as `repo_id` or else the folder's name, with `push_to_hub`'s options.
+
+        Raises:
+            CheckpointError: as `checkpoint.write` and `push_to_hub`.
+        """
+        if hub_options and not push_to_hub:
+            raise TypeError(f"{', '.join(hub_options)} is for the Hub; push_to_hub=True goes with it")
+        written = checkpoint.write(
+            folder, self.config, self.state_dict(), card=card, provenance=provenance, dtype=dtype
+        )
+        if push_to_hub:
+            message = hub_options.pop("commit_message", None)
+            hub.upload(written, repo_id or written.name, message=message, **hub_options)
+        return written
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: hub.Token = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+        card: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Publish the model as a checkpoint, and nothing beside it; see `hub.upload` and `save_pretrained`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            CheckpointError: says what is wrong and what to do.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            written = self.save_pretrained(Path(folder, "checkpoint"), dtype=dtype, card=card, provenance=provenance)
+            return hub.upload(written, repo_id, private=private, token=token, message=commit_message, revision=revision)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[M],
+        source: str | Path | hub.Source,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: hub.Token = None,
+        cache_dir: str | Path | None = None,
+        offline: bool | None = None,
+        progress: hub.Progress | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        max_parameters: int = MAX_PARAMETERS,
+    ) -> M:
+        """The model of a checkpoint folder or a Hub repository, ready to listen (in eval mode).
+
+        `Model.from_pretrained` gives a model of any kind; `Flat.from_pretrained` refuses another kind.
+
+        Args:
+            source: as in `hub.parse_source`; `revision` and `subfolder` may also be given apart.
+            token, cache_dir, offline, progress: as in `hub.fetch`. Without a token it reads as a stranger.
+            device: as in `pick_device`.
+            dtype: of the weights.
+
+        Raises:
+            CheckpointError: it is missing, damaged, of another kind or too large.
+        """
+
+        def expected(config: Config) -> dict[str, checkpoint.Shape]:
+            if getattr(cls, "kind", config.kind) != config.kind:
+                raise CheckpointError(
+                    f"{source} is a {config.kind} model and no {cls.kind} one; "
+                    f"use {cls.KINDS[config.kind].__name__}.from_pretrained or Model.from_pretrained"
+                )
+            return expected_shapes(config, max_parameters)
+
+        if not dtype.is_floating_point:
+            raise CheckpointError(f"dtype is {dtype}; weights are torch.float32, bfloat16, float16 or float64")
+        place = hub.parse_source(source).within(revision, subfolder)
+        folder, where = place.path, {}
+        if folder is None:
+            fetched = hub.fetch(
+                place,
+                expected=expected,
+                token=token,
+                cache_dir=cache_dir,
+                offline=offline,
+                progress=progress,
+                foreign=False,
+            )
+            folder, where = fetched.folder, {"repo_id": fetched.repo_id, "revision": fetched.revision}
+        elif folder.is_file():
+            raise CheckpointError(f"{folder} is a file; a checkpoint is a folder, and bdh.load takes files too")
+        config, tensors, provenance = checkpoint.read(folder, expected, device=pick_device(device), dtype=dtype)
+        model = skeleton(config)
+        model.load_state_dict(tensors, strict=True, assign=True)
+        model.origin = Origin(place.text, folder=folder, provenance=provenance, **where)
+        model.eval()
+        return model  # type: ignore[return-value]
+
+
+def skeleton(config: Config) -> Model[Any]:
+    """The model with shapes and no storage."""
+    with torch.device("meta"):
+        return Model.KINDS[config.kind](config)
+
+
+def expected_shapes(config: Config, max_parameters: int = MAX_PARAMETERS) -> dict[str, checkpoint.Shape]:
+    """Shape of every tensor that a checkpoint of the configuration holds, by name; nothing is allocated.
+
+    Raises:
+        CheckpointError: the model would be too large.
+    """
+    if (layers := _layers(config)) > MAX_LAYERS:
+        raise CheckpointError(f"the configuration asks for {layers:,} layers; at most {MAX_LAYERS:,} are loaded")
+    model = skeleton(config)
+    if (count := model.parameter_count()) > max_parameters:
+        raise CheckpointError(
+            f"the configuration asks for {count:,} parameters; at most {max_parameters:,} are allowed"
+        )
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _layers(config: Config) -> int:
+    if isinstance(config, ComposedConfig):
+        return sum(_layers(member) for member in config.members)
+    if isinstance(config, HierarchicalConfig):
+        return config.global_n_layer + config.local_n_layer
+    return config.n_layer
 
 
 def advanced(position: Tensor, length: int, batch_size: int, inplace: bool) -> Tensor:

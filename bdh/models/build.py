@@ -9,22 +9,13 @@ import torch
 
 from ..config import Config
 from ..errors import ConfigError
-from .base import Model
-
-MAX_PARAMETERS = 4_000_000_000
-"""The largest model that is built; far above anything published, far below an accident."""
+from .base import MAX_PARAMETERS, Model, skeleton
 
 
 @lru_cache(maxsize=256)
 def parameter_count(config: Config) -> int:
     """Numbers that training changes, counted on a model without storage."""
     return skeleton(config).parameter_count()
-
-
-def skeleton(config: Config) -> Model[Any]:
-    """The model with shapes and no storage."""
-    with torch.device("meta"):
-        return Model.KINDS[config.kind](config)
 
 
 def build(config: Config, *, seed: int | None = None, max_parameters: int = MAX_PARAMETERS) -> Model[Any]:
@@ -52,5 +43,7 @@ def check_size(config: Config, max_parameters: int = MAX_PARAMETERS) -> int:
     """
     count = parameter_count(config)
     if count > max_parameters:
-        raise ConfigError(f"this {config.kind} model would have {count:,} parameters; at most {max_parameters:,} are allowed")
+        raise ConfigError(
+            f"this {config.kind} model would have {count:,} parameters; at most {max_parameters:,} are allowed"
+        )
     return count

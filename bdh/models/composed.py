@@ -31,7 +31,7 @@ class Composed(Model[ComposedConfig]):
         if config.method == "deep":
             self.members.requires_grad_(False)
             self.combiner = nn.Linear(sum(hidden_width(m) for m in config.members), config.n_embd)
-            self.output_proj = nn.Linear(config.n_embd, config.vocab_size)
+            self.output_proj = nn.Linear(config.n_embd, VOCAB_SIZE)
             self.combiner.apply(init_weights)
             self.output_proj.apply(init_weights)
 
@@ -76,7 +76,7 @@ class Composed(Model[ComposedConfig]):
         return mixed, MixtureMemory(tuple(memories), log_weights, predictions)
 
     def _mix(self, ids: Tensor, predicted: Tensor, state: MixtureMemory) -> tuple[Tensor, Tensor, Tensor]:
-        """w ← w · p(byte), normalised; then w ← (1 - α) w + α / K, after each byte.
+        """One byte after another: w ← w · p(byte), normalised; then w ← (1 - α) w + α / K, after each byte.
 
         Args:
             ids: (B, T).
@@ -97,7 +97,7 @@ class Composed(Model[ComposedConfig]):
                 )
             history.append(weights)
         mixed = torch.logsumexp(torch.stack(history, 2)[..., None] + predicted, dim=1)
-        return mixed, weights, predicted[:, :, -1]
+        return mixed, weights, predicted[:, :, -1].clone()
 
     def read_out(self, hidden: Tensor) -> Tensor:
         """See `Model.read_out`; averages and mixtures are predictions already."""

@@ -33,9 +33,7 @@ class Flat(Model[FlatConfig]):
         device = self.encoder.device
         return HebbianMemory(
             torch.zeros(batch_size, dtype=torch.int64, device=device),
-            tuple(
-                torch.zeros(batch_size, heads, neurons, width, device=device) for _ in range(self.config.n_layer)
-            ),
+            tuple(torch.zeros(batch_size, heads, neurons, width, device=device) for _ in range(self.config.n_layer)),
         )
 
     def _hear(

@@ -134,16 +134,18 @@ class Hierarchical(Model[HierarchicalConfig]):
         hidden, parts = [], []
         for offset in sorted(set(offsets)):
             streams = [index for index, other in enumerate(offsets) if other == offset]
-            part, after = self._hear_aligned(ids[streams], states.select(state, streams), offset, keep, True)
+            part, after = self._hear_aligned(ids[streams], states.select(state, streams), offset, keep, inplace)
             order += streams
             hidden.append(part)
             parts.append(after)
         back = sorted(range(len(order)), key=order.__getitem__)
-        joined = states.select(states.join(parts), back)
-        if inplace:
-            states.copy_(state, joined)
-            joined = state
-        return torch.cat(hidden)[back], joined
+        if keep:
+            joined = states.select(states.join(parts), back)
+            if inplace:
+                states.copy_(state, joined)
+            else:
+                state = joined
+        return torch.cat(hidden)[back], state
 
     def _hear_aligned(
         self, ids: Tensor, state: HierarchicalMemory, offset: int, keep: bool, inplace: bool
@@ -217,7 +219,7 @@ class Hierarchical(Model[HierarchicalConfig]):
             start = torch.zeros(1, dtype=torch.int64, device=ids.device)
             out, _ = self.local_model.hear(x, start, None, keep=False, inplace=False)
             hidden.append(out.view(batch, count * size, -1))
-            context = contexts[:, -1].float()
+            context = contexts[:, -1].float().clone()  # of its own, not a view that holds all of them
             if inplace and state.local_layers:
                 context = state.context.copy_(context)
             state = HierarchicalMemory(

@@ -81,9 +81,7 @@ def bdh_layer(
     rows = x.reshape(1, batch * length, width).expand(heads, -1, -1)
     x_sparse = F.relu_(torch.bmm(rows, encoder)).view(heads, batch, length, neurons)
     rotated = rope.rotate_pairs(x_sparse, *phases)
-    read, memory = hebbian_attention(
-        rotated, rotated, x.unsqueeze(0), memory, decay, write=keep, inplace=inplace
-    )
+    read, memory = hebbian_attention(rotated, rotated, x.unsqueeze(0), memory, decay, write=keep, inplace=inplace)
     y_sparse = F.relu_(torch.bmm(norm(read).view(heads, batch * length, width), encoder_v)).view_as(x_sparse)
     gated = x_sparse * y_sparse
     if dropout:

@@ -1,0 +1,22 @@
+"""BDH Hatchery's page: `python app.py`, or the entry of a Hugging Face Space."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Threads that wait must sleep: a spinning one steals the core that another visitor's bytes need.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+from ui.limits import Limits
+from ui.page import build_page, launch_options
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("BDH_DATA", HERE / "data"))
+
+limits = Limits.from_environment()
+demo = build_page(HERE / "checkpoints", DATA, limits)
+
+if __name__ == "__main__":
+    demo.launch(**launch_options(limits, DATA))

@@ -1,0 +1,230 @@
+"""One listener: a model, the state it hears into, and what it says next."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import state as states
+from .checkpoint import weights_checksum
+from .errors import DataError, StateError
+from .models import Model
+from .sampling import MAX_STOP_BYTES, Sampler, Sampling, surprise_bits
+
+_FORMAT = "bdh-memory/1"
+_FEED_BYTES = 1024
+"""Bytes between two progress reports: many chunks of a model's forward pass, a fraction of a second."""
+
+
+class Written(NamedTuple):
+    """One byte that the model wrote, and heard."""
+
+    byte: int
+    surprise_bits: float
+    """-log2 of the probability that the model itself gave it, before temperature and cuts."""
+    is_stop: bool
+    """It belongs to a stop string, which a reader need not see."""
+
+
+class Snapshot(NamedTuple):
+    """All that a stream knows at one moment; it never changes afterwards."""
+
+    state: Any
+    logits: Tensor | None
+    position_bytes: int
+    recent: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the snapshot takes."""
+        return states.state_bytes(self.state)
+
+
+class Stream:
+    """Hears bytes and writes bytes; its memory has the same size after a billion bytes as after one.
+
+    A stream belongs to one thread at a time; any number of streams may share a model.
+    """
+
+    def __init__(self, model: Model[Any]) -> None:
+        self.model = model
+        self._state = model.empty_state(1)
+        self._logits: Tensor | None = None
+        self._position = 0
+        self._recent = b""
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes heard, its own included."""
+        return self._position
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that the memory takes, at any position."""
+        return states.state_bytes(self._state)
+
+    @property
+    def recent(self) -> bytes:
+        """The last bytes heard, up to 256."""
+        return self._recent
+
+    def feed(self, data: bytes, *, progress: Callable[[int, int], None] | None = None) -> None:
+        """Hear bytes; `progress(done, total)` is called about every kilobyte."""
+        for done in self.feeding(data):
+            if progress is not None:
+                progress(done, len(data))
+
+    def feeding(self, data: bytes) -> Iterator[int]:
+        """As `feed`, but a generator of how many bytes were heard so far, which may be dropped at any of them."""
+        for start in range(0, len(data), _FEED_BYTES):
+            self._hear(data[start : start + _FEED_BYTES])
+            yield min(start + _FEED_BYTES, len(data))
+
+    def score(self, data: bytes) -> NDArray[np.float64]:
+        """Hear bytes, and say what each cost in bits, (len(data),); a first byte, which nothing predicts, costs 8."""
+        costs = [np.zeros(0)]
+        for start in range(0, len(data), _FEED_BYTES):
+            piece = data[start : start + _FEED_BYTES]
+            first = self._logits
+            logits = self._hear(piece, last_only=False)
+            before = torch.zeros(1, logits.shape[1]) if first is None else first[None]
+            predicted = torch.cat((before, logits[:-1])).double().numpy()
+            costs.append(surprise_bits(predicted)[np.arange(len(piece)), np.frombuffer(piece, np.uint8)])
+        return np.concatenate(costs)
+
+    def generate(self, options: Sampling | None = None) -> Iterator[Written]:
+        """Write bytes, hearing each before it is given out, so that the stream can be dropped at any of them.
+
+        Bytes that may turn out to begin a stop string are held back until that is known.
+
+        Raises:
+            DataError: the stream has heard nothing yet, or the model's prediction is not finite.
+        """
+        options = options or Sampling()
+        sampler = Sampler(options, self._recent)
+        held: list[Written] = []
+        count = 0
+        while options.max_bytes is None or count < options.max_bytes:
+            logits = self.prediction()
+            byte = sampler.choose(logits, None if options.max_bytes is None else options.max_bytes - count)
+            self._hear(bytes([byte]))
+            count += 1
+            held.append(Written(byte, float(surprise_bits(logits)[byte]), False))
+            tail = bytes(written.byte for written in held)
+            stopped = next((stop for stop in options.stop if tail.endswith(stop)), None)
+            if stopped is not None:
+                shown = len(held) - len(stopped)
+                yield from held[:shown]
+                yield from (written._replace(is_stop=True) for written in held[shown:])
+                return
+            keep = _longest_beginning(tail, options.stop)
+            yield from held[: len(held) - keep]
+            held = held[len(held) - keep :]
+        yield from held
+
+    def prediction(self) -> NDArray[np.float64]:
+        """Logits of the byte to come, (256,)."""
+        if self._logits is None:
+            raise DataError("the stream has heard nothing, so there is nothing to go on; feed it at least one byte")
+        logits = self._logits.double().numpy()
+        if not np.isfinite(logits).all():
+            raise DataError("the model's prediction is not finite; clear the memory, or check the checkpoint")
+        return logits
+
+    def snapshot(self) -> Snapshot:
+        """A copy of all that the stream knows."""
+        return Snapshot(states.clone(self._state), self._logits, self._position, self._recent)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot of this stream or of another on the same model."""
+        states.copy_(self._state, snapshot.state)
+        self._logits, self._position, self._recent = snapshot.logits, snapshot.position_bytes, snapshot.recent
+
+    def fork(self) -> Stream:
+        """Another stream that knows the same and goes its own way."""
+        other = Stream(self.model)
+        other.restore(self.snapshot())
+        return other
+
+    def clear(self) -> None:
+        """Forget everything."""
+        states.copy_(self._state, self.model.empty_state(1))
+        self._logits, self._position, self._recent = None, 0, b""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the memory to a safetensors file that carries the checksum of the model's weights."""
+        tensors = {f"state.{name}": tensor.cpu() for name, tensor in states.named_tensors(self._state).items()}
+        tensors["recent"] = torch.tensor(list(self._recent), dtype=torch.uint8)
+        tensors["logits"] = torch.empty(0) if self._logits is None else self._logits
+        metadata = {
+            "format": _FORMAT,
+            "kind": self.model.config.kind,
+            "weights": weights_checksum(self.model.state_dict()),
+            "position_bytes": str(self._position),
+        }
+        written = Path(f"{path}.new")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, written, metadata)
+        os.replace(written, path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over a memory that `save` wrote; the stream is unchanged if that fails.
+
+        Raises:
+            StateError: no memory, a damaged one, or one of another model.
+        """
+        mine = weights_checksum(self.model.state_dict())
+        size = self.state_bytes + 1_000_000
+        try:
+            if Path(path).stat().st_size > size:
+                raise StateError(f"the file is larger than this model's memory of {self.state_bytes:,} bytes can be")
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        except (OSError, SafetensorError) as error:
+            raise StateError(f"the file is no saved memory: {str(error)[:200]}") from error
+        if metadata.get("format") != _FORMAT:
+            raise StateError("the file is a safetensors file, but no saved memory; save one from the chat or a stream")
+        if metadata.get("weights") != mine:
+            raise StateError(
+                f"the memory belongs to a {metadata.get('kind', '')[:20]} model with weights "
+                f"{metadata.get('weights', '')[:12]}; this model's are {mine[:12]}. Load that model first"
+            )
+        recent, logits = tensors.pop("recent", torch.empty(0)), tensors.pop("logits", torch.empty(0))
+        state = states.from_named_tensors(
+            self._state, {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
+        )
+        position = int(state.position[0])
+        fits = recent.dtype == torch.uint8 and recent.dim() == 1 and len(recent) <= MAX_STOP_BYTES
+        fits = fits and (logits.shape == (256,) if position else logits.numel() == 0)
+        finite = all(t.isfinite().all() for t in (*tensors.values(), logits))
+        if not (fits and finite and position >= 0 and metadata.get("position_bytes") == str(position)):
+            raise StateError("the memory is damaged: its numbers do not fit each other or are not finite")
+        self.restore(Snapshot(state, logits if position else None, position, bytes(recent.tolist())))
+
+    def _hear(self, data: bytes, *, last_only: bool = True) -> Tensor:
+        """Hear at least one byte; returns logits (T or 1, 256) in float32 on the CPU."""
+        ids = torch.frombuffer(bytearray(data), dtype=torch.uint8)[None]
+        output = self.model.step_(ids, self._state, last_only=last_only)
+        self._state = output.state
+        logits = output.logits[0].float().cpu()
+        self._logits = logits[-1].clone()
+        self._position += len(data)
+        self._recent = (self._recent + data)[-MAX_STOP_BYTES:]
+        return logits
+
+
+def _longest_beginning(tail: bytes, stops: tuple[bytes, ...]) -> int:
+    """How many of the last bytes may still grow into a stop string."""
+    for size in range(min(len(tail), max(map(len, stops), default=1) - 1), 0, -1):
+        if any(stop.startswith(tail[-size:]) for stop in stops):
+            return size
+    return 0

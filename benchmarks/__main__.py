@@ -1,0 +1,222 @@
+"""python -m benchmarks decode|prefill|constant [CHECKPOINT or PRESET] [--json]."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import bdh
+from bdh import state as states
+from bdh.models import Model
+from bdh.presets import PRESETS
+from train.data import read_bytes
+
+Result = dict[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("what", choices=["decode", "prefill", "constant"])
+    parser.add_argument("model", nargs="?", default="checkpoints/hatchling", help="checkpoint or preset")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[256, 1024, 100_000])
+    parser.add_argument("--positions", type=int, nargs="+", default=[1_000, 1_000_000])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--upstream", type=Path, help="the released bdh.py, to be timed beside (flat models)")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = bdh.build(PRESETS[options.model], seed=0) if options.model in PRESETS else bdh.load(options.model)
+    model.eval()
+    result = {"decode": decode, "prefill": prefill, "constant": constant}[options.what](model, options)
+    result |= {
+        "benchmark": options.what,
+        "model": options.model,
+        "parameters": model.parameter_count(),
+        "x_active": round(x_active(model), 3) if model.kind == "flat" else None,
+        "machine": f"{options.threads} threads of {os.cpu_count()} cores, {cpu_name()}",
+        "others_load": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    print(json.dumps(result, indent=2) if options.json else report(result))
+    return 0
+
+
+@torch.no_grad()
+def decode(model: Model[Any], options: argparse.Namespace) -> Result:
+    """Bytes a second of the recurrent step against hearing the whole context again for every byte."""
+    upstream = load_upstream(model, options.upstream) if options.upstream else None
+    rows = []
+    for context in options.contexts:
+        ids = text(context + 1)
+        heard = model(ids[:, :context], last_only=True)
+        state = heard.state
+        whole = partial(model, ids[:, :context], last_only=True, keep_state=False)
+        released = partial(upstream, ids[:, :context]) if upstream is not None and context <= 2048 else None
+        timed: dict[str, list[float]] = {"recompute": [], "step": [], "upstream": []}
+        for _ in range(options.rounds if context <= 10_000 else 1):
+            timed["recompute"].append(seconds(whole))
+            timed["step"].append(step_seconds(model, state, ids))
+            if released is not None:
+                timed["upstream"].append(seconds(released))
+        step = statistics.median(timed["step"])
+        row: Result = {
+            "context_bytes": context,
+            "step_bytes_per_s": round(1 / step, 1),
+            "step_spread": spread([1 / t for t in timed["step"]]),
+            "recompute_bytes_per_s": round(1 / statistics.median(timed["recompute"]), 4),
+            "ratio": round(statistics.median(timed["recompute"]) / step, 1),
+        }
+        if timed["upstream"]:
+            row["upstream_bytes_per_s"] = round(1 / statistics.median(timed["upstream"]), 3)
+            row["ratio_to_upstream"] = round(statistics.median(timed["upstream"]) / step, 1)
+        if released is not None:
+            difference = released()[0][0, -1] - heard.logits[0, -1]
+            row["largest_difference_to_upstream"] = difference.abs().max().item()
+        anew = model(ids, last_only=True).logits
+        stepped = model.step_(ids[:, -1:], states.clone(state)).logits
+        row["largest_difference"] = (anew - stepped).abs().max().item()
+        rows.append(row)
+    return {"rows": rows, "state_mb": round(states.state_bytes(model.empty_state(1)) / 1e6, 1)}
+
+
+@torch.no_grad()
+def prefill(model: Model[Any], options: argparse.Namespace) -> Result:
+    """Bytes a second when text is heard in chunks against byte by byte, and the memory it takes."""
+    rows = []
+    for context in options.contexts:
+        ids = text(context)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        chunked = [
+            seconds(partial(model, ids, last_only=True)) for _ in range(options.rounds if context < 10_000 else 1)
+        ]
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        single = step_seconds(model, model(ids[:, :64]).state, ids)
+        rate = context / statistics.median(chunked)
+        rows.append(
+            {
+                "context_bytes": context,
+                "prefill_bytes_per_s": round(rate, 1),
+                "spread": spread([context / t for t in chunked]),
+                "step_bytes_per_s": round(1 / single, 1),
+                "ratio": round(rate * single, 1),
+                "peak_memory_grew_mb": round((after - before) / 1024),
+            }
+        )
+    return {"rows": rows}
+
+
+@torch.no_grad()
+def constant(model: Model[Any], options: argparse.Namespace) -> Result:
+    """What a byte costs at early and late positions of one stream that really heard all bytes before."""
+    state, rows, begun = model.empty_state(1), [], time.monotonic()
+    kept: list[tuple[int, Any]] = []
+    for position in sorted(options.positions):
+        while (here := int(state.position[0])) < position:
+            piece = text(min(8192, position - here), here)
+            state = model.step_(piece, state).state
+            if not options.json:
+                rate = (here + piece.shape[1]) / (time.monotonic() - begun)
+                print(f"\rheard {here + piece.shape[1]:,} bytes, {rate:,.0f} bytes/s", end="", file=sys.stderr)
+        kept.append((position, states.clone(state)))
+    times: dict[int, list[float]] = {position: [] for position, _ in kept}
+    for _ in range(options.rounds):
+        for position, at in kept:
+            times[position].append(step_seconds(model, at, text(1), 200))
+    for position, at in kept:
+        rows.append(
+            {
+                "position_bytes": position,
+                "ms_per_byte": round(statistics.median(times[position]) * 1000, 3),
+                "spread": spread([t * 1000 for t in times[position]]),
+                "state_mb": round(states.state_bytes(at) / 1e6, 1),
+            }
+        )
+    ratio = statistics.median(late / early for early, late in zip(times[kept[0][0]], times[kept[-1][0]], strict=True))
+    return {"rows": rows, "last_to_first": round(ratio, 3)}
+
+
+def text(length: int, start: int = 0) -> torch.Tensor:
+    """`length` bytes of the chat corpus from `start` on, in a circle, (1, length)."""
+    data = read_bytes("chat")
+    return torch.from_numpy(np.take(data, np.arange(start, start + length), mode="wrap").astype(np.int64))[None]
+
+
+def seconds(work: Callable[[], Any], repeats: int = 1) -> float:
+    """Seconds that one call takes."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def step_seconds(model: Model[Any], state: Any, ids: torch.Tensor, repeats: int = 50) -> float:
+    """Seconds a byte of the in-place step; the state given is left alone."""
+    state = states.clone(state)
+    model.step_(ids[:, -1:], state)
+    return seconds(lambda: model.step_(ids[:, -1:], state), repeats)
+
+
+def x_active(model: Model[Any]) -> float:
+    """Mean part of x_sparse that is above zero in the first layer, over 512 bytes of text."""
+    embedded = torch.nn.functional.layer_norm(model.embed(text(512)), (model.config.n_embd,))
+    return (torch.einsum("btd,hdn->bhtn", embedded, model.encoder) > 0).float().mean().item()
+
+
+def load_upstream(model: Model[Any], path: Path) -> Any:
+    """The released model with the same weights."""
+    spec = importlib.util.spec_from_file_location("upstream_bdh", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["upstream_bdh"] = module
+    spec.loader.exec_module(module)
+    fields = ("n_layer", "n_embd", "dropout", "n_head", "mlp_internal_dim_multiplier", "vocab_size")
+    if getattr(model.config, "decay", ()):
+        raise SystemExit("the released code has no damping: time a preset, such as flat-5m, beside it")
+    released = module.BDH(module.BDHConfig(**{name: getattr(model.config, name) for name in fields}))
+    released.load_state_dict(model.state_dict())
+    return released.eval()
+
+
+def spread(values: list[float]) -> str:
+    """Smallest to largest."""
+    return f"{min(values):.4g} to {max(values):.4g}"
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def report(result: Result) -> str:
+    """The result as a Markdown table with what it was measured on."""
+    columns = list(result["rows"][0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in result["rows"]]
+    rest = [f"{key}: {value}" for key, value in result.items() if key != "rows"]
+    return "\n".join([*lines, "", *rest])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""Conversations: whose they are, how many are live, and the way back to any turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import bdh
+from bdh.config import FlatConfig, HierarchicalConfig
+from bdh.errors import HatcheryError
+from bdh.models import build
+from bdh.sampling import Sampling
+from ui import sessions as sessions_module
+from ui.chat import answer
+from ui.limits import Limits
+from ui.registry import Registry
+from ui.sessions import Conversation, Sessions
+
+FLAT = FlatConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4)
+HIERARCHICAL = HierarchicalConfig(
+    patch_size=4,
+    max_seq_len=64,
+    global_n_layer=1,
+    global_n_embd=16,
+    global_n_head=2,
+    global_mlp_mult=4,
+    local_n_layer=1,
+    local_n_embd=16,
+    local_n_head=2,
+    local_mlp_mult=4,
+)
+OPTIONS = Sampling(temperature=1.0, max_bytes=20, seed=3, valid_utf8=True)
+ANNA, BERT = "browser:anna", "browser:bert"
+
+
+@pytest.fixture
+def shipped(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkpoints"
+    build(FLAT, seed=1).save_pretrained(folder / "one")
+    build(HIERARCHICAL, seed=2).save_pretrained(folder / "two")
+    return folder
+
+
+def make(shipped: Path, **limits: int) -> tuple[Registry, Sessions]:
+    bounds = Limits(**limits)
+    registry = Registry(shipped, shipped.parent / "data", bounds, "cpu")
+    return registry, Sessions(registry, shipped.parent / "data", bounds)
+
+
+def say(conversation: Conversation, text: str) -> str:
+    list(answer(conversation, text, OPTIONS))
+    return conversation.turns[-1].answer
+
+
+def memory(conversation: Conversation) -> torch.Tensor:
+    tensors = bdh.state.named_tensors(conversation.live.snapshot().state)
+    return torch.cat([tensor.double().flatten() for tensor in tensors.values()])
+
+
+@pytest.mark.parametrize("model", ["one", "two"])
+def test_regenerating_meets_the_state_that_the_first_answer_met(shipped: Path, model: str) -> None:
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, model) as conversation:
+        say(conversation, "first")
+        before = memory(conversation)
+        answer_first, after = say(conversation, "second"), memory(conversation)
+        conversation.rewind(1)
+        assert torch.equal(memory(conversation), before)
+        assert say(conversation, "second") == answer_first
+        assert torch.equal(memory(conversation), after)
+
+
+@pytest.mark.parametrize("model", ["one", "two"])
+def test_a_turn_whose_snapshot_is_gone_is_reached_by_hearing_again(
+    shipped: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions_module, "_SNAPSHOT_BYTES", 1)
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, model) as conversation:
+        say(conversation, "first")
+        before = memory(conversation)
+        for text in ("second", "third", "fourth"):
+            say(conversation, text)
+        assert [turn.before is None for turn in conversation.turns] == [True, True, True, False]
+        conversation.rewind(1)
+        torch.testing.assert_close(memory(conversation), before, atol=1e-4, rtol=1e-4)
+        assert [turn.message for turn in conversation.turns] == ["first"]
+
+
+def test_an_answer_that_is_stopped_leaves_a_turn_that_matches_the_stream(shipped: Path) -> None:
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, "one") as conversation:
+        stream = answer(conversation, "hello", Sampling(max_bytes=None, seed=0, temperature=5.0))
+        for progress in stream:
+            if progress.written_bytes > 2:
+                break
+        stream.close()
+        turn = conversation.turns[0]
+        heard = turn.heard + turn.written
+        assert conversation.live.position_bytes == len(heard)
+        assert conversation.live.recent == heard[-256:]
+
+
+def test_a_later_turn_costs_only_its_own_bytes(shipped: Path) -> None:
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, "one") as conversation:
+        say(conversation, "a long first message " * 20)
+        position = conversation.live.position_bytes
+        say(conversation, "b")
+        turn = conversation.turns[-1]
+        assert turn.heard.lstrip(b"\n") == b"User: b\nBot:"
+        assert conversation.live.position_bytes - position == len(turn.heard + turn.written)
+
+
+def test_owners_have_conversations_of_their_own(shipped: Path) -> None:
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, "one") as anna, sessions.use(BERT, "one") as bert:
+        say(anna, "a secret")
+        assert bert.live.position_bytes == 0
+    assert sessions.peek(BERT, "one").turns == []
+    assert sessions.peek("browser:eve", "one") is None
+
+
+def test_one_conversation_is_not_used_twice_at_once(shipped: Path) -> None:
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, "one"), pytest.raises(HatcheryError, match="still busy"), sessions.use(ANNA, "one"):
+        pass
+    with sessions.use(ANNA, "one") as conversation:
+        assert conversation.live.position_bytes == 0
+
+
+@pytest.mark.parametrize("model", ["one", "two"])
+def test_the_stream_idle_longest_is_put_aside_and_comes_back_the_same(shipped: Path, model: str) -> None:
+    registry, sessions = make(shipped, max_live_streams=1)
+    with sessions.use(ANNA, model) as anna:
+        say(anna, "remember")
+        kept, position = memory(anna), anna.live.position_bytes
+    with sessions.use(BERT, model):
+        assert sessions.live_count() == 1
+        assert sessions.peek(ANNA, model).stream is None
+    with sessions.use(ANNA, model) as anna:
+        assert torch.equal(memory(anna), kept)
+        assert anna.live.position_bytes == position
+        anna.rewind(0)
+        assert anna.live.position_bytes == 0
+    assert {entry.id: entry.in_use for entry in registry.entries(ANNA)}[model] == 1
+
+
+def test_a_loaded_memory_survives_being_put_aside_and_is_where_undoing_ends(shipped: Path) -> None:
+    _, sessions = make(shipped, max_live_streams=1)
+    with sessions.use(ANNA, "one") as anna:
+        anna.live.feed(b"a book")
+        anna.rebase("read a text of 6 bytes")
+        say(anna, "hello")
+    with sessions.use(BERT, "one"):
+        pass
+    with sessions.use(ANNA, "one") as anna:
+        anna.rewind(0)
+        assert anna.live.position_bytes == 6
+        assert anna.live.recent == b"a book"
+
+
+def test_when_every_stream_is_busy_another_is_refused(shipped: Path) -> None:
+    registry, sessions = make(shipped, max_live_streams=1)
+    with (
+        sessions.use(ANNA, "one"),
+        pytest.raises(HatcheryError, match="room for 1 conversations"),
+        sessions.use(BERT, "one"),
+    ):
+        pass
+    assert {entry.id: entry.in_use for entry in registry.entries(ANNA)}["one"] == 1
+
+
+def test_a_model_that_is_being_used_is_not_unloaded_and_an_idle_stream_does_not_hold_it(shipped: Path) -> None:
+    registry, sessions = make(shipped)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "hello")
+        kept = memory(anna)
+        with pytest.raises(HatcheryError, match="stays in memory"):
+            registry.unload("one", BERT)
+    assert "left memory" in registry.unload("one", BERT)
+    assert not next(entry for entry in registry.entries(BERT) if entry.id == "one").loaded
+    with sessions.use(ANNA, "one") as anna:
+        assert torch.equal(memory(anna), kept)
+
+
+def test_an_unused_model_makes_room_for_another(shipped: Path) -> None:
+    registry, sessions = make(shipped, max_models=1)
+    with sessions.use(ANNA, "one"):
+        pass
+    with registry.lease("two", ANNA):
+        assert [entry.loaded for entry in registry.entries(ANNA)] == [False, True]
+        with pytest.raises(HatcheryError, match="all 1 models in memory are in use"):
+            registry.acquire("one", BERT)
+
+
+def test_what_was_put_aside_is_kept_where_only_the_app_reads_it(shipped: Path) -> None:
+    _, sessions = make(shipped, max_live_streams=1)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "hello")
+    with sessions.use(BERT, "one"):
+        folder = shipped.parent / "data" / "parked"
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (file,) = folder.iterdir()
+        assert "anna" not in file.name

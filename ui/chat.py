@@ -1,0 +1,402 @@
+"""The Chat tab: a conversation whose memory is the model's own state, kept between turns."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from bdh.errors import DataError
+from bdh.sampling import Sampling
+from bdh.stream import Written
+
+from .limits import Limits
+from .owner import identify, reported
+from .registry import Registry
+from .sessions import Conversation, Sessions
+from .writing import hear_and_write
+
+USER, BOT, END = "User: ", "\nBot:", b"\n"
+"""The form of a dialogue that the shipped models were trained on: a line a turn."""
+EXAMPLES = [
+    'What does "river" mean?',
+    'Tell me what "courage" means.',
+    'I keep seeing the word "lantern". What is it?',
+]
+PLACEHOLDER = (
+    "**Ask what an English word means.**\n\nThe shipped models are small. They learned to explain words and to "
+    "continue prose, byte by byte, and know nothing else."
+)
+MAX_ANSWER_BYTES = 2_000
+
+
+class Progress(NamedTuple):
+    """How far an answer is."""
+
+    heard_bytes: int
+    total_bytes: int
+    written_bytes: int
+    bytes_per_s: float
+
+
+def answer(conversation: Conversation, message: str, options: Sampling) -> Iterator[Progress]:
+    """Let the conversation hear a message and write its answer, turn by turn; progress 10 to 20 times a second.
+
+    The turn always holds exactly the bytes that the stream heard, wherever this is stopped.
+    """
+    turn = conversation.begin(message)
+    stream = conversation.live
+    line = " ".join(message.split())
+    opening = b"" if stream.recent.endswith(b"\n") else b"\n"
+    data = opening + (USER + line + BOT).encode("utf-8", errors="replace")
+    options = dataclasses.replace(options, stop=(END,))
+    turn.heard = data
+    heard, begun, start = 0, 0.0, stream.position_bytes
+    try:
+        for batch in hear_and_write(stream, data, options):
+            for part in batch:
+                if isinstance(part, Written):
+                    begun = begun or time.monotonic()
+                    turn.written += bytes([part.byte])
+                else:
+                    heard = part
+            elapsed = time.monotonic() - begun if begun else 0.0
+            rate = (len(turn.written) - 1) / elapsed if elapsed > 0.2 else 0.0
+            yield Progress(heard, len(data), len(turn.written), rate)
+    finally:
+        if not turn.written:
+            turn.heard = data[: max(0, stream.position_bytes - start)]
+
+
+def history(conversation: Conversation | None) -> list[dict[str, str]]:
+    """The turns as the chat component takes them."""
+    messages = []
+    for turn in conversation.turns if conversation else []:
+        messages.append({"role": "user", "content": turn.message})
+        messages.append({"role": "assistant", "content": turn.answer or "…"})
+    return messages
+
+
+def status(conversation: Conversation | None, device: str = "", rate: float = 0.0, note: str = "") -> str:
+    """What the memory has heard and what it takes, in one line."""
+    if conversation is not None and conversation.stream is None and conversation.turns:
+        return "The memory was put aside while you were away; it comes back with your next message."
+    if conversation is None or conversation.stream is None or not conversation.stream.position_bytes:
+        return note or "The memory is empty. Say something to begin."
+    stream = conversation.stream
+    parts = [
+        f"**{stream.position_bytes:,}** bytes heard",
+        f"memory **{stream.state_bytes / 1e6:.1f} MB**, never larger",
+    ]
+    if rate:
+        parts.append(f"**{rate:,.0f}** bytes/s")
+    parts.append(device)
+    if conversation.base_text:
+        parts.append(conversation.base_text)
+    if note:
+        parts.append(note)
+    return " · ".join(part for part in parts if part)
+
+
+def message_problem(message: str, limits: Limits) -> str:
+    """Why a message cannot be sent, or an empty text."""
+    size = len(message.encode("utf-8", errors="replace"))
+    if not message.strip():
+        return "Write a message first."
+    if size > limits.max_prompt_bytes:
+        return f"The message has {size:,} bytes; at most {limits.max_prompt_bytes:,} are allowed. Feed it as a file instead."
+    return ""
+
+
+class Chat:
+    """What happens when a person does something in the tab. Each handler finds the conversation by its owner."""
+
+    def __init__(self, registry: Registry, sessions: Sessions, limits: Limits) -> None:
+        self.registry, self.sessions, self.limits = registry, sessions, limits
+        self._saved: list[tuple[float, Path]] = []
+
+    def send(
+        self,
+        text: str,
+        model_id: str,
+        temperature: float,
+        top_p: float,
+        length: float,
+        seed: float,
+        secret: str,
+        request: gr.Request,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Answer a message."""
+        options = self._options(text, temperature, top_p, length, seed)
+        with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
+            yield from self._streamed(conversation, text, options)
+
+    def retry(
+        self,
+        model_id: str,
+        temperature: float,
+        top_p: float,
+        length: float,
+        seed: float,
+        secret: str,
+        request: gr.Request,
+        event: gr.RetryData,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Answer a message again, from the state it met."""
+        with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
+            turn = _turn(conversation, event.index)
+            text = conversation.turns[turn].message
+            options = self._options(text, temperature, top_p, length, seed)
+            conversation.rewind(turn)
+            yield from self._streamed(conversation, text, options)
+
+    def edit(
+        self,
+        model_id: str,
+        temperature: float,
+        top_p: float,
+        length: float,
+        seed: float,
+        secret: str,
+        request: gr.Request,
+        event: gr.EditData,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Answer a changed message, from the state that the old one met."""
+        text = str(event.value)
+        options = self._options(text, temperature, top_p, length, seed)
+        with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
+            conversation.rewind(_turn(conversation, event.index))
+            yield from self._streamed(conversation, text, options)
+
+    def undo(self, model_id: str, secret: str, request: gr.Request, event: gr.UndoData) -> tuple[Any, ...]:
+        """Come back to before a message, and give the message back to be changed."""
+        with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
+            turn = _turn(conversation, event.index)
+            text = conversation.turns[turn].message
+            conversation.rewind(turn)
+            return history(conversation), self._status(conversation), text
+
+    def pick(self, event: gr.SelectData) -> str:
+        """Put an example into the message box."""
+        return str(event.value["text"])
+
+    def clear(self, model_id: str, secret: str, request: gr.Request) -> tuple[Any, ...]:
+        """Forget the conversation."""
+        with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
+            conversation.clear()
+        return [], status(None), gr.File(visible=False)
+
+    def view(self, model_id: str | None, secret: str, request: gr.Request) -> tuple[Any, ...]:
+        """The conversation as it stands: after a reload, a stop, or another choice of model."""
+        conversation = self.sessions.peek(identify(secret, request), model_id or "")
+        return history(conversation), self._status(conversation), *_buttons(writing=False)
+
+    def save(self, model_id: str, secret: str, request: gr.Request) -> tuple[gr.File, str]:
+        """Write the memory to a file for download."""
+        with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
+            if not conversation.live.position_bytes:
+                raise DataError("the memory is empty: there is nothing to save yet")
+            path = self._folder_to_serve_from() / f"memory-{conversation.live.position_bytes}-bytes.safetensors"
+            conversation.live.save(path)
+            return gr.File(str(path), visible=True), self._status(conversation, note="memory saved")
+
+    def load(self, path: str, model_id: str, secret: str, request: gr.Request) -> tuple[Any, ...]:
+        """Take over a saved memory."""
+        with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
+            conversation.live.load(path)
+            conversation.rebase("from a saved memory")
+            return history(conversation), self._status(conversation)
+
+    def feed(self, path: str, model_id: str, secret: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Let the model read a text file into its memory."""
+        with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
+            data = _text_of(Path(path), self.limits.max_feed_bytes)
+            begun = time.monotonic()
+            for batch in hear_and_write(conversation.live, data, None):
+                done = int(batch[-1])  # type: ignore[arg-type]
+                rate = done / max(time.monotonic() - begun, 1e-3)
+                left = (len(data) - done) / rate
+                note = f"reading {done:,} of {len(data):,} bytes, {left:,.0f} s left" if done < len(data) else ""
+                yield gr.skip(), self._status(conversation, rate, note), *_buttons(writing=True)
+            conversation.rebase(f"read a text of {len(data):,} bytes")
+            yield history(conversation), self._status(conversation), *_buttons(writing=False)
+
+    def api(
+        self,
+        message: str,
+        model: str = "",
+        temperature: float = 0.5,
+        top_p: float = 0.95,
+        max_bytes: int = 400,
+        seed: int = -1,
+        restart: bool = False,
+        *,
+        request: gr.Request,
+    ) -> Iterator[str]:
+        """Answer a message in the client's own conversation with a model; the answer grows with each update."""
+        options = self._options(message, temperature, top_p, max_bytes, seed)
+        with reported(), self.sessions.use(identify(None, request), model or self.registry.default()) as conversation:
+            if restart:
+                conversation.clear()
+            for _ in answer(conversation, message, options):
+                yield conversation.turns[-1].answer
+
+    def _folder_to_serve_from(self) -> Path:
+        """A new folder; those that were served an hour ago are removed."""
+        now = time.monotonic()
+        for made, folder in list(self._saved):
+            if made < now - 3600:
+                shutil.rmtree(folder, ignore_errors=True)
+                self._saved.remove((made, folder))
+        folder = Path(tempfile.mkdtemp(prefix="memory-"))
+        self._saved.append((now, folder))
+        return folder
+
+    def _options(self, text: str, temperature: float, top_p: float, length: float, seed: float | None) -> Sampling:
+        with reported():
+            if problem := message_problem(text, self.limits):
+                raise DataError(problem)
+            return Sampling(
+                temperature=temperature,
+                top_p=top_p,
+                max_bytes=min(int(length), self.limits.max_write_bytes),
+                seed=None if seed is None or seed < 0 else int(seed),
+                valid_utf8=True,
+            )
+
+    def _streamed(self, conversation: Conversation, text: str, options: Sampling) -> Iterator[tuple[Any, ...]]:
+        rate = 0.0
+        for progress in answer(conversation, text, options):
+            rate = progress.bytes_per_s or rate
+            reading = not progress.written_bytes and progress.total_bytes > 2_000
+            note = f"reading {progress.heard_bytes:,} of {progress.total_bytes:,} bytes" if reading else ""
+            yield history(conversation), self._status(conversation, rate, note), "", *_buttons(writing=True)
+        yield history(conversation), self._status(conversation, rate), "", *_buttons(writing=False)
+
+    def _status(self, conversation: Conversation | None, rate: float = 0.0, note: str = "") -> str:
+        return status(conversation, self.registry.device.type.upper(), rate, note)
+
+
+def _buttons(writing: bool) -> tuple[gr.Button, gr.Button]:
+    """Send and Stop, of which one is shown."""
+    return gr.Button(visible=not writing), gr.Button(visible=writing)
+
+
+def _turn(conversation: Conversation, index: Any) -> int:
+    """The turn that a message of the chat component belongs to."""
+    turn = int(index[0] if isinstance(index, (list, tuple)) else index) // 2
+    if not 0 <= turn < len(conversation.turns):
+        raise DataError("that message is no longer part of the conversation; reload the page to see it as it is")
+    return turn
+
+
+def _text_of(path: Path, limit: int) -> bytes:
+    """The bytes of an uploaded text.
+
+    Raises:
+        DataError: it is empty or too large.
+    """
+    size = path.stat().st_size
+    if not 0 < size <= limit:
+        raise DataError(f"the file has {size:,} bytes; it must have 1 to {limit:,}")
+    return path.read_bytes()
+
+
+@dataclasses.dataclass
+class ChatTab:
+    """The components that other parts of the page need."""
+
+    model: gr.Dropdown
+    message: gr.Textbox
+
+
+def build_chat(
+    registry: Registry, sessions: Sessions, owner: gr.BrowserState, limits: Limits, greeting: Any
+) -> ChatTab:
+    """Lay out the tab and wire it; `greeting` is the event after which the owner is known."""
+    chat = Chat(registry, sessions, limits)
+    with gr.Row(equal_height=True):
+        model = gr.Dropdown(
+            choices=registry.choices(""), value=registry.default() or None, label="Model", scale=4, elem_id="chat-model"
+        )
+        clear = gr.Button("New conversation", scale=1, min_width=160, elem_id="chat-clear")
+    chatbot = gr.Chatbot(
+        label="Conversation",
+        height=420,
+        render_markdown=False,
+        allow_tags=False,
+        editable="user",
+        buttons=["copy"],
+        placeholder=PLACEHOLDER,
+        examples=[{"text": text} for text in EXAMPLES],
+        elem_id="chat-log",
+    )
+    state_line = gr.Markdown(status(None), elem_id="chat-status")
+    with gr.Row(equal_height=True):
+        message = gr.Textbox(
+            placeholder="Ask what a word means",
+            show_label=False,
+            container=False,
+            scale=5,
+            max_lines=4,
+            autofocus=True,
+            elem_id="chat-message",
+        )
+        send = gr.Button("Send", variant="primary", scale=1, min_width=90, elem_id="chat-send")
+        stop = gr.Button("Stop", variant="stop", scale=1, min_width=90, visible=False, elem_id="chat-stop")
+    with gr.Accordion("How it answers", open=False):
+        with gr.Row():
+            temperature = gr.Slider(0, 2, 0.5, step=0.05, label="Temperature", info="0 always takes the likeliest byte")
+            top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p", info="leave out the unlikely rest")
+        with gr.Row():
+            length = gr.Slider(10, MAX_ANSWER_BYTES, 400, step=10, label="Longest answer, in bytes")
+            seed = gr.Number(-1, label="Seed", precision=0, info="-1 draws a new one each time")
+    with gr.Accordion("Memory", open=False):
+        gr.Markdown(
+            "All that is said here is kept in one block of numbers, whose size never changes. Save it to go on "
+            "another day, or let the model read a text before you talk."
+        )
+        with gr.Row():
+            save = gr.Button("Save memory", size="sm", min_width=140, elem_id="memory-save")
+            load = gr.UploadButton(
+                "Load memory", file_types=[".safetensors"], size="sm", min_width=140, elem_id="memory-load"
+            )
+            feed = gr.UploadButton(
+                "Feed a text file", file_types=["text"], size="sm", min_width=140, elem_id="memory-feed"
+            )
+        saved = gr.File(label="Saved memory", visible=False, interactive=False, elem_id="memory-file")
+
+    settings = [model, temperature, top_p, length, seed, owner]
+    shown = [chatbot, state_line]
+    streaming = [*shown, message, send, stop]
+    many: dict[str, Any] = {
+        "concurrency_limit": limits.max_at_once,
+        "concurrency_id": "writing",
+        "api_visibility": "private",
+    }
+    quick: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
+
+    writes = [
+        gr.on([message.submit, send.click], chat.send, [message, *settings], streaming, show_progress="hidden", **many),
+        chatbot.retry(chat.retry, settings, streaming, show_progress="hidden", **many),
+        chatbot.edit(chat.edit, settings, streaming, show_progress="hidden", **many),
+        feed.upload(chat.feed, [feed, model, owner], [*shown, send, stop], show_progress="hidden", **many),
+    ]
+    chatbot.example_select(chat.pick, None, message, **quick)
+    stop.click(chat.view, [model, owner], [*shown, send, stop], cancels=writes, **quick)
+    chatbot.undo(chat.undo, [model, owner], [*shown, message], **quick)
+    gr.on([clear.click, chatbot.clear], chat.clear, [model, owner], [*shown, saved], cancels=writes, **quick)
+    model.change(chat.view, [model, owner], [*shown, send, stop], **quick)
+    save.click(chat.save, [model, owner], [saved, state_line], **quick)
+    load.upload(chat.load, [load, model, owner], shown, **quick)
+    greeting.then(chat.view, [model, owner], [*shown, send, stop], **quick)
+    gr.api(  # type: ignore[attr-defined]
+        chat.api, api_name="chat", concurrency_limit=limits.max_at_once, concurrency_id="writing"
+    )
+    return ChatTab(model, message)

@@ -1,0 +1,75 @@
+"""What one visitor and all visitors together may use, from the environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+from bdh.errors import ConfigError
+
+_MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the page; each can be set as BDH_ and its name in capitals, such as BDH_MAX_MODELS=4."""
+
+    max_prompt_bytes: int = 100_000
+    """Bytes of one message or prompt."""
+    max_write_bytes: int = 100_000
+    """Bytes that one request may have written."""
+    max_feed_bytes: int = 20 * _MB
+    """Bytes of a text file fed into a memory."""
+    max_upload_bytes: int = 200 * _MB
+    """Bytes of one uploaded file."""
+    max_live_streams: int = 16
+    """Memories held at once; the one idle longest is put aside to disk."""
+    max_state_bytes: int = 2_000 * _MB
+    """Bytes that the memories held at once may take."""
+    max_parked_bytes: int = 10_000 * _MB
+    """Bytes of memories put aside to disk; the oldest are dropped beyond it."""
+    max_models: int = 6
+    """Models in memory; one that nobody uses makes room."""
+    max_model_bytes: int = 2_000 * _MB
+    """Bytes of one checkpoint's weights."""
+    max_parameters: int = 500_000_000
+    """Parameters of one model."""
+    max_at_once: int = 4
+    """Answers written at the same time; further requests wait in a queue."""
+    parked_hours: int = 24
+    """Hours after which a memory put aside is deleted."""
+    allow_pickle: bool = False
+    """Accept .pt files (read without running code); off by default, on at home."""
+    public: bool = False
+    """The page is on a Space, open to strangers."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.type != "bool" and getattr(self, field.name) < 1:
+                raise ConfigError(f"{field.name} is {getattr(self, field.name)}; it must be at least 1")
+
+    @classmethod
+    def from_environment(cls, environment: dict[str, str] | None = None) -> Limits:
+        """The limits that the environment asks for; on a Space (SPACE_ID is set) the public ones.
+
+        Raises:
+            ConfigError: a value that is no number, or below 1.
+        """
+        env = dict(os.environ) if environment is None else environment
+        public = "SPACE_ID" in env
+        values: dict[str, int | bool] = {"public": public, "allow_pickle": not public}
+        for field in dataclasses.fields(cls):
+            name = f"BDH_{field.name.upper()}"
+            if name not in env:
+                continue
+            text = env[name].strip().lower()
+            if field.type == "bool":
+                if text not in ("0", "1", "true", "false"):
+                    raise ConfigError(f"{name} is {text!r:.40}; it must be true or false")
+                values[field.name] = text in ("1", "true")
+            elif text.isdecimal():
+                values[field.name] = int(text)
+            else:
+                raise ConfigError(f"{name} is {text!r:.40}; it must be a whole number")
+        return cls(**values)  # type: ignore[arg-type]

@@ -1,0 +1,295 @@
+"""The Models tab: what there is to choose from, where it came from, and how to bring in more."""
+
+from __future__ import annotations
+
+import html
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.events import Dependency
+
+from bdh.errors import HatcheryError
+
+from .limits import Limits
+from .owner import identify, reported
+from .registry import Entry, Owner, Registry, compact
+
+HEADERS = ["Model", "Kind", "Parameters", "Memory of a stream", "From", "Now"]
+EMPTY = "There are no models yet. Load one from the Hub, or upload a file."
+CSS = """
+.model-details dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: 4px 16px; margin: 0; }
+.model-details dt { color: var(--body-text-color-subdued); }
+.model-details dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 500px) { .model-details dl { grid-template-columns: 1fr; gap: 0; }
+  .model-details dd { margin-bottom: 6px; } }
+#models-card h1 { font-size: 1.3rem; } #models-card h2 { font-size: 1.1rem; }
+"""
+"""The looks, for the page's style sheet."""
+LOADS_AT_ONCE = 2
+"""Models fetched or taken in at the same time, for all visitors together."""
+_PROGRESS_S = 0.1
+_UNLOAD = "Unload from memory"
+
+
+def row(entry: Entry) -> list[str]:
+    """An entry as a row of the table."""
+    if entry.in_use:
+        now = f"in use ({entry.in_use})"
+    else:
+        now = "in memory" if entry.loaded else "on disk"
+    source = f"{entry.source}, only you see it" if entry.private else entry.source
+    return [entry.id, entry.kind, compact(entry.parameters), size(entry.state_bytes), source, now]
+
+
+def size(count: int) -> str:
+    """A number of bytes as a person reads it."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count} bytes"
+
+
+def details_markup(title: str, details: dict[str, str]) -> str:
+    """The facts about a model, everything escaped."""
+    rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in details.items())
+    return f'<div class="model-details"><h3>{html.escape(title)}</h3><dl>{rows}</dl></div>'
+
+
+def quiet(card: str) -> str:
+    """A card that fetches nothing: a stranger's pictures would tell them who looks; markup is shown, not obeyed."""
+    without_pictures = card.replace("![", "[")
+    return re.sub(r"<(?=[A-Za-z/!?])", "<\u200b", without_pictures)
+
+
+def rate_text(done: int, total: int, elapsed_s: float) -> str:
+    """How far a download is, and how fast."""
+    text = f"{size(done)} of {size(total)}" if total else size(done)
+    return f"{text} · {size(int(done / elapsed_s))}/s" if elapsed_s > 0.5 else text
+
+
+class Download:
+    """Tells a progress bar how a download goes, a few times a second."""
+
+    def __init__(self, tell: Callable[..., Any], clock: Callable[[], float] = time.monotonic) -> None:
+        """`tell` is called with a part from 0 to 1 and `desc`."""
+        self._tell, self._clock = tell, clock
+        self._begun, self._told = clock(), -1.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = self._clock() - self._begun
+        if now - self._told < _PROGRESS_S and done < total:
+            return
+        self._told = now
+        self._tell(min(1.0, done / total) if total else 0.0, desc=rate_text(done, total, now))
+
+
+class Shelf:
+    """What the tab and the public endpoint do, without components."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    def rows(self, owner: Owner) -> list[list[str]]:
+        """The table."""
+        return [row(entry) for entry in self.registry.entries(owner)]
+
+    def ids(self, owner: Owner) -> list[str]:
+        """The models that there are to choose from, in the table's order."""
+        return [entry.id for entry in self.registry.entries(owner)]
+
+    def look(self, id: str | None, owner: Owner) -> tuple[str, str]:
+        """Facts and card of a model; words for a newcomer if there is none, or it is gone."""
+        if not id or id not in self.ids(owner):
+            return "", EMPTY if not self.ids(owner) else "Choose a model to read about it."
+        registry = self.registry
+        return details_markup(registry.title(id, owner), registry.details(id, owner)), quiet(registry.card(id, owner))
+
+    def fetch(self, source: str, owner: Owner, token: str | None, tell: Callable[..., Any]) -> str:
+        """Load from the Hub; returns the id.
+
+        Raises:
+            HatcheryError: no name was given, or what the registry says.
+        """
+        source = source.strip() if isinstance(source, str) else ""
+        source = source.removeprefix("https://huggingface.co/").rstrip("/")
+        if not source:
+            raise HatcheryError("give the name of a model on the Hub, such as user/repo")
+        return self.registry.load_hub(source, owner, token=token, progress=Download(tell))
+
+    def take(self, paths: list[str] | None, owner: Owner) -> str:
+        """Take in uploaded files; returns the id.
+
+        Raises:
+            HatcheryError: no file was chosen, or what the registry says.
+        """
+        if not paths:
+            raise HatcheryError("choose files first: model.safetensors, and its config.json beside it")
+        return self.registry.load_files(paths, owner)
+
+    def load(self, source: str, *, request: gr.Request) -> dict[str, Any]:
+        """Load a model from the Hugging Face Hub, so that it can be named in other calls.
+
+        Args:
+            source: user/repo, user/repo@revision or user/repo:subfolder.
+
+        Returns:
+            id, kind, parameters and state_bytes (memory that one stream takes, at any length).
+        """
+        owner = identify(None, request)
+        with reported():
+            id = self.fetch(source, owner, None, lambda part, desc: None)
+            entry = next(entry for entry in self.registry.entries(owner) if entry.id == id)
+        return {
+            "id": entry.id,
+            "kind": entry.kind,
+            "parameters": entry.parameters,
+            "state_bytes": entry.state_bytes,
+        }
+
+    # Gradio describes an endpoint by its annotations as they stand.
+    load.__annotations__["return"] = dict
+
+
+def build_models(
+    registry: Registry,
+    owner: gr.BrowserState,
+    limits: Limits,
+    dropdowns: list[gr.Dropdown],
+    greeting: Dependency,
+    tab: gr.Tab,
+) -> None:
+    """Lay out the tab and wire it.
+
+    Args:
+        dropdowns: choices of a model anywhere on the page, which are kept up to date.
+        greeting: the event after which `owner` is known.
+        tab: where this is; the lists are read anew whenever it is opened.
+    """
+    shelf = Shelf(registry)
+    first = registry.default() or None
+    facts, about = shelf.look(first, "")
+    with gr.Row():
+        with gr.Column(scale=3, min_width=280):
+            table = gr.Dataframe(
+                shelf.rows(""),
+                headers=HEADERS,
+                datatype="str",
+                type="array",
+                interactive=False,
+                show_label=False,
+                buttons=[],
+                max_height=320,
+                column_widths=["180px", "110px", "105px", "130px", "200px", "105px"],
+                elem_id="models-table",
+            )
+            chosen = gr.Dropdown(choices=shelf.ids(""), value=first, label="About", elem_id="models-chosen")
+            details = gr.HTML(facts, elem_id="models-details")
+            unload = gr.Button(_UNLOAD, size="sm", interactive=first is not None, elem_id="models-unload")
+            with gr.Accordion("Model card", open=True):
+                card = gr.Markdown(about, elem_id="models-card")
+        with gr.Column(scale=2, min_width=280):
+            source = gr.Textbox(
+                label="Load from the Hub",
+                info="user/repo, user/repo@revision or user/repo:subfolder",
+                placeholder="user/repo",
+                max_lines=1,
+                elem_id="models-source",
+            )
+            load = gr.Button("Load", variant="primary", elem_id="models-load")
+            files = gr.File(
+                label="Upload a checkpoint",
+                file_count="multiple",
+                file_types=[".safetensors", ".json", ".md", *([".pt", ".pth", ".bin"] if limits.allow_pickle else [])],
+                height=170,
+                elem_id="models-files",
+            )
+            gr.Markdown(
+                "Choose model.safetensors together with its config.json and, if there is one, README.md; up to "
+                f"{size(limits.max_upload_bytes)} a file. Only you will see it.",
+                elem_id="models-hint",
+            )
+            add = gr.Button("Add these files", elem_id="models-add")
+            told = gr.Markdown(elem_id="models-told", min_height=60)
+
+    def look(pick: str | None, owner: Owner) -> tuple[Any, ...]:
+        """Facts, card and button of a model."""
+        facts, about = shelf.look(pick, owner)
+        entry = next((entry for entry in registry.entries(owner) if entry.id == pick), None)
+        label = "Delete this upload" if entry is not None and entry.private else _UNLOAD
+        return facts, about, gr.Button(label, interactive=entry is not None)
+
+    def lists(owner: Owner, pick: str | None, values: Sequence[str | None]) -> tuple[Any, ...]:
+        """Everything that shows models, as it is now."""
+        ids = shelf.ids(owner)
+        pick = pick if pick in ids else next(iter(ids), None)
+        choices = registry.choices(owner)
+        renewed = [_renewed(dropdown, choices, value) for dropdown, value in zip(dropdowns, values, strict=True)]
+        return shelf.rows(owner), gr.Dropdown(choices=ids, value=pick), *look(pick, owner), *renewed
+
+    def on_open(secret: str, pick: str | None, *values: str | None, request: gr.Request) -> tuple[Any, ...]:
+        return lists(identify(secret, request), pick, values)
+
+    def on_look(secret: str, pick: str | None, request: gr.Request) -> tuple[Any, ...]:
+        return look(pick, identify(secret, request))
+
+    def on_select(secret: str, request: gr.Request, event: gr.SelectData) -> Any:
+        picked = event.row_value[0] if event.row_value else None
+        return gr.Dropdown(value=picked) if picked in shelf.ids(identify(secret, request)) else gr.skip()
+
+    def on_load(
+        source: str,
+        secret: str,
+        pick: str | None,
+        *values: str | None,
+        request: gr.Request,
+        account: gr.OAuthToken | None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio knows a handler's progress by its default
+    ) -> tuple[Any, ...]:
+        owner = identify(secret, request)
+        with reported():
+            id = shelf.fetch(source, owner, account.token if account else None, progress)
+        return f"Loaded **{quiet(id)}**. It can be chosen in every tab.", "", *lists(owner, id, values)
+
+    def on_add(
+        paths: list[str] | None, secret: str, pick: str | None, *values: str | None, request: gr.Request
+    ) -> tuple[Any, ...]:
+        owner = identify(secret, request)
+        with reported():
+            id = shelf.take(paths, owner)
+        return f"Added **{quiet(id)}**. It can be chosen in every tab.", None, *lists(owner, id, values)
+
+    def on_unload(secret: str, pick: str | None, *values: str | None, request: gr.Request) -> tuple[Any, ...]:
+        owner = identify(secret, request)
+        with reported():
+            text = registry.unload(pick or "", owner)
+        return quiet(text), *lists(owner, pick, values)
+
+    mine = [owner, chosen, *dropdowns]
+    about_one = [details, card, unload]
+    everything = [table, chosen, *about_one, *dropdowns]
+    quick: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+    slow: dict[str, Any] = {
+        "api_visibility": "private",
+        "concurrency_limit": LOADS_AT_ONCE,
+        "concurrency_id": "loading",
+        "show_progress_on": told,
+    }
+    greeting.then(on_open, mine, everything, **quick)
+    tab.select(on_open, mine, everything, **quick)
+    table.select(on_select, owner, chosen, **quick)
+    chosen.change(on_look, [owner, chosen], about_one, **quick)
+    gr.on([load.click, source.submit], on_load, [source, *mine], [told, source, *everything], **slow)
+    add.click(on_add, [files, *mine], [told, files, *everything], **slow)
+    unload.click(on_unload, mine, [told, *everything], **quick)
+    gr.api(shelf.load, api_name="load", concurrency_limit=LOADS_AT_ONCE, concurrency_id="loading")
+
+
+def _renewed(dropdown: gr.Dropdown, choices: list[tuple[str, str]], value: str | None) -> gr.Dropdown:
+    """The dropdown with new choices, its first and empty one kept, and its value if that is still there."""
+    empty = [choice for choice in dropdown.choices if choice[1] == ""]
+    choices = [*empty, *choices]
+    known = [id for _, id in choices]
+    return gr.Dropdown(choices=choices, value=value if value in known else next(iter(known), None))

@@ -1,0 +1,91 @@
+"""The page: its tabs, its looks, and how it is served."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from .chat import build_chat
+from .limits import Limits
+from .models import build_models
+from .owner import new_secret
+from .registry import Registry
+from .sessions import Sessions
+from .write import build_write
+
+TITLE = "BDH Hatchery"
+CSS = """
+.gradio-container { max-width: 1080px !important; width: 100% !important; margin: 0 auto !important; }
+#chat-status p { font-size: var(--text-sm); color: var(--body-text-color-subdued); }
+#chat-log .placeholder { padding: 0 var(--spacing-xxl); text-align: center; }
+#chat-log .message { overflow-wrap: anywhere; }
+@media (max-width: 500px) {
+  .gradio-container { padding: var(--spacing-md) !important; }
+  .gradio-container h1 { font-size: var(--text-xl) !important; }
+}
+"""
+FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+
+
+def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None = None) -> gr.Blocks:
+    """The whole page.
+
+    Args:
+        checkpoints: folder of shipped checkpoints.
+        data: folder for uploads and memories put aside; readable by the app alone.
+    """
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    registry = Registry(checkpoints, data, limits, device)
+    sessions = Sessions(registry, data, limits)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        owner = gr.BrowserState("", storage_key="bdh-owner", secret=_browser_secret(data))
+        gr.Markdown(
+            f"# {TITLE}\nBaby Dragon Hatchling models read and write single bytes, and remember in a state that "
+            "never grows."
+        )
+        greeting = page.load(
+            new_secret, owner, owner, concurrency_limit=None, api_visibility="private", show_progress="hidden"
+        )
+        with gr.Tabs():
+            with gr.Tab("Chat", id="chat"):
+                chat = build_chat(registry, sessions, owner, limits, greeting)
+            with gr.Tab("Write", id="write"):
+                write = build_write(registry, owner, limits)
+            with gr.Tab("Models", id="models"):
+                build_models(registry, owner, limits, [chat.model, write.model, write.other])
+        sweep = gr.Timer(600)
+        sweep.tick(sessions.sweep, concurrency_limit=None, api_visibility="private")
+    page.queue(max_size=64)
+    return page
+
+
+def launch_options(limits: Limits, data: Path) -> dict[str, Any]:
+    """How the page is served: nothing of the disk is readable, inputs are not kept, errors stay short."""
+    return {
+        "theme": gr.themes.Soft(primary_hue="emerald", neutral_hue="slate", font=FONT),
+        "css": CSS,
+        "max_file_size": limits.max_upload_bytes,
+        "blocked_paths": [str(data)],
+        "show_error": False,
+        "run_history": False,
+        "state_session_capacity": 1000,
+        "enable_monitoring": False,
+        "footer_links": ["api", "gradio", "settings"],
+        "ssr_mode": False,
+        "share": False,
+    }
+
+
+def _browser_secret(data: Path) -> str:
+    """The key that browsers' stored values are sealed with, kept so that they outlive a restart."""
+    path = data / "browser-key"
+    if not path.is_file():
+        written = path.with_suffix(f".{os.getpid()}")
+        written.touch(mode=0o600)
+        written.write_text(secrets.token_urlsafe(32))
+        os.replace(written, path)
+    return path.read_text()

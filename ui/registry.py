@@ -1,0 +1,306 @@
+"""The models that the page knows: shipped, from the Hub, uploaded; which are in memory, and who uses them."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import bdh
+from bdh import checkpoint
+from bdh.device import pick_device
+from bdh.errors import CheckpointError, HatcheryError
+from bdh.models import Model, parameter_count, skeleton
+
+from .limits import Limits
+
+Owner = str
+"""A secret that a browser or an API client's session is known by."""
+
+
+class Entry(NamedTuple):
+    """One model as a list shows it."""
+
+    id: str
+    title: str
+    kind: str
+    parameters: int
+    state_bytes: int
+    source: str
+    loaded: bool
+    in_use: int
+    private: bool
+
+
+@dataclass
+class _Slot:
+    """One model: where it comes from, and the weights if they are in memory."""
+
+    id: str
+    title: str
+    folder: Path
+    config: Any
+    source: str
+    owner: Owner | None = None
+    model: Model[Any] | None = None
+    users: int = 0
+    last_used: int = 0
+    loading: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Registry:
+    """Models by id. A model that a stream uses stays; one that nobody uses makes room for another."""
+
+    def __init__(self, shipped: Path, data: Path, limits: Limits, device: str | None = None) -> None:
+        """`shipped` holds a checkpoint folder each; uploads are kept below `data`."""
+        self.limits, self.device = limits, pick_device(device)
+        self._uploads = data / "uploads"
+        self.park_idle: Callable[[str], None] = lambda id: None
+        """Called before a model is dropped: whoever holds idle streams of it puts them aside."""
+        self._lock = threading.RLock()
+        self._slots: dict[str, _Slot] = {}
+        self._clock = 0
+        for folder in sorted(shipped.iterdir()) if shipped.is_dir() else []:
+            if (folder / "config.json").is_file():
+                config = checkpoint.read_config(folder)
+                self._slots[folder.name] = _Slot(folder.name, folder.name, folder, config, "shipped")
+
+    def entries(self, owner: Owner) -> list[Entry]:
+        """All that this owner may use: what is shipped, what anybody loaded from the Hub, their own uploads."""
+        with self._lock:
+            return [
+                Entry(
+                    slot.id,
+                    slot.title,
+                    _kind(slot.config),
+                    parameter_count(slot.config),
+                    skeleton_state_bytes(slot.config),
+                    slot.source,
+                    slot.model is not None,
+                    slot.users,
+                    slot.owner is not None,
+                )
+                for slot in self._slots.values()
+                if slot.owner in (None, owner)
+            ]
+
+    def choices(self, owner: Owner) -> list[tuple[str, str]]:
+        """(label, id) of each model, for a list to choose from."""
+        return [
+            (f"{entry.title} · {entry.kind} · {compact(entry.parameters)} parameters", entry.id)
+            for entry in self.entries(owner)
+        ]
+
+    def default(self) -> str:
+        """The id of the model that a newcomer meets first, or an empty text if there is none."""
+        with self._lock:
+            return next((s.id for s in self._slots.values() if s.owner is None), "")
+
+    def card(self, id: str, owner: Owner) -> str:
+        """The model card in Markdown, without its front matter."""
+        path = self._slot(id, owner).folder / checkpoint.CARD
+        if not path.is_file():
+            return "This checkpoint has no card."
+        text = path.read_text(encoding="utf-8", errors="replace")[:50_000]
+        return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+
+    def details(self, id: str, owner: Owner) -> dict[str, str]:
+        """What there is to know about a model, as labelled texts."""
+        slot = self._slot(id, owner)
+        size = (slot.folder / checkpoint.WEIGHTS).stat().st_size
+        rows = {
+            "Kind": _kind(slot.config),
+            "Parameters": f"{parameter_count(slot.config):,}",
+            "Memory of one stream": f"{skeleton_state_bytes(slot.config) / 1e6:,.1f} MB, at any length",
+            "Checkpoint": f"{size / 1e6:,.1f} MB",
+            "From": slot.source,
+        }
+        if slot.model is not None:
+            rows["Runs on"] = f"{slot.model.device.type}, {str(slot.model.dtype).removeprefix('torch.')}"
+            rows["In use by"] = f"{slot.users} streams"
+        return rows
+
+    def config(self, id: str, owner: Owner) -> Any:
+        """The configuration of a model."""
+        return self._slot(id, owner).config
+
+    def title(self, id: str, owner: Owner) -> str:
+        """What a model is called."""
+        return self._slot(id, owner).title
+
+    @contextmanager
+    def lease(self, id: str, owner: Owner) -> Iterator[Model[Any]]:
+        """The model, loaded if need be, and kept in memory until the block ends."""
+        model = self.acquire(id, owner)
+        try:
+            yield model
+        finally:
+            self.release(id)
+
+    def acquire(self, id: str, owner: Owner) -> Model[Any]:
+        """As `lease`, for a use that outlasts a block; each call asks for one `release`."""
+        slot = self._slot(id, owner)
+        with self._lock:
+            slot.users += 1
+            self._clock += 1
+            slot.last_used = self._clock
+        try:
+            with slot.loading:
+                if slot.model is None:
+                    self._make_room()
+                    model = bdh.load(
+                        str(slot.folder), device=str(self.device), max_parameters=self.limits.max_parameters
+                    )
+                    slot.model = model
+                return slot.model
+        except BaseException:
+            self.release(id)
+            raise
+
+    def release(self, id: str) -> None:
+        """Give back what `acquire` gave."""
+        with self._lock:
+            if (slot := self._slots.get(id)) is not None:
+                slot.users -= 1
+
+    def load_hub(
+        self,
+        source: str,
+        owner: Owner,
+        *,
+        token: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> str:
+        """Fetch a checkpoint from the Hub; returns its id. What a token opened is its owner's alone."""
+        model = bdh.load(
+            bdh.hub.parse_source(source, local=False),
+            device=str(self.device),
+            token=token,
+            progress=progress,
+            max_parameters=self.limits.max_parameters,
+        )
+        origin = model.origin
+        assert origin is not None
+        title = origin.source
+        return self._adopt(model, title, f"Hub: {title}", Path(origin.folder), owner if token else None)
+
+    def load_files(self, paths: list[str], owner: Owner) -> str:
+        """Take in uploaded files, which together are one checkpoint; returns its id."""
+        files = [Path(path) for path in paths]
+        self._check_upload(files)
+        folder = self._uploads / secrets.token_hex(8)
+        folder.mkdir(parents=True, mode=0o700)
+        try:
+            weights = [file for file in files if file.suffix in _WEIGHTS]
+            for file in files:
+                kept = checkpoint.WEIGHTS if file.suffix == ".safetensors" else file.name
+                kept = "config.json" if file.suffix == ".json" and len(files) == 2 else kept
+                shutil.copyfile(file, folder / re.sub(r"[^\w.-]", "_", kept))
+            if (folder / "config.json").is_file() and (folder / checkpoint.WEIGHTS).is_file():
+                model = bdh.load(str(folder), device=str(self.device), max_parameters=self.limits.max_parameters)
+            else:
+                model = bdh.convert.read_file(
+                    next(path for path in folder.iterdir() if path.suffix in _WEIGHTS),
+                    allow_pickle=self.limits.allow_pickle,
+                ).to(self.device)
+                model.save_pretrained(folder / "converted")
+                folder = folder / "converted"
+            title = re.sub(r"[^\w. -]", "_", weights[0].stem)[:60]
+            return self._adopt(model, title, "uploaded", folder, owner)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def unload(self, id: str, owner: Owner) -> str:
+        """Drop a model's weights from memory, and an upload from disk too; returns what was done.
+
+        Raises:
+            HatcheryError: somebody is using it.
+        """
+        slot = self._slot(id, owner)
+        self.park_idle(id)
+        with self._lock:
+            if slot.users:
+                streams = "a stream is" if slot.users == 1 else f"{slot.users} streams are"
+                raise HatcheryError(f"{slot.title} stays in memory: {streams} being written with it; try again then")
+            freed, slot.model = slot.model is not None, None
+            if slot.owner is not None:
+                del self._slots[id]
+                shutil.rmtree(slot.folder, ignore_errors=True)
+                return f"{slot.title} was deleted."
+        return (
+            f"{slot.title} left memory; it comes back when it is chosen." if freed else f"{slot.title} was not loaded."
+        )
+
+    def _slot(self, id: str, owner: Owner) -> _Slot:
+        with self._lock:
+            slot = self._slots.get(id)
+        if slot is None or slot.owner not in (None, owner):
+            raise HatcheryError(f"there is no model {id[:80]!r} here; choose one from the list, or load it in Models")
+        return slot
+
+    def _adopt(self, model: Model[Any], title: str, source: str, folder: Path, owner: Owner | None) -> str:
+        self._make_room()
+        with self._lock:
+            id = title if owner is None else f"{title}-{secrets.token_hex(4)}"
+            if id not in self._slots:
+                self._clock += 1
+                self._slots[id] = _Slot(id, title, folder, model.config, source, owner, model, 0, self._clock)
+            return id
+
+    def _make_room(self) -> None:
+        """Drop the model unused longest if the next one would be too many."""
+        with self._lock:
+            loaded = sorted((s for s in self._slots.values() if s.model is not None), key=lambda slot: slot.last_used)
+        if len(loaded) < self.limits.max_models:
+            return
+        for slot in loaded:
+            self.park_idle(slot.id)
+            with self._lock:
+                if not slot.users:
+                    slot.model = None
+                    return
+        raise HatcheryError(f"all {len(loaded)} models in memory are in use; try again in a while")
+
+    def _check_upload(self, files: list[Path]) -> None:
+        allowed = (".safetensors", ".json", ".md", *(_PICKLES if self.limits.allow_pickle else ()))
+        for file in files:
+            if file.suffix not in allowed:
+                raise CheckpointError(
+                    f"{file.name[:80]!r} cannot be read here; choose files that end in {', '.join(allowed)}"
+                )
+            if file.stat().st_size > self.limits.max_upload_bytes:
+                raise CheckpointError(
+                    f"{file.name[:80]!r} has {file.stat().st_size:,} bytes; at most {self.limits.max_upload_bytes:,} are allowed"
+                )
+        if sum(file.suffix in _WEIGHTS for file in files) != 1 or len(files) > 4:
+            raise CheckpointError(
+                "choose one file of weights (.safetensors) and, beside it, its config.json and README.md"
+            )
+
+
+_PICKLES = (".pt", ".pth", ".bin")
+_WEIGHTS = (".safetensors", *_PICKLES)
+
+
+def skeleton_state_bytes(config: Any) -> int:
+    """Bytes that one stream's memory takes, from the configuration alone."""
+    return skeleton(config).state_bytes()
+
+
+def compact(count: int) -> str:
+    """A count as a person reads it, such as 1.6 M."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def _kind(config: Any) -> str:
+    return f"composed ({config.method})" if config.kind == "composed" else config.kind

@@ -1,0 +1,83 @@
+"""Letting a stream hear and write, here or on a GPU that is lent for the length of a call (ZeroGPU)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from bdh import state as states
+from bdh.sampling import Sampling
+from bdh.stream import Snapshot, Stream, Written
+
+try:
+    import spaces
+except ImportError:
+    spaces = None
+
+ON_ZERO_GPU = spaces is not None and os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "true")
+UPDATE_S = 0.07
+"""Seconds between two updates of the page: a browser keeps up with 10 to 20 a second, not with every byte."""
+_FEED_RATE, _WRITE_RATE = 5_000, 100
+"""Bytes a second that a lent GPU is sure to reach; they bound how long it is asked for."""
+
+T = TypeVar("T")
+
+
+def hear_and_write(stream: Stream, data: bytes, options: Sampling | None) -> Iterator[list[int | Written]]:
+    """Feed `data`, then write; lists of how many bytes were heard so far and of bytes that were written.
+
+    On ZeroGPU the work is done in another process, so the stream follows only when the writing has ended; if
+    it is dropped before, the stream stays as it was.
+    """
+    if not ON_ZERO_GPU:
+        yield from batched(_parts(stream, data, options))
+        return
+    for batch in _on_lent_gpu(stream.model, stream.snapshot(), data, options):
+        if isinstance(batch, Snapshot):
+            stream.restore(batch)
+        else:
+            yield batch
+
+
+def _parts(stream: Stream, data: bytes, options: Sampling | None) -> Iterator[int | Written]:
+    yield from stream.feeding(data)
+    if options is not None:
+        yield from stream.generate(options)
+
+
+def _seconds(model: Any, before: Snapshot, data: bytes, options: Sampling | None) -> int:
+    """For how long to ask for a GPU."""
+    written = 0 if options is None else min(options.max_bytes or 10_000, 10_000)
+    return int(min(110, 10 + len(data) / _FEED_RATE + written / _WRITE_RATE))
+
+
+def _lent(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    return spaces.GPU(duration=_seconds)(function) if spaces is not None else function
+
+
+@_lent
+def _on_lent_gpu(
+    model: Any, before: Snapshot, data: bytes, options: Sampling | None
+) -> Iterator[list[int | Written] | Snapshot]:
+    """Lists of what `hear_and_write` yields, and last the stream; everything crosses process borders."""
+    device = "cuda" if ON_ZERO_GPU else model.device
+    stream = Stream(model.to(device))
+    stream.restore(before)
+    yield from batched(_parts(stream, data, options))
+    after = stream.snapshot()
+    yield after._replace(state=states.to_device(after.state, "cpu"))
+
+
+def batched(parts: Iterable[T], seconds: float = UPDATE_S) -> Iterator[list[T]]:
+    """The parts in lists: the first at once, then what came together in `seconds`."""
+    held: list[T] = []
+    due = 0.0
+    for part in parts:
+        held.append(part)
+        if time.monotonic() >= due:
+            yield held
+            held, due = [], time.monotonic() + seconds
+    if held:
+        yield held
