@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +29,11 @@ from torch import Tensor
 
 from .config import Config, config_from_dict, config_to_dict
 from .errors import CheckpointError, ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD, PROVENANCE = "config.json", "model.safetensors", "README.md", "provenance.json"
@@ -82,7 +87,7 @@ class Origin:
 
 def is_checkpoint(folder: str | Path) -> bool:
     """Whether the folder holds a configuration of this format (which may still prove damaged)."""
-    folder = _recovered(folder)
+    folder = recovered(folder)
     return (folder / CONFIG).is_file() and has_format(read_fields(folder))
 
 
@@ -103,7 +108,7 @@ def read_config(folder: str | Path) -> Config:
     Raises:
         CheckpointError: it is missing, damaged or asks for what is not allowed.
     """
-    folder = _recovered(folder)
+    folder = recovered(folder)
     return config_from_fields(read_fields(folder), str(folder / CONFIG))
 
 
@@ -165,8 +170,7 @@ def read_header(path: str | Path) -> Header:
     Raises:
         CheckpointError: the file is no safetensors file, damaged, or made to deceive.
     """
-    path = _regular_file(path)
-    with path.open("rb") as file:
+    with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = header_length(file.read(8), size, str(path))
         return parse_header(file.read(length), size, str(path))
@@ -319,20 +323,24 @@ def read(
     Raises:
         CheckpointError: anything about the folder that is missing, damaged or not allowed.
     """
+    failure = None
     for _ in range(8):
-        found = _recovered(folder)
-        before = _identity(found)
-        try:
-            config = read_config(found)
-            tensors = read_tensors(found / WEIGHTS, expected(config), device=device, dtype=dtype)
-            read_all = config, tensors, read_provenance(found)
-        except CheckpointError:
+        found = recovered(folder)
+        with _held(found):
+            before = _identity(found)
+            try:
+                config = read_config(found)
+                tensors = read_tensors(found / WEIGHTS, expected(config), device=device, dtype=dtype)
+                whole = config, tensors, read_provenance(found)
+            except CheckpointError as error:
+                if before is not None and _identity(found) == before:
+                    raise
+                failure = error
+                time.sleep(0.01)
+                continue
             if _identity(found) == before:
-                raise
-            continue
-        if _identity(found) == before:
-            return read_all
-    raise CheckpointError(f"{folder} is replaced faster than it can be read; try again when its writer is done")
+                return whole
+    raise failure or CheckpointError(f"{folder} is replaced faster than it can be read; wait for its writer")
 
 
 def find_weights(names: Collection[str], where: str) -> str:
@@ -355,12 +363,18 @@ def find_weights(names: Collection[str], where: str) -> str:
 
 def _read_text(path: Path) -> bytes:
     """A small file's bytes."""
-    path = _regular_file(path)
-    with path.open("rb") as file:
+    with _opened(path) as file:
         data = file.read(MAX_TEXT_BYTES + 1)
     if len(data) > MAX_TEXT_BYTES:
         raise CheckpointError(f"{path} is above {MAX_TEXT_BYTES:,} bytes, the most that is read")
     return data
+
+
+def _opened(path: str | Path) -> BinaryIO:
+    try:
+        return _regular_file(path).open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be opened: {cut(error)}") from None
 
 
 def _regular_file(path: str | Path) -> Path:
@@ -381,11 +395,24 @@ def _regular_file(path: str | Path) -> Path:
     return path
 
 
-def _identity(folder: Path) -> tuple[int, int, int] | None:
+def _identity(folder: Path) -> tuple[int, int] | None:
     with contextlib.suppress(OSError):
         found = folder.stat()
-        return found.st_dev, found.st_ino, found.st_ctime_ns
+        return found.st_dev, found.st_ino
     return None
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep the folder's identity from being given to another folder, should it be removed meanwhile."""
+    handle = None
+    with contextlib.suppress(OSError):  # it is gone, or this is Windows
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def cut(value: object, limit: int = 100) -> str:
@@ -430,7 +457,6 @@ def write(
         CheckpointError: the folder holds something else, a value is not finite, or the disk refuses.
     """
     folder = Path(os.path.realpath(folder))
-    _refuse_other_contents(_recovered(folder))
     texts = {
         CONFIG: json.dumps({"format": FORMAT, **config_to_dict(config)}, indent=2) + "\n",
         CARD: _card(config, tensors, card),
@@ -447,6 +473,8 @@ def write(
     fresh = _beside(folder, "new")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_writer(folder.parent):
+            _refuse_other_contents(recovered(folder))
         _sweep(folder)
         os.mkdir(fresh)
         for name, text in texts.items():
@@ -463,7 +491,7 @@ def write(
         raise CheckpointError(_NOT_WRITTEN.format(folder, cut(error))) from error
     finally:
         with contextlib.suppress(OSError):
-            _recovered(folder)
+            recovered(folder)
         shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
@@ -471,56 +499,66 @@ def write(
 def _exchange(fresh: Path, folder: Path) -> None:
     """Put `fresh` in the place of `folder`, and what stood there under the name of `fresh`, by renaming."""
     aside = _aside(folder)
-    for attempt in range(100):
+    with _only_writer(folder.parent):
+        if recovered(folder).exists() and aside.exists():  # its writer was killed before it could clear up
+            os.rename(aside, gone := _beside(folder, "gone"))
+            shutil.rmtree(gone, ignore_errors=True)
+        for attempt in range(100):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(folder, aside)
+            try:
+                os.rename(fresh, folder)
+                break
+            except OSError:  # a reader that found nothing has put the old one back: once more
+                if attempt == 99 or not folder.exists():
+                    raise
+        _sync(folder.parent)
         with contextlib.suppress(FileNotFoundError):
-            os.rename(folder, aside)
-        try:
-            os.rename(fresh, folder)
-            break
-        except OSError:
-            # Somebody who found the folder gone has put it back, or has put theirs there: move that away too.
-            if attempt == 99 or not folder.exists():
-                raise
-            if aside.exists():
-                os.rename(aside, _beside(folder, "gone"))
-    _sync(folder.parent)
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(aside, fresh)
+            os.rename(aside, fresh)
 
 
-def _recovered(folder: str | Path) -> Path:
+@contextlib.contextmanager
+def _only_writer(parent: Path) -> Iterator[None]:
+    """Keep other writers below `parent` waiting, for the few milliseconds that the renaming takes."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(parent, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def recovered(folder: str | Path) -> Path:
     """The folder, put back if its writer was killed while nothing stood there."""
     folder = Path(folder)
-    aside = _aside(Path(os.path.realpath(folder)))
-    if not folder.exists() and aside.is_dir():
-        with contextlib.suppress(OSError):  # its writer lives and was faster, or another reader was
-            os.rename(aside, os.path.realpath(folder))
+    if not os.path.exists(folder):
+        # Mostly nothing was put aside; or no folder can have that name; or the writer lives and was faster.
+        with contextlib.suppress(OSError, ValueError):
+            real = Path(os.path.realpath(folder))
+            os.rename(_aside(real), real)
     return folder
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed writers left beside a folder that stands."""
-    for left in _left_beside(folder):
+    """Remove what killed writers left beside the folder."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.checkpoint\.[0-9a-f]{{8}}\.(?:new|gone)")
+    for name in os.listdir(folder.parent):
+        left = folder.parent / name
         with contextlib.suppress(OSError):
-            if left == _aside(folder) and folder.exists():
-                gone = _beside(folder, "gone")
-                os.rename(left, gone)
-                shutil.rmtree(gone, ignore_errors=True)
-            elif left != _aside(folder) and time.time() - left.stat().st_mtime > _STALE_S:
+            if pattern.fullmatch(name) and time.time() - left.stat().st_mtime > _STALE_S:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _left_beside(folder: Path) -> Iterator[Path]:
-    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(?:old|[0-9a-f]{{8}}\.(?:new|gone))")
-    return (folder.parent / name for name in os.listdir(folder.parent) if pattern.fullmatch(name))
-
-
 def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
+    return folder.with_name(f".{folder.name}.checkpoint.old")
 
 
 def _beside(folder: Path, ending: str) -> Path:
-    return folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.{ending}")
+    return folder.with_name(f".{folder.name}.checkpoint.{secrets.token_hex(4)}.{ending}")
 
 
 def _sync(path: Path) -> None:

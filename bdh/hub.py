@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from json import JSONDecodeError
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TypeAlias
 
@@ -139,7 +140,7 @@ def parse_source(source: str | Path | Source, *, local: bool = True) -> Source:
     if not text.strip() or len(text) > 4096 or not text.isprintable():
         raise CheckpointError("the source is empty, too long or has control characters; give a path or user/repo")
     path = Path(text).expanduser()
-    if local and (isinstance(source, Path) or os.path.lexists(path)):
+    if local and (isinstance(source, Path) or os.path.lexists(checkpoint.recovered(path))):
         return Source(text, path=path)
     match = re.fullmatch(r"([^/@:\\]+/[^/@:\\]+)(?:@([^:\\]+))?(?::([^:\\]+))?", text.strip())
     if match is None:
@@ -185,12 +186,14 @@ def fetch(
     """
     source = parse_source(source, local=False) if isinstance(source, str) else source
     cache = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
-    repo = _Repo(source, token or False, cache)
+    repo = _Repo(source, _checked_token(token) or False, cache)
     if offline or (offline is None and is_offline_mode()):
         return repo.cached(f"it is not in the cache {cache}, and offline mode is on; go online and load it once")
     try:
         return repo.fetched(expected, progress, max_bytes, foreign)
-    except (_TransportError, OSError, FileMetadataError, HFValidationError) as error:
+    except CheckpointError:
+        raise
+    except (_TransportError, OSError, ValueError) as error:
         if offline is None and _unreachable(error):
             why = f"the Hub cannot be reached, and it is not in the cache {cache}; check the connection and try again"
             return repo.cached(why, error)
@@ -223,7 +226,7 @@ def upload(
     if not isinstance(token, str) and os.environ.get("SPACE_ID"):
         raise CheckpointError("publishing from a Space needs the token of the one who publishes: sign in, or give it")
     config = checkpoint.read_config(folder)
-    api = HfApi(endpoint=_endpoint(), token=token or None, library_name="bdh-hatchery")
+    api = HfApi(endpoint=_endpoint(), token=_checked_token(token) or None, library_name="bdh-hatchery")
     target = Source(repo_id, repo_id=repo_id, revision=revision)
     try:
         validate_repo_id(repo_id)
@@ -292,7 +295,12 @@ class _Repo:
             if shapes is not None:
                 checkpoint.check_tensors(header, shapes, where + name)
         for text in (checkpoint.CARD, checkpoint.PROVENANCE):
-            if ours and not placed and text in names and (remote := pinned.look(text)).size <= checkpoint.MAX_TEXT_BYTES:
+            if (
+                ours
+                and not placed
+                and text in names
+                and (remote := pinned.look(text)).size <= checkpoint.MAX_TEXT_BYTES
+            ):
                 pinned.download(remote)
                 pinned.place(text)
         pinned.download(weights, progress)
@@ -483,6 +491,12 @@ def _checked_subfolder(subfolder: str) -> str:
     return subfolder
 
 
+def _checked_token(token: Token) -> Token:
+    if isinstance(token, str) and not re.fullmatch(r"[!-~]{0,1000}", token):
+        raise CheckpointError("the token holds characters that no token has; copy it again, without spaces around it")
+    return token
+
+
 def _endpoint() -> str | None:
     """HF_ENDPOINT as it is now; the Hub client looks at it only when it is imported."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
@@ -525,7 +539,7 @@ def _raise_explained(error: Exception, source: Source, token: Token) -> NoReturn
         text = f"{repo_id}: the Hub answers with error {status}; try again later"
     elif isinstance(error, OfflineModeIsEnabled):
         text = f"{repo_id}: offline mode is on (HF_HUB_OFFLINE); switch it off to reach the Hub"
-    elif isinstance(error, FileMetadataError):
+    elif isinstance(error, (FileMetadataError, JSONDecodeError)):
         text = f"{repo_id}: {address} does not answer as the Hub does; check HF_ENDPOINT, proxy and firewall"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         text = f"{repo_id}: no space left for the download; free some, or choose another cache folder"

@@ -60,6 +60,7 @@ def load(
             max_bytes=min(hub.MAX_WEIGHT_BYTES, 8 * max_parameters + checkpoint.MAX_HEADER_BYTES),
         )
         place, weights, repo_id, revision = fetched.folder, fetched.weights, fetched.repo_id, fetched.revision
+    place = checkpoint.recovered(place)
     if place.is_file() and place.name == checkpoint.WEIGHTS and (place.parent / checkpoint.CONFIG).is_file():
         place = place.parent
     if place.is_dir() and checkpoint.is_checkpoint(place):

@@ -89,7 +89,7 @@ class Sampler:
         scores = logits - options.repetition_penalty * self._written
         if self._guard is not None:
             scores = np.where(self._guard.allowed(room), scores, -math.inf)
-        byte = int(scores.argmax()) if options.temperature == 0 else self._draw(scores / options.temperature)
+        byte = int(scores.argmax()) if options.temperature == 0 else self._draw(scores - scores.max())
         self._written *= options.repetition_decay
         self._written[byte] += 1
         if self._guard is not None:
@@ -99,7 +99,8 @@ class Sampler:
     def _draw(self, scores: NDArray[np.float64]) -> int:
         options = self.options
         order = np.argsort(-scores, kind="stable")
-        weights = np.exp(scores[order] - scores[order[0]])
+        with np.errstate(over="ignore"):  # a temperature of almost 0 leaves the likeliest alone
+            weights = np.exp(scores[order] / options.temperature)
         kept = np.cumsum(weights) - weights < options.top_p * weights.sum()
         if options.top_k:
             kept[options.top_k :] = False

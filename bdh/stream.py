@@ -120,7 +120,7 @@ class Stream:
             count += 1
             held.append(Written(byte, float(surprise_bits(logits)[byte]), False))
             tail = bytes(written.byte for written in held)
-            stopped = next((stop for stop in options.stop if tail.endswith(stop)), None)
+            stopped = max((stop for stop in options.stop if tail.endswith(stop)), key=len, default=None)
             if stopped is not None:
                 shown = len(held) - len(stopped)
                 yield from held[:shown]
@@ -161,7 +161,11 @@ class Stream:
         self._logits, self._position, self._recent = None, 0, b""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the memory to a safetensors file that carries the checksum of the model's weights."""
+        """Write the memory to a safetensors file that carries the checksum of the model's weights.
+
+        Raises:
+            StateError: the disk refuses; what stood there before is untouched.
+        """
         tensors = {f"state.{name}": tensor.cpu() for name, tensor in states.named_tensors(self._state).items()}
         tensors["recent"] = torch.tensor(list(self._recent), dtype=torch.uint8)
         tensors["logits"] = torch.empty(0) if self._logits is None else self._logits
@@ -172,8 +176,12 @@ class Stream:
             "position_bytes": str(self._position),
         }
         written = Path(f"{path}.new")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, written, metadata)
-        os.replace(written, path)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, written, metadata)
+            os.replace(written, path)
+        except (OSError, SafetensorError) as error:
+            written.unlink(missing_ok=True)
+            raise StateError(f"the memory could not be written to {str(path)[:200]}: {str(error)[:200]}") from error
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take over a memory that `save` wrote; the stream is unchanged if that fails.
@@ -205,6 +213,9 @@ class Stream:
         position = int(state.position[0])
         fits = recent.dtype == torch.uint8 and recent.dim() == 1 and len(recent) <= MAX_STOP_BYTES
         fits = fits and (logits.shape == (256,) if position else logits.numel() == 0)
+        # Members of a composed model each have a position, and a hierarchical one an open patch of bytes.
+        fits = fits and all(int(t[0]) == position for name, t in tensors.items() if name.endswith("position"))
+        fits = fits and all(0 <= int(t.min()) <= int(t.max()) < 256 for n, t in tensors.items() if n.endswith(".patch"))
         finite = all(t.isfinite().all() for t in (*tensors.values(), logits))
         if not (fits and finite and position >= 0 and metadata.get("position_bytes") == str(position)):
             raise StateError("the memory is damaged: its numbers do not fit each other or are not finite")

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 _CONTINUATION = (0x80, 0xBF)
 _FIRST: dict[int, tuple[int, int, int]] = {
-    **{byte: (1, *_CONTINUATION) for byte in range(0xC2, 0xE0)},
-    **{byte: (2, *_CONTINUATION) for byte in range(0xE1, 0xF0)},
+    **dict.fromkeys(range(0xC2, 0xE0), (1, *_CONTINUATION)),
+    **dict.fromkeys(range(0xE1, 0xF0), (2, *_CONTINUATION)),
     0xE0: (2, 0xA0, 0xBF),
     0xED: (2, 0x80, 0x9F),
-    **{byte: (3, *_CONTINUATION) for byte in range(0xF1, 0xF4)},
+    **dict.fromkeys(range(0xF1, 0xF4), (3, *_CONTINUATION)),
     0xF0: (3, 0x90, 0xBF),
     0xF4: (3, 0x80, 0x8F),
 }
@@ -38,12 +38,12 @@ class Utf8Assembler:
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._raw = bytearray()
-        self._bits = 0.0
+        self._costs: list[float] = []
 
     def push(self, byte: int, surprise_bits: float = 0.0) -> list[Character]:
         """The characters that this byte completes: none, one, or one behind broken bytes."""
         self._raw.append(byte)
-        self._bits += surprise_bits
+        self._costs.append(surprise_bits)
         return self._release(self._decoder.decode(bytes([byte])), pending=len(self._decoder.getstate()[0]))
 
     def flush(self) -> list[Character]:
@@ -51,16 +51,14 @@ class Utf8Assembler:
         return self._release(self._decoder.decode(b"", final=True), pending=0)
 
     def _release(self, text: str, pending: int) -> list[Character]:
-        if not text:
-            return []
         done = len(self._raw) - pending
-        raw, self._raw = bytes(self._raw[:done]), self._raw[done:]
-        bits, self._bits = self._bits, 0.0
-        if len(text) == 1:
-            return [Character(text, raw, bits)]
-        # A broken character was cut off by a whole one: the last character's bytes are the last ones.
-        size = len(text[-1].encode()) if text[-1] != "\ufffd" else 1
-        return [Character(text[:-1], raw[:-size], bits), Character(text[-1], raw[-size:], 0.0)]
+        # Two characters at once are a broken one and the single byte, whole or broken too, that cut it off.
+        start = done - 1 if len(text) > 1 else 0
+        parts = [(text[:-1], 0, start), (text[-1:], start, done)]
+        characters = [Character(t, bytes(self._raw[a:b]), sum(self._costs[a:b])) for t, a, b in parts if t]
+        if text:
+            self._raw, self._costs = self._raw[done:], self._costs[done:]
+        return characters
 
 
 class Utf8Guard:

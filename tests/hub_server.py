@@ -190,7 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
         if request.path == "/api/repos/create":
             asked = json.loads(data)
             name = f"{asked['organization'] if asked.get('organization') else 'me'}/{asked['name']}"
-            self.hub.add(name, {}, private=asked.get("private", False), readers=("hf_writer", "hf_reader"))
+            private = asked.get("private") or asked.get("visibility") == "private"  # older clients, newer ones
+            self.hub.add(name, {}, private=private, readers=("hf_writer", "hf_reader"))
             return self._json({"url": f"{self.hub.endpoint}/{name}", "name": name})
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", request.path):
             self.hub.repos[match[1]].refs[match[2]] = MAIN

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def error(source: str, cache: Path, **options: Any) -> str:
 def test_a_public_checkpoint_is_found_and_pinned_to_its_commit(server: Hub, files: Any, cache: Path) -> None:
     server.add("user/bird", files)
     seen: list[tuple[int, int]] = []
-    model = bdh.load("user/bird", cache_dir=cache, device="cpu", progress=lambda done, total: seen.append((done, total)))
+    model = bdh.load(
+        "user/bird", cache_dir=cache, device="cpu", progress=lambda done, total: seen.append((done, total))
+    )
     assert_is_flat(model)
     size = len(files["model.safetensors"])
     assert seen[0] == (0, size) and seen[-1] == (size, size) and seen == sorted(seen)
@@ -163,6 +166,19 @@ def test_the_token_of_this_machine_is_used_only_when_asked_for(
     error("user/secret", cache, token="")
     assert {request.token for request in server.requests} == {None}
     assert_is_flat(bdh.load("user/secret", cache_dir=cache, device="cpu", token=True))
+
+
+@pytest.mark.parametrize("token", ["hf_a b", "hf_a\n", "hf_é", "x" * 2000])
+def test_a_token_that_is_none_is_refused_and_not_repeated(server: Hub, files: Any, cache: Path, token: str) -> None:
+    server.add("user/bird", files)
+    text = error("user/bird", cache, token=token)
+    assert "characters that no token has" in text and token not in text
+    assert server.requests == []
+
+
+def test_a_server_that_is_not_the_hub_is_recognised(server: Hub, cache: Path) -> None:
+    server.status = 200
+    assert "does not answer as the Hub does" in error("user/bird", cache)
 
 
 def test_the_content_network_never_sees_a_token(server: Hub, files: Any, cache: Path) -> None:
@@ -258,11 +274,10 @@ def test_a_download_stopped_by_its_progress_is_resumed_too(server: Hub, larger: 
         pass
 
     def stop(done: int, total: int) -> None:
-        if done:
+        if done >= 300_000:
             raise Stopped
 
     server.add("user/bird", larger)
-    server.cut_after = [300_000]
     with pytest.raises(Stopped):
         bdh.load("user/bird", cache_dir=cache, device="cpu", progress=stop)
     server.requests.clear()
@@ -279,7 +294,6 @@ def test_a_server_without_ranges_is_read_from_the_start(server: Hub, larger: Any
 
 def test_damaged_bytes_are_noticed_and_not_kept(server: Hub, larger: Any, cache: Path) -> None:
     server.add("user/bird", larger)
-    commit = larger["model.safetensors"]
 
     def corrupt(done: int, total: int) -> None:
         server.corrupt = True
@@ -288,7 +302,6 @@ def test_damaged_bytes_are_noticed_and_not_kept(server: Hub, larger: Any, cache:
     server.corrupt = False
     assert not list(cache.rglob("*.incomplete"))
     assert bdh.load("user/bird", cache_dir=cache, device="cpu").config == LARGER
-    assert len(commit) > 500_000
 
 
 def test_a_full_disk_is_seen_before_the_download(
@@ -339,7 +352,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_downloaded(server: 
     assert server.weight_bytes() <= 4096
 
 
-def test_a_configuration_of_a_million_neurons_is_refused_before_anything_is_downloaded(
+def test_a_configuration_that_asks_for_too_much_is_refused_before_anything_is_downloaded(
     server: Hub, larger: Any, cache: Path
 ) -> None:
     config = json.loads(larger["config.json"]) | {"n_embd": 16384, "mlp_internal_dim_multiplier": 65536}
@@ -372,8 +385,6 @@ def test_foreign_safetensors_are_converted(server: Hub, cache: Path) -> None:
 
 
 def test_two_threads_that_want_the_same_weights_download_them_once(server: Hub, larger: Any, cache: Path) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     server.add("user/bird", larger)
     with ThreadPoolExecutor(3) as pool:
         models = list(pool.map(lambda _: bdh.load("user/bird", cache_dir=cache, device="cpu"), range(3)))
@@ -384,7 +395,11 @@ def test_two_threads_that_want_the_same_weights_download_them_once(server: Hub, 
 
 def test_the_endpoint_of_the_environment_is_used_by_a_new_process(server: Hub, files: Any, cache: Path) -> None:
     server.add("user/bird", files)
-    code = "import sys, bdh; print(bdh.load('user/bird', cache_dir=sys.argv[1], device='cpu').origin.revision)"
+    code = """
+import sys, bdh
+print(bdh.load("user/bird", cache_dir=sys.argv[1], device="cpu").origin.revision)
+assert "sympy" not in sys.modules, "laying out a model without storage made torch import its compiler: seconds"
+"""
     done = subprocess.run(
         [sys.executable, "-c", code, str(cache)], capture_output=True, text=True, env={**os.environ}, check=True
     )
@@ -475,9 +490,7 @@ def test_tricks_with_paths_are_no_source(text: str) -> None:
         hub.parse_source(text)
 
 
-def test_a_path_wins_over_the_hub_unless_a_stranger_typed_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_wins_over_the_hub_unless_a_stranger_typed_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "user" / "repo").mkdir(parents=True)
     assert hub.parse_source("user/repo").path == Path("user/repo")

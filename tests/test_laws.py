@@ -26,8 +26,9 @@ from zoo import (
 )
 
 from bdh import state as states
+from bdh.config import TransformerConfig
 from bdh.errors import DataError
-from bdh.models import Model, base
+from bdh.models import Model, base, build
 
 each = pytest.mark.parametrize("name", ZOO)
 modes = pytest.mark.parametrize("grad", [False, True], ids=["inference", "autograd"])
@@ -191,6 +192,20 @@ def test_bdh_patches_remember_past_the_training_length_and_transformer_patches_d
         other[:, 0] ^= 255
         moved[name] = bool((listening(ids).logits != listening(other).logits)[:, -1].any())
     assert moved == {"hierarchical": True, "hierarchical-transformer": False}
+
+
+@torch.no_grad()
+def test_a_transformer_looks_back_exactly_its_window_itself_included() -> None:
+    listening = build(TransformerConfig(n_layer=1, n_head=1, n_embd=8, block_size=5), seed=0).eval()
+    ids = text(17)
+    for lengths in ([17], [1] * 17, [4, 9, 4]):
+        logits = listen(listening, ids, lengths).logits[:, 12]
+        moves = []
+        for place in range(13):
+            other = ids.clone()
+            other[:, place] ^= 170
+            moves.append(not torch.equal(listen(listening, other, lengths).logits[:, 12], logits))
+        assert moves == [False] * 8 + [True] * 5
 
 
 # The forward pass changes nothing that it was given

@@ -229,6 +229,7 @@ class Chat:
 
     def api(
         self,
+        request: gr.Request,
         message: str,
         model: str = "",
         temperature: float = 0.5,
@@ -236,10 +237,20 @@ class Chat:
         max_bytes: int = 400,
         seed: int = -1,
         restart: bool = False,
-        *,
-        request: gr.Request,
     ) -> Iterator[str]:
-        """Answer a message in the client's own conversation with a model; the answer grows with each update."""
+        """Answer a message in the client's own conversation with a model; streams the answer written so far.
+
+        The conversation is kept between calls of the same client, in a memory whose size never changes.
+
+        Args:
+            message: one line of the dialogue.
+            model: id of a model as the Models tab lists it; if empty, the first one.
+            temperature: 0 always takes the likeliest byte; 0 to 10.
+            top_p: choose among the likeliest bytes that together reach this probability.
+            max_bytes: bytes to write at most.
+            seed: the same seed gives the same answer; -1 draws one.
+            restart: forget the conversation first.
+        """
         options = self._options(message, temperature, top_p, max_bytes, seed)
         with reported(), self.sessions.use(identify(None, request), model or self.registry.default()) as conversation:
             if restart:
@@ -321,7 +332,7 @@ def build_chat(
 ) -> ChatTab:
     """Lay out the tab and wire it; `greeting` is the event after which the owner is known."""
     chat = Chat(registry, sessions, limits)
-    with gr.Row(equal_height=True):
+    with gr.Row(elem_id="chat-head"):
         model = gr.Dropdown(
             choices=registry.choices(""), value=registry.default() or None, label="Model", scale=4, elem_id="chat-model"
         )
@@ -357,7 +368,7 @@ def build_chat(
         with gr.Row():
             length = gr.Slider(10, MAX_ANSWER_BYTES, 400, step=10, label="Longest answer, in bytes")
             seed = gr.Number(-1, label="Seed", precision=0, info="-1 draws a new one each time")
-    with gr.Accordion("Memory", open=False):
+    with gr.Accordion("Memory", open=False, elem_id="memory"):
         gr.Markdown(
             "All that is said here is kept in one block of numbers, whose size never changes. Save it to go on "
             "another day, or let the model read a text before you talk."

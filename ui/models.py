@@ -17,13 +17,15 @@ from .limits import Limits
 from .owner import identify, reported
 from .registry import Entry, Owner, Registry, compact
 
-HEADERS = ["Model", "Kind", "Parameters", "Memory of a stream", "From", "Now"]
+HEADERS = ["Model", "Kind", "Parameters", "Memory", "From", "Now"]
 EMPTY = "There are no models yet. Load one from the Hub, or upload a file."
 CSS = """
+.model-details h3 { margin-top: 0; }
 .model-details dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: 4px 16px; margin: 0; }
 .model-details dt { color: var(--body-text-color-subdued); }
 .model-details dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 500px) { .model-details dl { grid-template-columns: 1fr; gap: 0; }
+@media (max-width: 500px) { .model-details h3 { margin-top: 0; }
+.model-details dl { grid-template-columns: 1fr; gap: 0; }
   .model-details dd { margin-bottom: 6px; } }
 #models-card h1 { font-size: 1.3rem; } #models-card h2 { font-size: 1.1rem; }
 """
@@ -36,10 +38,7 @@ _UNLOAD = "Unload from memory"
 
 def row(entry: Entry) -> list[str]:
     """An entry as a row of the table."""
-    if entry.in_use:
-        now = f"in use ({entry.in_use})"
-    else:
-        now = "in memory" if entry.loaded else "on disk"
+    now = f"in use ({entry.in_use})" if entry.in_use else "in memory" if entry.loaded else "on disk"
     source = f"{entry.source}, only you see it" if entry.private else entry.source
     return [entry.id, entry.kind, compact(entry.parameters), size(entry.state_bytes), source, now]
 
@@ -79,6 +78,7 @@ class Download:
         self._begun, self._told = clock(), -1.0
 
     def __call__(self, done: int, total: int) -> None:
+        """Take note that `done` of `total` bytes are there; a total of 0 is not known."""
         now = self._clock() - self._begun
         if now - self._told < _PROGRESS_S and done < total:
             return
@@ -129,7 +129,7 @@ class Shelf:
             raise HatcheryError("choose files first: model.safetensors, and its config.json beside it")
         return self.registry.load_files(paths, owner)
 
-    def load(self, source: str, *, request: gr.Request) -> dict[str, Any]:
+    def load(self, source: str, request: gr.Request) -> dict[str, Any]:
         """Load a model from the Hugging Face Hub, so that it can be named in other calls.
 
         Args:
@@ -171,26 +171,24 @@ def build_models(
     shelf = Shelf(registry)
     first = registry.default() or None
     facts, about = shelf.look(first, "")
+    table = gr.Dataframe(
+        shelf.rows(""),
+        headers=HEADERS,
+        datatype="str",
+        type="array",
+        interactive=False,
+        show_label=False,
+        buttons=[],
+        max_height=320,
+        column_widths=["220px", "170px", "120px", "110px", "270px", "126px"],
+        elem_id="models-table",
+    )
     with gr.Row():
-        with gr.Column(scale=3, min_width=280):
-            table = gr.Dataframe(
-                shelf.rows(""),
-                headers=HEADERS,
-                datatype="str",
-                type="array",
-                interactive=False,
-                show_label=False,
-                buttons=[],
-                max_height=320,
-                column_widths=["180px", "110px", "105px", "130px", "200px", "105px"],
-                elem_id="models-table",
-            )
+        with gr.Column(min_width=280):
             chosen = gr.Dropdown(choices=shelf.ids(""), value=first, label="About", elem_id="models-chosen")
             details = gr.HTML(facts, elem_id="models-details")
             unload = gr.Button(_UNLOAD, size="sm", interactive=first is not None, elem_id="models-unload")
-            with gr.Accordion("Model card", open=True):
-                card = gr.Markdown(about, elem_id="models-card")
-        with gr.Column(scale=2, min_width=280):
+        with gr.Column(min_width=280):
             source = gr.Textbox(
                 label="Load from the Hub",
                 info="user/repo, user/repo@revision or user/repo:subfolder",
@@ -213,6 +211,8 @@ def build_models(
             )
             add = gr.Button("Add these files", elem_id="models-add")
             told = gr.Markdown(elem_id="models-told", min_height=60)
+    with gr.Accordion("Model card", open=True):
+        card = gr.Markdown(about, elem_id="models-card")
 
     def look(pick: str | None, owner: Owner) -> tuple[Any, ...]:
         """Facts, card and button of a model."""
@@ -229,39 +229,37 @@ def build_models(
         renewed = [_renewed(dropdown, choices, value) for dropdown, value in zip(dropdowns, values, strict=True)]
         return shelf.rows(owner), gr.Dropdown(choices=ids, value=pick), *look(pick, owner), *renewed
 
-    def on_open(secret: str, pick: str | None, *values: str | None, request: gr.Request) -> tuple[Any, ...]:
+    def on_open(request: gr.Request, secret: str, pick: str | None, *values: str | None) -> tuple[Any, ...]:
         return lists(identify(secret, request), pick, values)
 
-    def on_look(secret: str, pick: str | None, request: gr.Request) -> tuple[Any, ...]:
+    def on_look(request: gr.Request, secret: str, pick: str | None) -> tuple[Any, ...]:
         return look(pick, identify(secret, request))
 
-    def on_select(secret: str, request: gr.Request, event: gr.SelectData) -> Any:
+    def on_select(request: gr.Request, event: gr.SelectData, secret: str) -> Any:
         picked = event.row_value[0] if event.row_value else None
         return gr.Dropdown(value=picked) if picked in shelf.ids(identify(secret, request)) else gr.skip()
 
     def on_load(
-        source: str,
-        secret: str,
-        pick: str | None,
-        *values: str | None,
         request: gr.Request,
         account: gr.OAuthToken | None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio knows a handler's progress by its default
+        *given: Any,
     ) -> tuple[Any, ...]:
+        source, secret, _, *values = given
         owner = identify(secret, request)
         with reported():
             id = shelf.fetch(source, owner, account.token if account else None, progress)
         return f"Loaded **{quiet(id)}**. It can be chosen in every tab.", "", *lists(owner, id, values)
 
     def on_add(
-        paths: list[str] | None, secret: str, pick: str | None, *values: str | None, request: gr.Request
+        request: gr.Request, paths: list[str] | None, secret: str, pick: str | None, *values: str | None
     ) -> tuple[Any, ...]:
         owner = identify(secret, request)
         with reported():
             id = shelf.take(paths, owner)
         return f"Added **{quiet(id)}**. It can be chosen in every tab.", None, *lists(owner, id, values)
 
-    def on_unload(secret: str, pick: str | None, *values: str | None, request: gr.Request) -> tuple[Any, ...]:
+    def on_unload(request: gr.Request, secret: str, pick: str | None, *values: str | None) -> tuple[Any, ...]:
         owner = identify(secret, request)
         with reported():
             text = registry.unload(pick or "", owner)
@@ -284,12 +282,13 @@ def build_models(
     gr.on([load.click, source.submit], on_load, [source, *mine], [told, source, *everything], **slow)
     add.click(on_add, [files, *mine], [told, files, *everything], **slow)
     unload.click(on_unload, mine, [told, *everything], **quick)
-    gr.api(shelf.load, api_name="load", concurrency_limit=LOADS_AT_ONCE, concurrency_id="loading")
+    gr.api(  # type: ignore[attr-defined]
+        shelf.load, api_name="load", concurrency_limit=LOADS_AT_ONCE, concurrency_id="loading"
+    )
 
 
 def _renewed(dropdown: gr.Dropdown, choices: list[tuple[str, str]], value: str | None) -> gr.Dropdown:
     """The dropdown with new choices, its first and empty one kept, and its value if that is still there."""
-    empty = [choice for choice in dropdown.choices if choice[1] == ""]
-    choices = [*empty, *choices]
+    choices = [*((str(label), "") for label, id in dropdown.choices if id == ""), *choices]
     known = [id for _, id in choices]
     return gr.Dropdown(choices=choices, value=value if value in known else next(iter(known), None))

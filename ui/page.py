@@ -20,7 +20,9 @@ from .write import build_write
 TITLE = "BDH Hatchery"
 CSS = """
 .gradio-container { max-width: 1080px !important; width: 100% !important; margin: 0 auto !important; }
-#chat-status p { font-size: var(--text-sm); color: var(--body-text-color-subdued); }
+#chat-status p { font-size: var(--text-sm); }
+#chat-head { align-items: end; }
+#chat-log .example { border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); }
 #chat-log .placeholder { padding: 0 var(--spacing-xxl); text-align: center; }
 #chat-log .message { overflow-wrap: anywhere; }
 @media (max-width: 500px) {
@@ -55,8 +57,8 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
                 chat = build_chat(registry, sessions, owner, limits, greeting)
             with gr.Tab("Write", id="write"):
                 write = build_write(registry, owner, limits)
-            with gr.Tab("Models", id="models"):
-                build_models(registry, owner, limits, [chat.model, write.model, write.other])
+            with gr.Tab("Models", id="models") as models:
+                build_models(registry, owner, limits, [chat.model, write.model, write.other], greeting, models)
         sweep = gr.Timer(600)
         sweep.tick(sessions.sweep, concurrency_limit=None, api_visibility="private")
     page.queue(max_size=64)
@@ -66,7 +68,7 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
 def launch_options(limits: Limits, data: Path) -> dict[str, Any]:
     """How the page is served: nothing of the disk is readable, inputs are not kept, errors stay short."""
     return {
-        "theme": gr.themes.Soft(primary_hue="emerald", neutral_hue="slate", font=FONT),
+        "theme": theme(),
         "css": CSS,
         "max_file_size": limits.max_upload_bytes,
         "blocked_paths": [str(data)],
@@ -78,6 +80,29 @@ def launch_options(limits: Limits, data: Path) -> dict[str, Any]:
         "ssr_mode": False,
         "share": False,
     }
+
+
+def theme() -> gr.themes.Base:
+    """Soft, with labels and buttons dark enough to be read by everybody (contrast above 4.5 to 1)."""
+    plain = {"background_fill": "transparent", "text_color": "*neutral_700", "text_color_dark": "*neutral_200"}
+    return gr.themes.Soft(primary_hue="emerald", neutral_hue="slate", font=FONT).set(
+        **{f"block_{part}_{name}": value for part in ("title", "label") for name, value in plain.items()},
+        block_title_background_fill_dark="transparent",
+        block_label_background_fill_dark="transparent",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_hover="#991b1b",
+        button_cancel_background_fill_dark="#b91c1c",
+        button_cancel_text_color="white",
+        button_cancel_text_color_dark="white",
+    )
 
 
 def _browser_secret(data: Path) -> str:

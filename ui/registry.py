@@ -186,9 +186,9 @@ class Registry:
             max_parameters=self.limits.max_parameters,
         )
         origin = model.origin
-        assert origin is not None
+        assert origin is not None and origin.folder is not None
         title = origin.source
-        return self._adopt(model, title, f"Hub: {title}", Path(origin.folder), owner if token else None)
+        return self._adopt(model, title, f"Hub: {title}", origin.folder, owner if token else None)
 
     def load_files(self, paths: list[str], owner: Owner) -> str:
         """Take in uploaded files, which together are one checkpoint; returns its id."""

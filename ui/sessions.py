@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import threading
 import time
@@ -34,8 +35,8 @@ class Turn:
 
     @property
     def answer(self) -> str:
-        """The answer as text."""
-        return self.written.rstrip(b"\n").decode("utf-8", errors="replace").strip()
+        """The answer as text; a character still open at its end is left out."""
+        return codecs.getincrementaldecoder("utf-8")(errors="replace").decode(self.written).strip()
 
 
 @dataclass

@@ -178,6 +178,8 @@ def _rules(pairs: tuple[Pair, ...], prompt: Pair, before: str) -> str:
 
 CSS = (
     """
+.flush .html-container { padding: 0 !important; }
+.summary { margin: 0 !important; font-size: var(--text-sm); min-height: 1.4em; overflow-wrap: anywhere; }
 .tint { border-radius: var(--radius-lg); font-size: var(--text-md); line-height: 1.65; }
 .tint span { color: inherit; border-radius: 2px; box-decoration-break: clone; -webkit-box-decoration-break: clone; }
 .tint.written { font-family: var(--font-mono); white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto;

@@ -74,10 +74,10 @@ def sampling(
     """
     count = _whole("max_bytes", max_bytes)
     if not 1 <= count <= limits.max_write_bytes:
-        raise DataError(f"{count:,} bytes are asked for; it must be from 1 to {limits.max_write_bytes:,}")
+        raise DataError(f"max_bytes is {count!r:.40}; it must be from 1 to {limits.max_write_bytes:,}")
     chosen = -1 if seed is None else _whole("seed", seed)
     if chosen > MAX_SEED:
-        raise DataError(f"the seed is {chosen}; it must be at most {MAX_SEED}, or -1 to draw one")
+        raise DataError(f"the seed is {chosen!r:.40}; it must be at most {MAX_SEED}, or -1 to draw one")
     return Sampling(
         max_bytes=count,
         temperature=temperature,
@@ -93,7 +93,7 @@ def sampling(
 
 
 def _whole(name: str, value: float) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or int(value) != value:
+    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
         raise DataError(f"{name} is {value!r:.40}; it must be a whole number")
     return int(value)
 
@@ -185,6 +185,8 @@ class Piece:
     def summary(self) -> str:
         """Markup of how it went so far, in one line."""
         parts = [f"<b>{html.escape(self.title)}</b>"]
+        if not self.to_hear:
+            parts.append("getting ready")
         if not self.written and self.heard < self.to_hear:
             parts.append(f"reading {self.heard:,} of {self.to_hear:,} bytes")
         if self.scored:
@@ -256,6 +258,8 @@ class Author:
         Raises:
             HatcheryError: an unknown model, or no room for its memory.
         """
+        pieces = [Piece(self._registry.title(id, owner)) for id in models]
+        yield pieces
         with ExitStack() as stack:
             leased = [stack.enter_context(self._registry.lease(id, owner)) for id in models]
             needed = sum(model.state_bytes() for model in leased)
@@ -264,7 +268,6 @@ class Author:
                     f"the memory for this would take {needed / 1e6:,.0f} MB; at most "
                     f"{self._limits.max_state_bytes / 1e6:,.0f} MB are allowed. Choose a smaller model"
                 )
-            pieces = [Piece(self._registry.title(id, owner)) for id in models]
             runs = [
                 piece.proceed(Stream(model), prompt, options, score=score)
                 for piece, model in zip(pieces, leased, strict=True)
@@ -274,6 +277,7 @@ class Author:
 
     def generate(
         self,
+        request: gr.Request,
         prompt: str,
         model: str = "",
         max_bytes: int = 200,
@@ -286,10 +290,8 @@ class Author:
         seed: int = -1,
         stop: list[str] | str = "",
         valid_utf8: bool = True,
-        *,
-        request: gr.Request,
     ) -> Iterator[str]:
-        """Continue a prompt byte by byte; streams the text written so far, without the prompt.
+        r"""Continue a prompt byte by byte; streams the text written so far, without the prompt.
 
         Args:
             prompt: the text to go on from; if empty, a line break.
@@ -302,7 +304,7 @@ class Author:
             repetition_penalty: taken off a byte's logit for each time it was written of late; 0 to 10.
             repetition_decay: what is left of that, a byte later; 0 to 1.
             seed: the same seed gives the same text; -1 draws one.
-            stop: writing ends before these; a list, or one a line with \\n for a line break.
+            stop: writing ends before these; a list, or one a line with \n for a line break.
             valid_utf8: let only valid UTF-8 be written.
         """
         with reported():
@@ -385,13 +387,17 @@ def build_write(registry: Registry, owner: gr.BrowserState, limits: Limits) -> W
     author = Author(registry, limits)
     with gr.Row():
         model = gr.Dropdown(
-            choices=registry.choices(""), value=registry.default() or None, label="Model", elem_id="write-model"
+            choices=registry.choices(""),
+            value=registry.default() or None,
+            label="Model",
+            min_width=280,
+            elem_id="write-model",
         )
         other = gr.Dropdown(
             choices=[NO_SECOND, *registry.choices("")],
             value="",
-            label="Compare with",
-            info="the same prompt and seed, side by side",
+            label="Compare with, on the same prompt and seed",
+            min_width=280,
             elem_id="write-other",
         )
     prompt = gr.Textbox(
@@ -402,7 +408,17 @@ def build_write(registry: Registry, owner: gr.BrowserState, limits: Limits) -> W
         max_lines=12,
         elem_id="write-prompt",
     )
-    with gr.Row():
+    stops = gr.Textbox(
+        label="Stop strings", info="one a line; \\n is a line break", lines=2, render=False, elem_id="write-stops"
+    )
+    gr.Examples(
+        [list(example) for example in EXAMPLES],
+        [prompt, stops],
+        label="Examples",
+        example_labels=[example[0].replace("\n", " ⏎ ") for example in EXAMPLES],
+        api_visibility="private",
+    )
+    with gr.Row(equal_height=True):
         write = gr.Button("Write", variant="primary", scale=2, min_width=120, elem_id="write-go")
         stop = gr.Button("Stop", variant="stop", min_width=90, interactive=False, elem_id="write-stop")
     with gr.Accordion("How it writes", open=False):
@@ -412,11 +428,9 @@ def build_write(registry: Registry, owner: gr.BrowserState, limits: Limits) -> W
                 label="Bytes to write",
                 info=f"1 to {limits.max_write_bytes:,}",
                 precision=0,
-                minimum=1,
-                maximum=limits.max_write_bytes,
             )
             temperature = gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="0 always takes the likeliest byte")
-            seed = gr.Number(-1, label="Seed", info="-1 draws a new one each time", precision=0, minimum=-1)
+            seed = gr.Number(-1, label="Seed", info="-1 draws a new one each time", precision=0)
         with gr.Row():
             top_k = gr.Slider(0, 256, 0, step=1, label="Top-k", info="choose among so many bytes; 0 is all")
             top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="leave out the unlikely rest")
@@ -424,42 +438,32 @@ def build_write(registry: Registry, owner: gr.BrowserState, limits: Limits) -> W
         with gr.Row():
             penalty = gr.Slider(0, 5, 0, step=0.1, label="Repetition penalty", info="makes repeated bytes less likely")
             decay = gr.Slider(0, 1, 0.98, step=0.01, label="Repetition decay", info="how long a repeat is remembered")
-            stops = gr.Textbox(
-                label="Stop strings", info="one a line; \\n is a line break", lines=2, elem_id="write-stops"
-            )
-        with gr.Row():
-            valid_utf8 = gr.Checkbox(True, label="Write only valid UTF-8 text")
-            score = gr.Checkbox(False, label="Colour the prompt too", elem_id="write-score")
-    gr.Examples(
-        [list(example) for example in EXAMPLES],
-        [prompt, stops],
-        label="Examples",
-        example_labels=[example[0].replace("\n", " ⏎ ") for example in EXAMPLES],
-        api_visibility="private",
-    )
+            stops.render()
+        valid_utf8 = gr.Checkbox(True, label="Write only valid UTF-8 text", container=False)
+    score = gr.Checkbox(False, label="Colour the prompt too", container=False, elem_id="write-score")
     with gr.Row():
         with gr.Column(min_width=280):
-            first_summary = gr.HTML(elem_id="write-first-summary")
+            first_summary = gr.HTML(elem_classes="flush", elem_id="write-first-summary")
             first = _paper("What the model wrote", "Text appears here, byte by byte.", "write-first")
         with gr.Column(min_width=280, visible=False) as beside:
-            second_summary = gr.HTML(elem_id="write-second-summary")
+            second_summary = gr.HTML(elem_classes="flush", elem_id="write-second-summary")
             second = _paper("What the second model wrote", "The second model's text appears here.", "write-second")
     note = gr.Markdown(elem_id="write-note")
-    gr.HTML(tint.legend())
+    gr.HTML(tint.legend(), elem_classes="flush")
 
     def on_write(
-        model: str | None, other: str | None, prompt: str, score: bool, max_bytes: float, temperature: float,
-        top_k: float, top_p: float, min_p: float, penalty: float, decay: float, seed: float | None, stops: str,
-        valid_utf8: bool, secret: str, request: gr.Request,
+        request: gr.Request, secret: str, model: str | None, other: str | None, prompt: str, score: bool,
+        max_bytes: float | None, temperature: float, top_k: float, top_p: float, min_p: float, penalty: float,
+        decay: float, seed: float | None, stops: str, valid_utf8: bool,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         with reported():
             options = sampling(
                 limits, max_bytes=0 if max_bytes is None else max_bytes, temperature=temperature, top_k=top_k,
-                top_p=top_p, min_p=min_p, repetition_penalty=penalty, repetition_decay=decay, seed=seed, stop=stops,
+                top_p=top_p, min_p=min_p, repetition_penalty=penalty, repetition_decay=decay, seed=seed, stop=stops or "",
                 valid_utf8=valid_utf8,
             )  # fmt: skip
             models = [author.known(model or ""), *([other] if other else [])]
-            data = prompt_bytes(prompt, limits)
+            data = prompt_bytes(prompt or "", limits)
             pieces: list[Piece] = []
             with closing(author.pieces(models, identify(secret, request), data, options, score=score)) as progress:
                 for pieces in progress:
@@ -472,8 +476,8 @@ def build_write(registry: Registry, owner: gr.BrowserState, limits: Limits) -> W
         [write.click, prompt.submit],
         on_write,
         [
-            model, other, prompt, score, max_bytes, temperature, top_k, top_p, min_p, penalty, decay, seed, stops,
-            valid_utf8, owner,
+            owner, model, other, prompt, score, max_bytes, temperature, top_k, top_p, min_p, penalty, decay, seed,
+            stops, valid_utf8,
         ],
         output,
         api_visibility="private",
@@ -485,11 +489,20 @@ def build_write(registry: Registry, owner: gr.BrowserState, limits: Limits) -> W
     writing.failure(idle, None, [write, stop], **private)
     stop.click(idle, None, [write, stop], cancels=[writing], **private)
     other.change(lambda id: gr.Column(visible=bool(id)), other, beside, **private)
-    gr.api(author.generate, api_name="generate", concurrency_limit=limits.max_at_once, concurrency_id="writing")
+    gr.api(  # type: ignore[attr-defined]
+        author.generate, api_name="generate", concurrency_limit=limits.max_at_once, concurrency_id="writing"
+    )
     return WriteTab(model, other, prompt)
 
 
 def _paper(label: str, empty: str, elem_id: str) -> gr.HTML:
     """Where tinted text is drawn."""
     template = tint.TEMPLATE.format(label=html.escape(label), empty=html.escape(empty))
-    return gr.HTML("", html_template=template, js_on_load=tint.DRAW, apply_default_css=False, elem_id=elem_id)
+    return gr.HTML(
+        "",
+        html_template=template,
+        js_on_load=tint.DRAW,
+        apply_default_css=False,
+        elem_classes="flush",
+        elem_id=elem_id,
+    )

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .. import checkpoint, hub
 from .. import state as states
@@ -171,8 +172,7 @@ class Model(nn.Module, ABC, Generic[C]):
 
     def state_bytes(self, batch_size: int = 1) -> int:
         """Bytes that the memory of `batch_size` streams takes, without allocating it."""
-        with torch.device("meta"):
-            return states.state_bytes(type(self)(self.config).empty_state(batch_size))
+        return states.state_bytes(skeleton(self.config).empty_state(batch_size))
 
     def save_pretrained(
         self,
@@ -293,8 +293,17 @@ class Model(nn.Module, ABC, Generic[C]):
 
 def skeleton(config: Config) -> Model[Any]:
     """The model with shapes and no storage."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return Model.KINDS[config.kind](config)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out random initial values, which without storage are nothing but seconds of torch's imports."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def expected_shapes(config: Config, max_parameters: int = MAX_PARAMETERS) -> dict[str, checkpoint.Shape]:

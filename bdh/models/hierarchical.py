@@ -100,7 +100,7 @@ class Hierarchical(Model[HierarchicalConfig]):
         return HierarchicalMemory(
             torch.zeros(batch_size, dtype=torch.int64, device=device),
             torch.zeros(batch_size, self.config.patch_size, dtype=torch.int64, device=device),
-            start.expand(batch_size, -1).clone(),
+            start.new_empty(batch_size, start.shape[1]).copy_(start),
             self.global_model.empty_memory(batch_size),
             self.local_model.empty_memory(batch_size),
         )

@@ -25,7 +25,10 @@ class Frequencies(nn.Module):
 
     def __init__(self, n_neuron: int) -> None:
         super().__init__()
-        self.register_buffer("freqs", rope.frequencies(n_neuron).view(1, 1, 1, n_neuron))
+        # A model without storage has no values; to compute them there takes torch seconds of imports.
+        shapes_only = torch.get_default_device().type == "meta"
+        freqs = torch.empty(n_neuron) if shapes_only else rope.frequencies(n_neuron)
+        self.register_buffer("freqs", freqs.view(1, 1, 1, n_neuron))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frequencies:
         kept = self.freqs
