@@ -126,7 +126,7 @@ def join(states: Sequence[S]) -> S:
     """One state whose batch holds the streams of all the given ones, in order."""
     if isinstance(states[0], Tensor):
         return torch.cat(list(states))  # type: ignore[arg-type,return-value]
-    parts = [join(parts) for parts in zip(*states, strict=True)]  # type: ignore[call-overload]
+    parts = [join(parts) for parts in zip(*states, strict=True)]
     first = states[0]
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)  # type: ignore[return-value]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from . import state as states
 from .checkpoint import weights_checksum
+from .config import config_to_dict
 from .errors import DataError, StateError
 from .models import Model
 from .sampling import MAX_STOP_BYTES, Sampler, Sampling, surprise_bits
@@ -173,6 +175,7 @@ class Stream:
             "format": _FORMAT,
             "kind": self.model.config.kind,
             "weights": weights_checksum(self.model.state_dict()),
+            "config": _function_of(self.model),
             "position_bytes": str(self._position),
         }
         written = Path(f"{path}.new")
@@ -206,6 +209,11 @@ class Stream:
                 f"the memory belongs to a {metadata.get('kind', '')[:20]} model with weights "
                 f"{metadata.get('weights', '')[:12]}; this model's are {mine[:12]}. Load that model first"
             )
+        if metadata.get("config") != _function_of(self.model):
+            raise StateError(
+                "the memory belongs to a model with these weights but another configuration (layers, damping); "
+                "load the model that it was saved with"
+            )
         recent, logits = tensors.pop("recent", torch.empty(0)), tensors.pop("logits", torch.empty(0))
         state = states.from_named_tensors(
             self._state, {name.removeprefix("state."): tensor for name, tensor in tensors.items()}
@@ -231,6 +239,12 @@ class Stream:
         self._position += len(data)
         self._recent = (self._recent + data)[-MAX_STOP_BYTES:]
         return logits
+
+
+def _function_of(model: Model[Any]) -> str:
+    """The configuration as far as it decides what the model computes."""
+    fields = config_to_dict(model.config)
+    return json.dumps({name: value for name, value in fields.items() if name != "dropout"}, sort_keys=True)
 
 
 def _longest_beginning(tail: bytes, stops: tuple[bytes, ...]) -> int:

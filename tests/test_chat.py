@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import gradio as gr
@@ -46,7 +47,7 @@ def test_an_answer_grows_while_it_is_written(page: gr.Blocks) -> None:
     job.result(timeout=60)
     outputs = job.outputs()
     assert len(outputs) > 1
-    assert all(later.startswith(earlier) for earlier, later in zip(outputs, outputs[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(outputs))
 
 
 def test_a_conversation_is_kept_between_turns_and_restarted_on_request(page: gr.Blocks) -> None:

@@ -158,6 +158,20 @@ def test_asking_for_less_changes_nothing_of_what_is_given(name: str, grad: bool)
 
 
 @each
+@modes
+def test_leaving_out_the_last_memory_keeps_those_between_chunks(
+    name: str, grad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = text(60, 2)
+    with torch.set_grad_enabled(grad):
+        logits = whole(name)(ids).logits
+        monkeypatch.setattr(base, "CHUNK", 5)
+        monkeypatch.setattr(base, "CHUNK_GRAD", 5)
+        assert_close(model(name)(ids, keep_state=False).logits, logits)
+        assert_close(model(name)(ids, keep_state=False, last_only=True).logits, logits[:, -1:])
+
+
+@each
 @torch.no_grad()
 def test_an_empty_memory_is_no_memory(name: str) -> None:
     listening = model(name)

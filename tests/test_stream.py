@@ -16,7 +16,9 @@ from torch import Tensor
 from zoo import ZOO, assert_equal_state, fresh, model
 
 from bdh.checkpoint import weights_checksum
+from bdh.config import FlatConfig
 from bdh.errors import DataError, StateError
+from bdh.models import build
 from bdh.sampling import Sampling
 from bdh.stream import Stream
 
@@ -404,3 +406,13 @@ def test_scores_of_a_long_text_are_taken_in_pieces() -> None:
     stream = Stream(model("hebbian"))
     stream.feed(data[:1500])
     np.testing.assert_allclose(stream.score(data[1500:]), costs[1500:], atol=1e-3)
+
+
+def test_a_memory_of_the_same_weights_under_another_damping_is_refused(tmp_path: Path) -> None:
+    plain = build(FlatConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4), seed=1)
+    damped = build(FlatConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4, decay=(0.9, 0.9)), seed=1)
+    stream = Stream(plain)
+    stream.feed(b"abc")
+    stream.save(tmp_path / "memory")
+    with pytest.raises(StateError, match="another configuration"):
+        Stream(damped).load(tmp_path / "memory")

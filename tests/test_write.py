@@ -26,7 +26,16 @@ from bdh.stream import Stream
 from ui import tint
 from ui.limits import Limits
 from ui.registry import Registry
-from ui.write import Author, Piece, build_write, prompt_bytes, prompt_markup, sampling, side_by_side, stop_strings
+from ui.write import (
+    SHOWN_PROMPT_CHARACTERS,
+    Author,
+    Piece,
+    build_write,
+    prompt_bytes,
+    sampling,
+    side_by_side,
+    stop_strings,
+)
 
 OWNER = "browser:somebody"
 CRAFTED = '<img src=x onerror="window.hurt=1"> & \'</span><script>${1}{{2}}'
@@ -159,7 +168,6 @@ def test_text_that_looks_like_markup_stays_text() -> None:
         assert seen.text == CRAFTED
         assert {tag for tag, _ in seen.elements} == {"span"}
     assert Seen(tint.plain(glyphs_of(CRAFTED.encode()))).elements == []
-    assert Seen(prompt_markup(tint.plain(glyphs_of(CRAFTED.encode())), cut=True)).text == "…" + CRAFTED
 
 
 def test_bytes_that_are_no_text_and_characters_that_cannot_be_seen_become_badges() -> None:
@@ -200,6 +208,35 @@ def test_markup_only_grows_at_its_end_however_the_bytes_arrive(pieces: list[byte
     ink.finish()
     whole = "".join(glyph.badge or glyph.text for glyph in glyphs_of(b"".join(pieces)))
     assert ink.markup.startswith(before) and Seen(ink.markup).text == "prompt" + whole
+
+
+def drawn(updates: list[dict[str, Any]]) -> list[str]:
+    """What a browser has on its pages after the updates that reached it."""
+    pages: list[str] = []
+    for update in updates:
+        needed = update["first"] + len(update["pages"])
+        pages += [""] * (needed - len(pages))
+        pages[update["first"] : needed] = update["pages"]
+    return pages
+
+
+def test_updates_stay_small_and_add_up_to_the_whole() -> None:
+    ink, updates = tint.Ink("prompt", 6), []
+    line = b"a line of some sixty bytes, so that pages end at line breaks\n"
+    for _ in range(100):
+        ink.write((byte, 1.0) for byte in line)
+        updates.append(ink.latest())
+    assert drawn(updates) == drawn(updates[::3] + updates[-1:]) == ink.pages == ink.whole()["pages"]
+    assert len(ink.pages) > 8
+    assert max(sum(map(len, update["pages"])) for update in updates) < len(ink.markup) / 3
+    assert all(Seen(page).text.endswith("\n") for page in ink.pages[:-1])
+    assert Seen(ink.markup).text == "prompt" + (line * 100).decode()
+
+
+def test_a_page_without_line_breaks_ends_all_the_same() -> None:
+    ink = tint.Ink()
+    ink.write((byte, 1.0) for byte in b"x" * 9 * tint.PAGE_CHARACTERS)
+    assert [len(Seen(page).text) for page in ink.pages] == [8 * tint.PAGE_CHARACTERS, tint.PAGE_CHARACTERS]
 
 
 def test_what_goes_beyond_the_tinted_characters_is_plain() -> None:
@@ -247,8 +284,8 @@ def test_a_missing_or_negative_seed_is_drawn_anew_and_any_other_kept() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"max_bytes": 0}, "from 1 to 50"),
-        ({"max_bytes": 51}, "from 1 to 50"),
+        ({"max_bytes": 0}, "allowed are 1 to 50"),
+        ({"max_bytes": 51}, "allowed are 1 to 50"),
         ({"max_bytes": 2.5}, "whole number"),
         ({"max_bytes": float("nan")}, "whole number"),
         ({"max_bytes": float("inf")}, "whole number"),
@@ -331,7 +368,7 @@ def test_of_a_long_prompt_the_end_is_shown() -> None:
     prompt = b"a" * 3000 + b"z"
     for score in (False, True):
         text = Seen(last(author, ["parrot"], prompt, Sampling(max_bytes=1), score=score)[0].ink.markup).text
-        assert text.startswith("…a") and text[:2001].endswith("az") and len(text) == 2002
+        assert text == "…" + "a" * (SHOWN_PROMPT_CHARACTERS - 1) + "z<"
 
 
 def test_a_stop_string_ends_the_text_and_is_not_shown() -> None:
@@ -422,7 +459,7 @@ def test_a_stop_string_ends_a_request(client: Client) -> None:
     ("changes", "words"),
     [
         ({"model": "nobody"}, "there is no model"),
-        ({"max_bytes": 20_001}, "from 1 to 20,000"),
+        ({"max_bytes": 20_001}, "allowed are 1 to 20,000"),
         ({"temperature": 11}, "temperature"),
     ],
 )

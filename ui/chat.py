@@ -110,7 +110,8 @@ def message_problem(message: str, limits: Limits) -> str:
     if not message.strip():
         return "Write a message first."
     if size > limits.max_prompt_bytes:
-        return f"The message has {size:,} bytes; at most {limits.max_prompt_bytes:,} are allowed. Feed it as a file instead."
+        allowed = f"at most {limits.max_prompt_bytes:,} are allowed"
+        return f"The message has {size:,} bytes; {allowed}. Feed it as a file instead."
     return ""
 
 

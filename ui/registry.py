@@ -277,7 +277,8 @@ class Registry:
                 )
             if file.stat().st_size > self.limits.max_upload_bytes:
                 raise CheckpointError(
-                    f"{file.name[:80]!r} has {file.stat().st_size:,} bytes; at most {self.limits.max_upload_bytes:,} are allowed"
+                    f"{file.name[:80]!r} has {file.stat().st_size:,} bytes; "
+                    f"at most {self.limits.max_upload_bytes:,} are allowed"
                 )
         if sum(file.suffix in _WEIGHTS for file in files) != 1 or len(files) > 4:
             raise CheckpointError(

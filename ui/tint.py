@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
+import secrets
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bdh.text import Utf8Assembler
 
@@ -16,6 +17,8 @@ BOUNDS_BITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 LEVEL_NAMES = ("under ½ bit", "½ to 1", "1 to 2", "2 to 4", "4 to 8", "8 bits or more")
 TINTED_CHARACTERS = 20_000
 """Characters that are tinted; what follows them is plain, so that the browser keeps up."""
+PAGE_CHARACTERS = 500
+"""A page ends at the first line break after so many characters, or at eight times as many."""
 RUN_CHARACTERS = 16
 """Longest run of one colour, whose characters share a tooltip."""
 
@@ -133,13 +136,23 @@ def _shape(glyph: Glyph) -> str:
 
 
 class Ink:
-    """Markup that only ever grows at its end, so that a browser need not draw again what it has drawn."""
+    """Markup that grows at its end, cut into pages at line breaks; only the last page changes.
 
-    def __init__(self, opening: str = "") -> None:
-        """`opening` is markup that stands before all that is written."""
-        self.markup = opening
+    A browser that is handed all of a long text many times a second stalls, however little of it is new.
+    """
+
+    def __init__(self, opening: str = "", characters: int = 0) -> None:
+        """`opening` is markup of so many characters that stands before all that is written."""
+        self.pages = [opening]
+        self._open_characters = characters
+        self._run = secrets.token_hex(4)
         self._glyphs = Glyphs()
         self._room = TINTED_CHARACTERS
+
+    @property
+    def markup(self) -> str:
+        """All pages as one."""
+        return "".join(self.pages)
 
     def write(self, written: Iterable[tuple[int, float]]) -> None:
         """Append bytes with the bits that each cost."""
@@ -149,10 +162,30 @@ class Ink:
         """Append what is left of a character that was never completed."""
         self._append(self._glyphs.flush())
 
+    def whole(self) -> dict[str, Any]:
+        """All pages, as `DRAW` takes them."""
+        return {"run": self._run, "first": 0, "pages": list(self.pages)}
+
+    def latest(self) -> dict[str, Any]:
+        """The pages that changed of late, for one who has drawn those before."""
+        first = max(0, len(self.pages) - 2)
+        return {"run": self._run, "first": first, "pages": self.pages[first:]}
+
     def _append(self, glyphs: list[Glyph]) -> None:
+        start = 0
+        for end, glyph in enumerate(glyphs, 1):
+            self._open_characters += 1
+            at_line_break = glyph.text == "\n" and self._open_characters >= PAGE_CHARACTERS
+            if at_line_break or self._open_characters >= 8 * PAGE_CHARACTERS:
+                self._put(glyphs[start:end])
+                self.pages.append("")
+                start, self._open_characters = end, 0
+        self._put(glyphs[start:])
+
+    def _put(self, glyphs: list[Glyph]) -> None:
         tint, rest = glyphs[: self._room], glyphs[self._room :]
         self._room -= len(tint)
-        self.markup += tinted(tint) + plain(rest)
+        self.pages[-1] += tinted(tint) + plain(rest)
 
 
 def legend() -> str:
@@ -208,16 +241,29 @@ TEMPLATE = '<div class="tint written" tabindex="0" role="region" aria-label="{la
 
 DRAW = """
 const place = element.querySelector('.written');
-let drawn = '';
+let run = null;
+let drawn = [];
 const draw = () => {
-  const markup = props.value || '';
+  const value = props.value || { run: '', first: 0, pages: [] };
   const atEnd = place.scrollHeight - place.scrollTop - place.clientHeight < 40;
-  if (drawn && markup.startsWith(drawn)) place.insertAdjacentHTML('beforeend', markup.slice(drawn.length));
-  else place.innerHTML = markup;
-  drawn = markup;
+  if (value.run !== run) {
+    run = value.run;
+    drawn = [];
+    place.replaceChildren();
+  }
+  value.pages.forEach((markup, offset) => {
+    const index = value.first + offset;
+    for (; drawn.length <= index; drawn.push('')) place.append(document.createElement('div'));
+    const before = drawn[index];
+    if (!markup.startsWith(before)) place.children[index].innerHTML = markup;
+    else if (markup.length > before.length) {
+      place.children[index].insertAdjacentHTML('beforeend', markup.slice(before.length));
+    }
+    drawn[index] = markup;
+  });
   if (atEnd) place.scrollTop = place.scrollHeight;
 };
 watch('value', draw);
 draw();
 """
-"""Draws only what markup has gained: drawing all of a long text anew, many times a second, stalls a browser."""
+"""Draws what `Ink.latest` or `Ink.whole` gives, and of that only what is new."""

@@ -37,7 +37,8 @@ EXAMPLES = [
 NO_SECOND = ("No second model", "")
 MAX_SEED = 2**53 - 1
 """The largest whole number that a browser keeps exactly."""
-_SHOWN_PROMPT_CHARACTERS = 2_000
+SHOWN_PROMPT_CHARACTERS = 500
+"""Of a longer prompt, the end is shown before what was written."""
 _SCORED_BYTES = 1_024
 """Prompt bytes scored between two moments at which writing can be stopped."""
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
@@ -74,7 +75,9 @@ def sampling(
     """
     count = _whole("max_bytes", max_bytes)
     if not 1 <= count <= limits.max_write_bytes:
-        raise DataError(f"max_bytes is {count!r:.40}; it must be from 1 to {limits.max_write_bytes:,}")
+        raise DataError(
+            f"the bytes to write (max_bytes) are {count!r:.40}; allowed are 1 to {limits.max_write_bytes:,}"
+        )
     chosen = -1 if seed is None else _whole("seed", seed)
     if chosen > MAX_SEED:
         raise DataError(f"the seed is {chosen!r:.40}; it must be at most {MAX_SEED}, or -1 to draw one")
@@ -147,9 +150,7 @@ class Piece:
         if score:
             yield from self._score(stream, prompt)
         else:
-            self.ink = tint.Ink(
-                prompt_markup(tint.plain(_last_glyphs(prompt, [0.0] * len(prompt))), cut=_is_cut(prompt))
-            )
+            self.ink = _opened(prompt, None)
         batches = hear_and_write(stream, b"" if score else prompt, options)
         while True:
             begun = time.perf_counter()
@@ -174,13 +175,17 @@ class Piece:
             self.heard = len(costs)
             yield
         self.scored, self.prompt_bits = True, sum(costs)
-        self.ink = tint.Ink(prompt_markup(tint.tinted(_last_glyphs(prompt, costs)), cut=_is_cut(prompt)))
+        self.ink = _opened(prompt, costs)
 
     def _take(self, batch: list[Written]) -> None:
         self.written += len(batch)
         self.bits += sum(part.surprise_bits for part in batch)
         self.stopped = self.stopped or any(part.is_stop for part in batch)
         self.ink.write((part.byte, part.surprise_bits) for part in batch if not part.is_stop)
+
+    def pages(self, *, all: bool) -> dict[str, Any]:
+        """The text, for drawing: what is new of late, or all of it."""
+        return self.ink.whole() if all else self.ink.latest()
 
     def summary(self) -> str:
         """Markup of how it went so far, in one line."""
@@ -206,20 +211,18 @@ def _scored(stream: Stream, data: bytes) -> Iterator[list[float]]:
         yield stream.score(data[start : start + _SCORED_BYTES]).tolist()
 
 
-def _last_glyphs(data: bytes, costs: list[float]) -> list[tint.Glyph]:
-    """The last characters of a prompt, as many as are shown."""
+def _opened(prompt: bytes, costs: list[float] | None) -> tint.Ink:
+    """Ink that the end of a prompt stands in, tinted if it is known what its bytes cost."""
     glyphs = tint.Glyphs()
-    found = [glyph for byte, bits in zip(data, costs, strict=True) for glyph in glyphs.push(byte, bits)]
-    return (found + glyphs.flush())[-_SHOWN_PROMPT_CHARACTERS:]
-
-
-def _is_cut(prompt: bytes) -> bool:
-    return len(prompt.decode("utf-8", errors="replace")) > _SHOWN_PROMPT_CHARACTERS
-
-
-def prompt_markup(markup: str, *, cut: bool) -> str:
-    """Markup of a prompt, or of its end, as it stands before what was written."""
-    return f'<span class="prompt">{"…" if cut else ""}{markup}</span>'
+    found = [
+        glyph
+        for byte, bits in zip(prompt, costs or [0.0] * len(prompt), strict=True)
+        for glyph in glyphs.push(byte, bits)
+    ] + glyphs.flush()
+    end = found[-SHOWN_PROMPT_CHARACTERS:]
+    cut = "…" if len(end) < len(found) else ""
+    markup = tint.plain(end) if costs is None else tint.tinted(end)
+    return tint.Ink(f'<span class="prompt">{cut}{markup}</span>', len(end))
 
 
 def side_by_side(runs: Iterable[Iterator[T]]) -> Iterator[T]:
@@ -347,9 +350,9 @@ class Author:
 class Shown(NamedTuple):
     """What each update of the tab carries, in the order of its components."""
 
-    first: str
+    first: dict[str, Any]
     first_summary: str
-    second: str
+    second: dict[str, Any] | None
     second_summary: str
     note: str
     write: Any
@@ -360,9 +363,9 @@ def shown(pieces: list[Piece], options: Sampling, *, running: bool) -> Shown:
     """An update of the tab."""
     second = pieces[1] if len(pieces) > 1 else None
     return Shown(
-        pieces[0].ink.markup,
+        pieces[0].pages(all=not running),
         pieces[0].summary(),
-        second.ink.markup if second else "",
+        second.pages(all=not running) if second else None,
         second.summary() if second else "",
         f"Seed **{options.seed}**: with it, the same prompt and settings give the same text again.",
         *_buttons(running=running),
@@ -459,8 +462,8 @@ def build_write(registry: Registry, owner: gr.BrowserState, limits: Limits) -> W
         with reported():
             options = sampling(
                 limits, max_bytes=0 if max_bytes is None else max_bytes, temperature=temperature, top_k=top_k,
-                top_p=top_p, min_p=min_p, repetition_penalty=penalty, repetition_decay=decay, seed=seed, stop=stops or "",
-                valid_utf8=valid_utf8,
+                top_p=top_p, min_p=min_p, repetition_penalty=penalty, repetition_decay=decay, seed=seed,
+                stop=stops or "", valid_utf8=valid_utf8,
             )  # fmt: skip
             models = [author.known(model or ""), *([other] if other else [])]
             data = prompt_bytes(prompt or "", limits)
@@ -499,7 +502,7 @@ def _paper(label: str, empty: str, elem_id: str) -> gr.HTML:
     """Where tinted text is drawn."""
     template = tint.TEMPLATE.format(label=html.escape(label), empty=html.escape(empty))
     return gr.HTML(
-        "",
+        None,
         html_template=template,
         js_on_load=tint.DRAW,
         apply_default_css=False,

@@ -25,7 +25,7 @@ class Composed(Model[ComposedConfig]):
 
     def __init__(self, config: ComposedConfig) -> None:
         super().__init__(config)
-        self.members: nn.ModuleList = nn.ModuleList(Model.KINDS[m.kind](m) for m in config.members)
+        self.members: Any = nn.ModuleList(Model.KINDS[m.kind](m) for m in config.members)
         if config.method == "average":
             self.combine_weight = nn.Parameter(torch.zeros(len(self.members)))
         if config.method == "deep":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +46,7 @@ class Flat(Model[FlatConfig]):
         decay = decay_rates(self.config.decay, ids.device)
         dropout = self.config.dropout if self.training else 0.0
         x = norm(self.embed(ids))
-        memories = []
+        memories: list[Any] = []
         for memory in (None,) * self.config.n_layer if state is None else state.memory:
             x, written = bdh_layer(
                 x,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +38,7 @@ class Scale(nn.Module):
         heads: int = getattr(config, f"{scale}_n_head")
         local = scale == "local"
         window = config.patch_size if local else config.max_seq_len // config.patch_size
-        self.layers: nn.ModuleList = nn.ModuleList(
+        self.layers: Any = nn.ModuleList(
             BDHBlock(
                 width,
                 heads,

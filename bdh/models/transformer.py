@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +24,7 @@ class Transformer(Model[TransformerConfig]):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             TransformerBlock(config.n_embd, config.n_head, config.block_size, config.dropout, _ROPE_THETA)
             for _ in range(config.n_layer)
         )
