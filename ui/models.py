@@ -80,7 +80,8 @@ class Download:
     def __call__(self, done: int, total: int) -> None:
         """Take note that `done` of `total` bytes are there; a total of 0 is not known."""
         now = self._clock() - self._begun
-        if now - self._told < _PROGRESS_S and done < total:
+        complete = 0 < total <= done
+        if now - self._told < _PROGRESS_S and not complete:
             return
         self._told = now
         self._tell(min(1.0, done / total) if total else 0.0, desc=rate_text(done, total, now))

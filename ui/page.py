@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from . import models, tint
 from .chat import build_chat
 from .limits import Limits
 from .models import build_models
@@ -57,8 +58,8 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
                 chat = build_chat(registry, sessions, owner, limits, greeting)
             with gr.Tab("Write", id="write"):
                 write = build_write(registry, owner, limits)
-            with gr.Tab("Models", id="models") as models:
-                build_models(registry, owner, limits, [chat.model, write.model, write.other], greeting, models)
+            with gr.Tab("Models", id="models") as tab:
+                build_models(registry, owner, limits, [chat.model, write.model, write.other], greeting, tab)
         sweep = gr.Timer(600)
         sweep.tick(sessions.sweep, concurrency_limit=None, api_visibility="private")
     page.queue(max_size=64)
@@ -69,7 +70,7 @@ def launch_options(limits: Limits, data: Path) -> dict[str, Any]:
     """How the page is served: nothing of the disk is readable, inputs are not kept, errors stay short."""
     return {
         "theme": theme(),
-        "css": CSS,
+        "css": CSS + models.CSS + tint.CSS,
         "max_file_size": limits.max_upload_bytes,
         "blocked_paths": [str(data)],
         "show_error": False,

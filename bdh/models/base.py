@@ -120,15 +120,25 @@ class Model(nn.Module, ABC, Generic[C]):
         if state is not None and state.position.shape[0] != ids.shape[0]:
             raise DataError(f"{ids.shape[0]} streams of bytes were given with the memory of {state.position.shape[0]}")
         chunks = ids.split(self.chunk_bytes(inplace), dim=1)
-        logits = []
+        logits: list[Tensor] = []
+        whole: Tensor | None = None
+        done = 0
         for index, chunk in enumerate(chunks):
             last = index == len(chunks) - 1
             hidden, state = self._hear(chunk, state, keep=keep or not last, inplace=inplace)
-            if last and last_only:
-                hidden = hidden[:, -1:]
-            if last or not last_only:
-                logits.append(self.read_out(hidden))
-        return Output(logits[0] if len(logits) == 1 else torch.cat(logits, dim=1), state if keep else None)
+            if last_only and not last:
+                continue
+            said = self.read_out(hidden[:, -1:] if last_only else hidden)
+            if not inplace or last_only or len(chunks) == 1:
+                logits.append(said)
+                continue
+            # Joining the chunks at the end would hold the logits of a long text twice.
+            whole = said.new_empty(*ids.shape, said.shape[-1]) if whole is None else whole
+            whole[:, done : done + chunk.shape[1]] = said
+            done += chunk.shape[1]
+        if whole is None:
+            whole = logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
+        return Output(whole, state if keep else None)
 
     def listen_hidden(self, ids: Tensor, state: Any, *, keep: bool, inplace: bool) -> tuple[Tensor, Any]:
         """Hidden states (B, T, D) instead of logits, and the memory: what a composed model asks its members."""
