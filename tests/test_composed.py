@@ -192,3 +192,10 @@ def test_members_of_different_kinds_and_sizes_keep_their_own_memories(name: str)
         assert memory.position.tolist() == [13, 13]
     kinds = [member.config.kind for member in built.members]
     assert kinds == [member.kind for member in ZOO[name].members]
+
+
+def test_training_a_deep_model_leaves_its_members_as_they_are_used() -> None:
+    deep = fresh("deep").train()
+    assert deep.training
+    assert not any(member.training for member in deep.members)
+    assert deep.combiner.training

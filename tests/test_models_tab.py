@@ -14,9 +14,9 @@ from gradio_client.exceptions import AppError
 
 from bdh.errors import HatcheryError
 from ui.limits import Limits
-from ui.models import Download, Shelf, build_models, details_markup, quiet, rate_text, row, size
+from ui.models import Download, Shelf, build_models, details_markup, quiet, rate_text, row
 from ui.owner import new_secret
-from ui.registry import Entry, Registry
+from ui.registry import Entry, Registry, size_text
 
 OWNER, STRANGER = "browser:somebody", "browser:a stranger"
 CRAFTED = '"><img src=x onerror=hurt()>'
@@ -54,7 +54,7 @@ def test_a_row_tells_what_a_model_is_and_where() -> None:
     ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (8_200, "8.2 kB"), (12_345_678, "12.3 MB"), (2e9, "2 GB")]
 )
 def test_a_size_is_read_in_the_unit_that_fits(count: int, text: str) -> None:
-    assert size(count) == text
+    assert size_text(count) == text
 
 
 def test_details_are_escaped() -> None:

@@ -18,7 +18,7 @@ from bdh.stream import Written
 
 from .limits import Limits
 from .owner import identify, reported
-from .registry import Registry
+from .registry import Registry, size_text
 from .sessions import Conversation, Sessions
 from .writing import hear_and_write
 
@@ -92,7 +92,7 @@ def status(conversation: Conversation | None, device: str = "", rate: float = 0.
     stream = conversation.stream
     parts = [
         f"**{stream.position_bytes:,}** bytes heard",
-        f"memory **{stream.state_bytes / 1e6:.1f} MB**, never larger",
+        f"memory **{size_text(stream.state_bytes)}**, never larger",
     ]
     if rate:
         parts.append(f"**{rate:,.0f}** bytes/s")

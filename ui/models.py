@@ -15,7 +15,7 @@ from bdh.errors import HatcheryError
 
 from .limits import Limits
 from .owner import identify, reported
-from .registry import Entry, Owner, Registry, compact
+from .registry import Entry, Owner, Registry, compact, size_text
 
 HEADERS = ["Model", "Kind", "Parameters", "Memory", "From", "Now"]
 EMPTY = "There are no models yet. Load one from the Hub, or upload a file."
@@ -40,15 +40,7 @@ def row(entry: Entry) -> list[str]:
     """An entry as a row of the table."""
     now = f"in use ({entry.in_use})" if entry.in_use else "in memory" if entry.loaded else "on disk"
     source = f"{entry.source}, only you see it" if entry.private else entry.source
-    return [entry.id, entry.kind, compact(entry.parameters), size(entry.state_bytes), source, now]
-
-
-def size(count: int) -> str:
-    """A number of bytes as a person reads it."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count} bytes"
+    return [entry.id, entry.kind, compact(entry.parameters), size_text(entry.state_bytes), source, now]
 
 
 def details_markup(title: str, details: dict[str, str]) -> str:
@@ -65,8 +57,8 @@ def quiet(card: str) -> str:
 
 def rate_text(done: int, total: int, elapsed_s: float) -> str:
     """How far a download is, and how fast."""
-    text = f"{size(done)} of {size(total)}" if total else size(done)
-    return f"{text} · {size(int(done / elapsed_s))}/s" if elapsed_s > 0.5 else text
+    text = f"{size_text(done)} of {size_text(total)}" if total else size_text(done)
+    return f"{text} · {size_text(int(done / elapsed_s))}/s" if elapsed_s > 0.5 else text
 
 
 class Download:
@@ -207,7 +199,7 @@ def build_models(
             )
             gr.Markdown(
                 "Choose model.safetensors together with its config.json and, if there is one, README.md; up to "
-                f"{size(limits.max_upload_bytes)} a file. Only you will see it.",
+                f"{size_text(limits.max_upload_bytes)} a file. Only you will see it.",
                 elem_id="models-hint",
             )
             add = gr.Button("Add these files", elem_id="models-add")

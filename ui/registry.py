@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,21 +105,21 @@ class Registry:
 
     def card(self, id: str, owner: Owner) -> str:
         """The model card in Markdown, without its front matter."""
-        path = self._slot(id, owner).folder / checkpoint.CARD
-        if not path.is_file():
+        folder = self._slot(id, owner).folder
+        text = checkpoint.read_card(folder)[:50_000] if folder.is_dir() else ""
+        if not text.strip():
             return "This checkpoint has no card."
-        text = path.read_text(encoding="utf-8", errors="replace")[:50_000]
         return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
 
     def details(self, id: str, owner: Owner) -> dict[str, str]:
         """What there is to know about a model, as labelled texts."""
         slot = self._slot(id, owner)
-        size = (slot.folder / checkpoint.WEIGHTS).stat().st_size
+        file = slot.folder / checkpoint.WEIGHTS if slot.folder.is_dir() else slot.folder
         rows = {
             "Kind": _kind(slot.config),
             "Parameters": f"{parameter_count(slot.config):,}",
-            "Memory of one stream": f"{skeleton_state_bytes(slot.config) / 1e6:,.1f} MB, at any length",
-            "Checkpoint": f"{size / 1e6:,.1f} MB",
+            "Memory of one stream": f"{size_text(skeleton_state_bytes(slot.config))}, at any length",
+            "Checkpoint": size_text(file.stat().st_size) if file.is_file() else "not on this disk any more",
             "From": slot.source,
         }
         if slot.model is not None:
@@ -180,6 +181,8 @@ class Registry:
         """Fetch a checkpoint from the Hub; returns its id. What a token opened is its owner's alone."""
         model = bdh.load(
             bdh.hub.parse_source(source, local=False),
+            # Asked each time: what the cache holds may be private to whoever loaded it.
+            offline=False,
             device=str(self.device),
             token=token,
             progress=progress,
@@ -232,7 +235,9 @@ class Registry:
             freed, slot.model = slot.model is not None, None
             if slot.owner is not None:
                 del self._slots[id]
-                shutil.rmtree(slot.folder, ignore_errors=True)
+                # What a token opened lies in the Hub's cache, which is not this page's to empty.
+                if slot.folder.is_relative_to(self._uploads):
+                    shutil.rmtree(self._uploads / slot.folder.relative_to(self._uploads).parts[0], ignore_errors=True)
                 return f"{slot.title} was deleted."
         return (
             f"{slot.title} left memory; it comes back when it is chosen." if freed else f"{slot.title} was not loaded."
@@ -290,9 +295,18 @@ _PICKLES = (".pt", ".pth", ".bin")
 _WEIGHTS = (".safetensors", *_PICKLES)
 
 
+@lru_cache(maxsize=256)
 def skeleton_state_bytes(config: Any) -> int:
     """Bytes that one stream's memory takes, from the configuration alone."""
     return skeleton(config).state_bytes()
+
+
+def size_text(count: int) -> str:
+    """A number of bytes as a person reads it, such as 8.4 MB."""
+    for scale, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count} bytes"
 
 
 def compact(count: int) -> str:

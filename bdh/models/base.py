@@ -177,7 +177,7 @@ class Model(nn.Module, ABC, Generic[C]):
         return next(self.parameters()).dtype
 
     def parameter_count(self) -> int:
-        """Numbers that training changes."""
+        """Numbers in the weights, those of frozen members included."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def state_bytes(self, batch_size: int = 1) -> int:

@@ -14,7 +14,7 @@ from .base import MAX_PARAMETERS, Model, skeleton
 
 @lru_cache(maxsize=256)
 def parameter_count(config: Config) -> int:
-    """Numbers that training changes, counted on a model without storage."""
+    """Numbers in the weights, counted on a model without storage."""
     return skeleton(config).parameter_count()
 
 

@@ -35,6 +35,13 @@ class Composed(Model[ComposedConfig]):
             self.combiner.apply(init_weights)
             self.output_proj.apply(init_weights)
 
+    def train(self, mode: bool = True) -> Composed:
+        """See `nn.Module.train`; frozen members stay as they are used."""
+        super().train(mode)
+        if self.config.method == "deep":
+            self.members.eval()
+        return self
+
     def chunk_bytes(self, inplace: bool) -> int:
         """See `Model.chunk_bytes`."""
         return max(member.chunk_bytes(inplace) for member in self.members)
