@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 # Threads that wait must sleep: a spinning one steals the core that another visitor's bytes need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+# ZeroGPU asks to be imported before CUDA is touched; elsewhere the package is not needed.
+with contextlib.suppress(ImportError):
+    import spaces  # noqa: F401
 
 from ui.limits import Limits
 from ui.page import build_page, launch_options

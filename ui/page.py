@@ -17,6 +17,7 @@ from .owner import new_secret
 from .registry import Registry
 from .sessions import Sessions
 from .write import build_write
+from .writing import ON_ZERO_GPU
 
 TITLE = "BDH Hatchery"
 CSS = """
@@ -42,7 +43,8 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
         data: folder for uploads and memories put aside; readable by the app alone.
     """
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    registry = Registry(checkpoints, data, limits, device)
+    # On ZeroGPU the GPU is there only inside the calls that ask for it.
+    registry = Registry(checkpoints, data, limits, "cpu" if ON_ZERO_GPU else device)
     sessions = Sessions(registry, data, limits)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         owner = gr.BrowserState("", storage_key="bdh-owner", secret=_browser_secret(data))
