@@ -6,8 +6,6 @@ import contextlib
 import os
 from pathlib import Path
 
-# Threads that wait must sleep: a spinning one steals the core that another visitor's bytes need.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 # ZeroGPU asks to be imported before CUDA is touched; elsewhere the package is not needed.

@@ -71,7 +71,7 @@ def load(
     if weights is None and place.is_dir():
         names = [entry.name for entry in place.iterdir() if entry.is_file()]
         weights = place / checkpoint.find_weights(names, str(place))
-    path = weights or Path(os.path.realpath(place))
+    path = weights or Path(os.path.abspath(place))
     _check_foreign_size(path, max_parameters)
     model = convert.read_file(path, allow_pickle=allow_pickle)
     model.to(pick_device(device), dtype).eval()

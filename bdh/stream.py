@@ -23,8 +23,8 @@ from .models import Model
 from .sampling import MAX_STOP_BYTES, Sampler, Sampling, surprise_bits
 
 _FORMAT = "bdh-memory/1"
-_FEED_BYTES = 1024
-"""Bytes between two progress reports: many chunks of a model's forward pass, a fraction of a second."""
+_FEED_BYTES = 256
+"""Bytes between two progress reports: two chunks of a flat model's forward pass, a fraction of a second."""
 
 
 class Written(NamedTuple):
@@ -63,6 +63,7 @@ class Stream:
         self._logits: Tensor | None = None
         self._position = 0
         self._recent = b""
+        self._torn = False
 
     @property
     def position_bytes(self) -> int:
@@ -80,7 +81,7 @@ class Stream:
         return self._recent
 
     def feed(self, data: bytes, *, progress: Callable[[int, int], None] | None = None) -> None:
-        """Hear bytes; `progress(done, total)` is called about every kilobyte."""
+        """Hear bytes; `progress(done, total)` is called every 256 bytes."""
         for done in self.feeding(data):
             if progress is not None:
                 progress(done, len(data))
@@ -100,6 +101,7 @@ class Stream:
             logits = self._hear(piece, last_only=False)
             before = torch.zeros(1, logits.shape[1]) if first is None else first[None]
             predicted = torch.cat((before, logits[:-1])).double().numpy()
+            _check_finite(predicted)
             costs.append(surprise_bits(predicted)[np.arange(len(piece)), np.frombuffer(piece, np.uint8)])
         return np.concatenate(costs)
 
@@ -137,19 +139,21 @@ class Stream:
         """Logits of the byte to come, (256,)."""
         if self._logits is None:
             raise DataError("the stream has heard nothing, so there is nothing to go on; feed it at least one byte")
+        self._check_whole()
         logits = self._logits.double().numpy()
-        if not np.isfinite(logits).all():
-            raise DataError("the model's prediction is not finite; clear the memory, or check the checkpoint")
+        _check_finite(logits)
         return logits
 
     def snapshot(self) -> Snapshot:
         """A copy of all that the stream knows."""
+        self._check_whole()
         return Snapshot(states.clone(self._state), self._logits, self._position, self._recent)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of this stream or of another on the same model."""
         states.copy_(self._state, snapshot.state)
         self._logits, self._position, self._recent = snapshot.logits, snapshot.position_bytes, snapshot.recent
+        self._torn = False
 
     def fork(self) -> Stream:
         """Another stream that knows the same and goes its own way."""
@@ -161,6 +165,7 @@ class Stream:
         """Forget everything."""
         states.copy_(self._state, self.model.empty_state(1))
         self._logits, self._position, self._recent = None, 0, b""
+        self._torn = False
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the memory to a safetensors file that carries the checksum of the model's weights.
@@ -168,6 +173,7 @@ class Stream:
         Raises:
             StateError: the disk refuses; what stood there before is untouched.
         """
+        self._check_whole()
         tensors = {f"state.{name}": tensor.cpu() for name, tensor in states.named_tensors(self._state).items()}
         tensors["recent"] = torch.tensor(list(self._recent), dtype=torch.uint8)
         tensors["logits"] = torch.empty(0) if self._logits is None else self._logits
@@ -229,16 +235,29 @@ class Stream:
             raise StateError("the memory is damaged: its numbers do not fit each other or are not finite")
         self.restore(Snapshot(state, logits if position else None, position, bytes(recent.tolist())))
 
+    def _check_whole(self) -> None:
+        """Refuse a memory in which hearing was broken off: some layers have heard what others have not."""
+        if self._torn:
+            raise StateError("hearing was broken off in the middle of a byte; clear the memory, or restore a snapshot")
+
     def _hear(self, data: bytes, *, last_only: bool = True) -> Tensor:
         """Hear at least one byte; returns logits (T or 1, 256) in float32 on the CPU."""
+        self._check_whole()
         ids = torch.frombuffer(bytearray(data), dtype=torch.uint8)[None]
+        self._torn = True
         output = self.model.step_(ids, self._state, last_only=last_only)
         self._state = output.state
+        self._torn = False
         logits = output.logits[0].float().cpu()
         self._logits = logits[-1].clone()
         self._position += len(data)
         self._recent = (self._recent + data)[-MAX_STOP_BYTES:]
         return logits
+
+
+def _check_finite(logits: NDArray[np.float64]) -> None:
+    if not np.isfinite(logits).all():
+        raise DataError("the model's prediction is not finite; clear the memory, or check the checkpoint")
 
 
 def _function_of(model: Model[Any]) -> str:

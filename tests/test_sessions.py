@@ -205,3 +205,66 @@ def test_what_was_put_aside_is_kept_where_only_the_app_reads_it(shipped: Path) -
         assert folder.stat().st_mode & 0o777 == 0o700
         (file,) = folder.iterdir()
         assert "anna" not in file.name
+
+
+def test_a_memory_put_aside_that_cannot_be_read_is_heard_again(shipped: Path) -> None:
+    _, sessions = make(shipped, max_live_streams=1)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "remember")
+        kept = memory(anna)
+    with sessions.use(BERT, "one"):
+        (file,) = (shipped.parent / "data" / "parked").iterdir()
+        file.write_bytes(file.read_bytes()[:100])
+    with sessions.use(ANNA, "one") as anna:
+        torch.testing.assert_close(memory(anna), kept, atol=1e-4, rtol=1e-4)
+        assert [turn.message for turn in anna.turns] == ["remember"]
+
+
+def test_what_an_earlier_process_put_aside_is_removed(shipped: Path) -> None:
+    _, sessions = make(shipped, max_live_streams=1)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "hello")
+    with sessions.use(BERT, "one"):
+        pass
+    _, after = make(shipped)
+    assert list((shipped.parent / "data" / "parked").iterdir()) == []
+    with after.use(ANNA, "one") as anna:
+        assert anna.live.position_bytes == 0
+
+
+def test_a_model_that_can_never_fit_puts_nobody_aside(shipped: Path) -> None:
+    small = FLAT.n_layer * FLAT.n_head * FLAT.n_neuron * FLAT.n_embd * 4 + 8
+    _, sessions = make(shipped, max_state_bytes=3 * small)
+    with sessions.use(ANNA, "one") as anna:
+        assert anna.live.state_bytes == small
+    huge = FlatConfig(n_layer=8, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4)
+    build(huge, seed=3).save_pretrained(shipped / "three")
+    _, sessions = make(shipped, max_state_bytes=3 * small)
+    with sessions.use(ANNA, "one"):
+        pass
+    with pytest.raises(HatcheryError, match="at most .* are allowed here"), sessions.use(ANNA, "three"):
+        pass
+    assert sessions.peek(ANNA, "one").stream is not None
+
+
+def test_an_unknown_model_leaves_no_conversation_behind(shipped: Path) -> None:
+    _, sessions = make(shipped)
+    with pytest.raises(HatcheryError, match="no model"), sessions.use(ANNA, "nobody"):
+        pass
+    assert sessions.peek(ANNA, "nobody") is None
+
+
+def test_a_reading_that_is_broken_off_is_where_the_next_turn_begins(shipped: Path) -> None:
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "hello")
+        anna.turns.clear()
+        anna.base_text, anna.base_due = "read from a text", True
+        reading = anna.live.feeding(b"x" * 1_000)
+        next(reading)
+        reading.close()
+        half = anna.live.position_bytes
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "and now?")
+        anna.rewind(0)
+        assert anna.live.position_bytes == half

@@ -124,6 +124,10 @@ class Cage:
         finally:
             self.in_use -= 1
 
+    @contextmanager
+    def reserve(self, state_bytes: int) -> Iterator[None]:
+        yield
+
     def title(self, id: str, owner: str) -> str:
         return "<b>parrot</b>"
 
@@ -387,10 +391,10 @@ def test_models_are_given_back_when_writing_is_dropped(registry: Registry) -> No
     assert [entry.in_use for entry in registry.entries(OWNER)] == [0, 0]
 
 
-def test_memories_that_are_too_large_are_refused(registry: Registry) -> None:
-    author = Author(registry, Limits(max_state_bytes=100))
-    with pytest.raises(HatcheryError, match="Choose a smaller model"):
-        last(author, ["flat"], b"a", Sampling(max_bytes=1))
+def test_memories_that_are_too_large_are_refused(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "limits", Limits(max_state_bytes=100))
+    with pytest.raises(HatcheryError, match="choose a smaller model"):
+        last(Author(registry, registry.limits), ["flat"], b"a", Sampling(max_bytes=1))
     assert [entry.in_use for entry in registry.entries(OWNER)] == [0, 0]
 
 

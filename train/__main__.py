@@ -21,11 +21,11 @@ def keep_freed_memory() -> None:
     """Ask glibc to keep freed blocks: page faults on fresh ones took half of a step's time on a CPU."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, TypeError):
         return
     mmap_threshold, trim_threshold = -3, -1
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, (1 << 31) - 1)
+    if mallopt(mmap_threshold, 1 << 30):
+        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bdh import state as states
+from bdh.errors import ConfigError, DataError
 from bdh.models import Model, build
 
 from .data import Split, Streams, load_split
@@ -22,6 +23,8 @@ from .evaluate import bits_per_byte
 from .recipe import Recipe
 
 _EVALUATION_BYTES = 16_384
+_EVALUATION_STREAMS = 8
+_MAY_CHANGE = ("name", "description", "steps", "decay_steps", "evaluate_every")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,17 @@ class Run:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
         self.splits: list[Split] = [load_split(text, recipe.held_out) for text in recipe.texts]
+        names = [split.name for split in self.splits]
+        if len(set(names)) < len(names):
+            raise DataError(
+                f"the texts {', '.join(names)} need names that differ, so that their scores can be told apart"
+            )
+        for split in self.splits:
+            if len(split.held_out) < 2 * _EVALUATION_STREAMS:
+                raise DataError(
+                    f"{split.name} keeps {len(split.held_out)} bytes to evaluate on and must keep "
+                    f"{2 * _EVALUATION_STREAMS}: use a longer text or a larger held_out"
+                )
         self.streams = Streams(self.splits, list(recipe.texts.values()), recipe.chunk_bytes, recipe.seed)
         self.model: Model[Any] = build(recipe.config(), seed=recipe.seed)
         decayed = [p for p in self.model.parameters() if p.dim() >= 2]
@@ -83,6 +97,14 @@ class Run:
     def resume(self) -> None:
         """Go on from what `save` wrote."""
         saved = torch.load(self.folder / "run.pt", weights_only=True)
+        before = json.loads(saved["recipe"])
+        for name, value in json.loads(json.dumps(asdict(self.recipe))).items():
+            # A longer run is the same run; so is one that is looked at more often, or called otherwise.
+            if name not in _MAY_CHANGE and before.get(name) != value:
+                raise ConfigError(
+                    f"{name} was {before.get(name)!r:.100} in the run at {self.folder} and is {value!r:.100} now; "
+                    "resume with the same recipe, or start a new run in another folder"
+                )
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.generator.set_state(saved["generator"])
@@ -119,9 +141,12 @@ class Run:
             )
 
     def evaluate(self, limit: int = _EVALUATION_BYTES) -> dict[str, float]:
-        """Bits per byte of each held-out text, its first `limit` bytes as 8 streams."""
+        """Bits per byte of each held-out text, its first `limit` bytes as several streams."""
         with torch.autocast(self.model.device.type, dtype=torch.bfloat16):
-            return {split.name: bits_per_byte(self.model, split.held_out[:limit], streams=8) for split in self.splits}
+            return {
+                split.name: bits_per_byte(self.model, split.held_out[:limit], streams=_EVALUATION_STREAMS)
+                for split in self.splits
+            }
 
 
 def fit(run: Run, *, report_every: int = 20) -> Iterator[Report]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,20 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "held_out": (0.0001, 0.9),
+    "chunk_bytes": (1, 2**20),
+    "steps": (1, 10**9),
+    "warmup_steps": (0, 10**9),
+    "decay_steps": (0, 10**9),
+    "learning_rate": (1e-9, 1.0),
+    "weight_decay": (0.0, 10.0),
+    "clip": (1e-6, 1e6),
+    "reset": (0.0, 1.0),
+    "seed": (0, 2**63 - 1),
+    "evaluate_every": (1, 10**9),
+}
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -55,13 +70,27 @@ class Recipe:
     """Steps between evaluations on held-out text, and between saves."""
 
     def __post_init__(self) -> None:
-        for name in ("chunk_bytes", "steps", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 < self.held_out < 1:
-            raise ConfigError(f"held_out is {self.held_out}; it must be between 0 and 1")
-        if not self.texts or any(count < 1 for count in self.texts.values()):
-            raise ConfigError("texts must name at least one text, each with at least one row of the batch")
+        for name, (low, high) in _BOUNDS.items():
+            value = getattr(self, name)
+            whole = isinstance(low, int)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int if whole else (int, float))
+                or not low <= value <= high
+            ):
+                kind = "a whole number" if whole else "a number"
+                raise ConfigError(f"{name} is {value!r:.80}; it must be {kind} from {low} to {high}")
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", self.name):
+            raise ConfigError(f"name is {self.name!r:.80}; it must be letters, digits, dots, dashes and underscores")
+        if not isinstance(self.description, str) or not isinstance(self.model, dict):
+            raise ConfigError("description must be a text and model a table")
+        texts = self.texts
+        if (
+            not isinstance(texts, dict)
+            or not texts
+            or any(type(n) is not int or not 1 <= n <= 4096 for n in texts.values())
+        ):
+            raise ConfigError("texts must be a table of texts, each with the 1 to 4096 rows of the batch that read it")
 
     def config(self) -> Config:
         """The model's configuration, checked."""
@@ -85,7 +114,10 @@ def load_recipe(source: str, overrides: list[str]) -> Recipe:
         path = Path(source)
     if not path.is_file():
         raise ConfigError(f"{source!r} is neither a shipped recipe ({', '.join(list_recipes())}) nor a file")
-    fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no recipe: {str(error)[:200]}") from error
     for override in overrides:
         key, sign, value = override.partition("=")
         if not sign:
@@ -97,6 +129,8 @@ def load_recipe(source: str, overrides: list[str]) -> Recipe:
     known = [f.name for f in dataclasses.fields(Recipe)]
     if unknown := [name for name in fields if name not in known]:
         raise ConfigError(f"a recipe does not know {unknown[0]!r}; it knows {', '.join(known)}")
+    if "texts" not in fields:
+        raise ConfigError(f"{path} names no texts to train on")
     return Recipe(**{"name": path.stem, **fields})
 
 

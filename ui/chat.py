@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from .limits import Limits
 from .owner import identify, reported
 from .registry import Registry, size_text
 from .sessions import Conversation, Sessions
-from .writing import hear_and_write
+from .writing import ON_ZERO_GPU, hear_and_write
 
 USER, BOT, END = "User: ", "\nBot:", b"\n"
 """The form of a dialogue that the shipped models were trained on: a line a turn."""
@@ -34,6 +36,8 @@ PLACEHOLDER = (
     "continue prose, byte by byte, and know nothing else."
 )
 MAX_ANSWER_BYTES = 2_000
+MAX_TURNS_SHOWN = 100
+"""Older turns are still remembered, but no longer sent to the browser."""
 
 
 class Progress(NamedTuple):
@@ -70,14 +74,17 @@ def answer(conversation: Conversation, message: str, options: Sampling) -> Itera
             rate = (len(turn.written) - 1) / elapsed if elapsed > 0.2 else 0.0
             yield Progress(heard, len(data), len(turn.written), rate)
     finally:
-        if not turn.written:
-            turn.heard = data[: max(0, stream.position_bytes - start)]
+        said = turn.heard + turn.written
+        if ON_ZERO_GPU:
+            conversation.unheard = said[stream.position_bytes - start :]
+        elif not turn.written:
+            turn.heard = data[: stream.position_bytes - start]
 
 
 def history(conversation: Conversation | None) -> list[dict[str, str]]:
     """The turns as the chat component takes them."""
     messages = []
-    for turn in conversation.turns if conversation else []:
+    for turn in conversation.turns[-MAX_TURNS_SHOWN:] if conversation else []:
         messages.append({"role": "user", "content": turn.message})
         messages.append({"role": "assistant", "content": turn.answer or "…"})
     return messages
@@ -120,7 +127,8 @@ class Chat:
 
     def __init__(self, registry: Registry, sessions: Sessions, limits: Limits) -> None:
         self.registry, self.sessions, self.limits = registry, sessions, limits
-        self._saved: list[tuple[float, Path]] = []
+        self._saving = threading.Lock()
+        self._saved: list[Path] = []
 
     def send(
         self,
@@ -177,7 +185,7 @@ class Chat:
 
     def undo(self, model_id: str, secret: str, request: gr.Request, event: gr.UndoData) -> tuple[Any, ...]:
         """Come back to before a message, and give the message back to be changed."""
-        with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
+        with reported(), self.sessions.use(identify(secret, request), model_id, wait_s=5) as conversation:
             turn = _turn(conversation, event.index)
             text = conversation.turns[turn].message
             conversation.rewind(turn)
@@ -189,9 +197,9 @@ class Chat:
 
     def clear(self, model_id: str, secret: str, request: gr.Request) -> tuple[Any, ...]:
         """Forget the conversation."""
-        with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
+        with reported(), self.sessions.use(identify(secret, request), model_id, wait_s=10) as conversation:
             conversation.clear()
-        return [], status(None), gr.File(visible=False)
+        return [], status(None), gr.File(visible=False), *_buttons(writing=False)
 
     def view(self, model_id: str | None, secret: str, request: gr.Request) -> tuple[Any, ...]:
         """The conversation as it stands: after a reload, a stop, or another choice of model."""
@@ -219,6 +227,9 @@ class Chat:
         with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
             data = _text_of(Path(path), self.limits.max_feed_bytes)
             begun = time.monotonic()
+            # Whatever becomes of the reading, what was read is what the next turn begins at.
+            conversation.turns.clear()
+            conversation.base_text, conversation.base_due = f"read from a text of {len(data):,} bytes", True
             for batch in hear_and_write(conversation.live, data, None):
                 done = int(batch[-1])  # type: ignore[arg-type]
                 rate = done / max(time.monotonic() - begun, 1e-3)
@@ -260,20 +271,22 @@ class Chat:
                 yield conversation.turns[-1].answer
 
     def _folder_to_serve_from(self) -> Path:
-        """A new folder; those that were served an hour ago are removed."""
-        now = time.monotonic()
-        for made, folder in list(self._saved):
-            if made < now - 3600:
-                shutil.rmtree(folder, ignore_errors=True)
-                self._saved.remove((made, folder))
+        """A new folder; the page has copied what is in the older ones."""
         folder = Path(tempfile.mkdtemp(prefix="memory-"))
-        self._saved.append((now, folder))
+        with self._saving:
+            self._saved.append(folder)
+            old, self._saved = self._saved[:-8], self._saved[-8:]
+        for served in old:
+            shutil.rmtree(served, ignore_errors=True)
         return folder
 
     def _options(self, text: str, temperature: float, top_p: float, length: float, seed: float | None) -> Sampling:
         with reported():
             if problem := message_problem(text, self.limits):
                 raise DataError(problem)
+            numbers = (temperature, top_p, length, -1 if seed is None else seed)
+            if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+                raise DataError(f"temperature, top-p, length and seed must be numbers; given {numbers!r:.100}")
             return Sampling(
                 temperature=temperature,
                 top_p=top_p,
@@ -303,6 +316,7 @@ def _buttons(writing: bool) -> tuple[gr.Button, gr.Button]:
 def _turn(conversation: Conversation, index: Any) -> int:
     """The turn that a message of the chat component belongs to."""
     turn = int(index[0] if isinstance(index, (list, tuple)) else index) // 2
+    turn += max(0, len(conversation.turns) - MAX_TURNS_SHOWN)
     if not 0 <= turn < len(conversation.turns):
         raise DataError("that message is no longer part of the conversation; reload the page to see it as it is")
     return turn
@@ -398,13 +412,25 @@ def build_chat(
         gr.on([message.submit, send.click], chat.send, [message, *settings], streaming, show_progress="hidden", **many),
         chatbot.retry(chat.retry, settings, streaming, show_progress="hidden", **many),
         chatbot.edit(chat.edit, settings, streaming, show_progress="hidden", **many),
-        feed.upload(chat.feed, [feed, model, owner], [*shown, send, stop], show_progress="hidden", **many),
+        feed.upload(
+            chat.feed,
+            [feed, model, owner],
+            [*shown, send, stop],
+            show_progress="hidden",
+            concurrency_limit=1,
+            concurrency_id="feeding",
+            api_visibility="private",
+        ),
     ]
+    for event in writes:
+        event.failure(chat.view, [model, owner], [*shown, send, stop], **quick)
     chatbot.example_select(chat.pick, None, message, **quick)
     stop.click(chat.view, [model, owner], [*shown, send, stop], cancels=writes, **quick)
     chatbot.undo(chat.undo, [model, owner], [*shown, message], **quick)
-    gr.on([clear.click, chatbot.clear], chat.clear, [model, owner], [*shown, saved], cancels=writes, **quick)
-    model.change(chat.view, [model, owner], [*shown, send, stop], **quick)
+    gr.on(
+        [clear.click, chatbot.clear], chat.clear, [model, owner], [*shown, saved, send, stop], cancels=writes, **quick
+    )
+    model.change(chat.view, [model, owner], [*shown, send, stop], cancels=writes, **quick)
     save.click(chat.save, [model, owner], [saved, state_line], **quick)
     load.upload(chat.load, [load, model, owner], shown, **quick)
     greeting.then(chat.view, [model, owner], [*shown, send, stop], **quick)

@@ -31,8 +31,8 @@ class Limits:
     """Bytes of memories put aside to disk; the oldest are dropped beyond it."""
     max_models: int = 6
     """Models in memory; one that nobody uses makes room."""
-    max_model_bytes: int = 2_000 * _MB
-    """Bytes of one checkpoint's weights."""
+    max_uploads_bytes: int = 4_000 * _MB
+    """Bytes that all uploaded models together may take on disk."""
     max_parameters: int = 500_000_000
     """Parameters of one model."""
     max_at_once: int = 4

@@ -25,6 +25,8 @@ def identify(secret: str | None, request: gr.Request) -> Owner:
     """The owner of a request; without a valid secret it is the session, which ends with the tab."""
     if isinstance(secret, str) and _SECRET.fullmatch(secret):
         return f"browser:{secret}"
+    if not request.session_hash:
+        raise gr.Error("send a session_hash, as every Gradio client does", title="No session", print_exception=False)
     return f"session:{request.session_hash}"
 
 

@@ -64,7 +64,7 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
                 build_models(registry, owner, limits, [chat.model, write.model, write.other], greeting, tab)
         sweep = gr.Timer(600)
         sweep.tick(sessions.sweep, concurrency_limit=None, api_visibility="private")
-    page.queue(max_size=64)
+    page.queue(max_size=64, api_open=False)
     return page
 
 

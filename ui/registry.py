@@ -62,6 +62,10 @@ class Registry:
         """`shipped` holds a checkpoint folder each; uploads are kept below `data`."""
         self.limits, self.device = limits, pick_device(device)
         self._uploads = data / "uploads"
+        # Uploads belong to owners that this process knows; those of an earlier one belong to nobody.
+        shutil.rmtree(self._uploads, ignore_errors=True)
+        self._loading = threading.BoundedSemaphore(2)
+        self._reserved = 0
         self.park_idle: Callable[[str], None] = lambda id: None
         """Called before a model is dropped: whoever holds idle streams of it puts them aside."""
         self._lock = threading.RLock()
@@ -170,6 +174,37 @@ class Registry:
             if (slot := self._slots.get(id)) is not None:
                 slot.users -= 1
 
+    @contextmanager
+    def reserve(self, state_bytes: int) -> Iterator[None]:
+        """Room for the memory of streams that live for one request only.
+
+        Raises:
+            HatcheryError: there is none.
+        """
+        with self._lock:
+            if self._reserved + state_bytes > self.limits.max_state_bytes:
+                raise HatcheryError(
+                    f"the memory for this takes {size_text(state_bytes)}, and of "
+                    f"{size_text(self.limits.max_state_bytes)} allowed here {size_text(self._reserved)} are in use; "
+                    "choose a smaller model, or try again in a while"
+                )
+            self._reserved += state_bytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reserved -= state_bytes
+
+    @contextmanager
+    def _one_of_few(self) -> Iterator[None]:
+        """At most two models are fetched or taken in at once, also when their requests were given up."""
+        if not self._loading.acquire(blocking=False):
+            raise HatcheryError("two models are being loaded right now; try again when they are done")
+        try:
+            yield
+        finally:
+            self._loading.release()
+
     def load_hub(
         self,
         source: str,
@@ -179,15 +214,17 @@ class Registry:
         progress: Callable[[int, int], None] | None = None,
     ) -> str:
         """Fetch a checkpoint from the Hub; returns its id. What a token opened is its owner's alone."""
-        model = bdh.load(
-            bdh.hub.parse_source(source, local=False),
-            # Asked each time: what the cache holds may be private to whoever loaded it.
-            offline=False,
-            device=str(self.device),
-            token=token,
-            progress=progress,
-            max_parameters=self.limits.max_parameters,
-        )
+        with self._one_of_few():
+            self._make_room()
+            model = bdh.load(
+                bdh.hub.parse_source(source, local=False),
+                # Asked each time: what the cache holds may be private to whoever loaded it.
+                offline=False,
+                device=str(self.device),
+                token=token,
+                progress=progress,
+                max_parameters=self.limits.max_parameters,
+            )
         origin = model.origin
         assert origin is not None and origin.folder is not None
         title = origin.source
@@ -197,28 +234,31 @@ class Registry:
         """Take in uploaded files, which together are one checkpoint; returns its id."""
         files = [Path(path) for path in paths]
         self._check_upload(files)
-        folder = self._uploads / secrets.token_hex(8)
-        folder.mkdir(parents=True, mode=0o700)
-        try:
-            weights = [file for file in files if file.suffix in _WEIGHTS]
-            for file in files:
-                kept = checkpoint.WEIGHTS if file.suffix == ".safetensors" else file.name
-                kept = "config.json" if file.suffix == ".json" and len(files) == 2 else kept
-                shutil.copyfile(file, folder / re.sub(r"[^\w.-]", "_", kept))
-            if (folder / "config.json").is_file() and (folder / checkpoint.WEIGHTS).is_file():
-                model = bdh.load(str(folder), device=str(self.device), max_parameters=self.limits.max_parameters)
-            else:
-                model = bdh.convert.read_file(
-                    next(path for path in folder.iterdir() if path.suffix in _WEIGHTS),
-                    allow_pickle=self.limits.allow_pickle,
-                ).to(self.device)
-                model.save_pretrained(folder / "converted")
-                folder = folder / "converted"
-            title = re.sub(r"[^\w. -]", "_", weights[0].stem)[:60]
-            return self._adopt(model, title, "uploaded", folder, owner)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+        root = self._uploads / secrets.token_hex(8)
+        with self._one_of_few():
+            root.mkdir(parents=True, mode=0o700)
+            try:
+                self._make_room()
+                model, folder = self._read_upload(files, root)
+                title = re.sub(r"[^\w. -]", "_", next(file.stem for file in files if file.suffix in _WEIGHTS))[:60]
+                return self._adopt(model, title, "uploaded", folder, owner)
+            except BaseException:
+                shutil.rmtree(root, ignore_errors=True)
+                raise
+
+    def _read_upload(self, files: list[Path], root: Path) -> tuple[Model[Any], Path]:
+        """The model of uploaded files, and the folder below `root` that it is kept in."""
+        for file in files:
+            kept = checkpoint.WEIGHTS if file.suffix == ".safetensors" else file.name
+            kept = checkpoint.CONFIG if file.suffix == ".json" and len(files) == 2 else kept
+            shutil.copyfile(file, root / re.sub(r"[^\w.-]", "_", kept))
+        if (root / checkpoint.CONFIG).is_file() and (root / checkpoint.WEIGHTS).is_file():
+            return bdh.load(root, device=str(self.device), max_parameters=self.limits.max_parameters), root
+        raw = next(path for path in root.iterdir() if path.suffix in _WEIGHTS)
+        model = bdh.convert.read_file(raw, allow_pickle=self.limits.allow_pickle).to(self.device)
+        model.save_pretrained(root / "converted")
+        raw.unlink()
+        return model, root / "converted"
 
     def unload(self, id: str, owner: Owner) -> str:
         """Drop a model's weights from memory, and an upload from disk too; returns what was done.
@@ -251,10 +291,15 @@ class Registry:
         return slot
 
     def _adopt(self, model: Model[Any], title: str, source: str, folder: Path, owner: Owner | None) -> str:
-        self._make_room()
+        if (size := skeleton_state_bytes(model.config)) > self.limits.max_state_bytes:
+            raise HatcheryError(
+                f"a memory of this model takes {size_text(size)}; at most "
+                f"{size_text(self.limits.max_state_bytes)} are allowed here"
+            )
         with self._lock:
             id = title if owner is None else f"{title}-{secrets.token_hex(4)}"
-            if id not in self._slots:
+            known = self._slots.get(id)
+            if known is None or (known.folder != folder and not known.users):
                 self._clock += 1
                 self._slots[id] = _Slot(id, title, folder, model.config, source, owner, model, 0, self._clock)
             return id
@@ -285,6 +330,10 @@ class Registry:
                     f"{file.name[:80]!r} has {file.stat().st_size:,} bytes; "
                     f"at most {self.limits.max_upload_bytes:,} are allowed"
                 )
+        size = sum(file.stat().st_size for file in files)
+        kept = sum(path.stat().st_size for path in self._uploads.rglob("*") if path.is_file())
+        if kept + 2 * size > self.limits.max_uploads_bytes or 4 * size > shutil.disk_usage(self._uploads.parent).free:
+            raise CheckpointError("there is no room for more uploaded models; delete one of yours, or try again later")
         if sum(file.suffix in _WEIGHTS for file in files) != 1 or len(files) > 4:
             raise CheckpointError(
                 "choose one file of weights (.safetensors) and, beside it, its config.json and README.md"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -11,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bdh.errors import HatcheryError
+from bdh.errors import HatcheryError, StateError
 from bdh.stream import Snapshot, Stream
 
 from .limits import Limits
-from .registry import Owner, Registry
+from .registry import Owner, Registry, size_text
 
 _SNAPSHOT_BYTES = 64_000_000
 """Bytes of snapshots that one conversation keeps for undoing; what is older is heard again."""
@@ -51,11 +52,17 @@ class Conversation:
     """Where the turns begin, if not at an empty memory: after a file was heard or a memory was loaded."""
     base_text: str = ""
     """What the base is, for a person."""
+    base_due: bool = False
+    """The stream as it stands is to become the base, before it is used again."""
+    unheard: bytes = b""
+    """What was said while the stream could not follow: hearing it comes first."""
     busy: threading.Lock = field(default_factory=threading.Lock)
     last_used: float = field(default_factory=time.monotonic)
 
     def begin(self, message: str) -> Turn:
         """A new turn, with the way back to before it."""
+        self._live.feed(self.unheard)
+        self.unheard = b""
         turn = Turn(message, b"", before=self._live.snapshot())
         self.turns.append(turn)
         kept = 0
@@ -71,6 +78,7 @@ class Conversation:
         stream, dropped = self._live, self.turns[count:]
         if not dropped:
             return
+        self.unheard = b""
         start = count
         while start > 0 and self.turns[start].before is None:
             start -= 1
@@ -88,13 +96,13 @@ class Conversation:
     def rebase(self, text: str) -> None:
         """Make the state of now the one that the turns begin at."""
         self.turns.clear()
-        self.base, self.base_text = self._live.snapshot(), text
+        self.base, self.base_text, self.base_due = self._live.snapshot(), text, False
 
     def clear(self) -> None:
         """Forget everything."""
         self._live.clear()
         self.turns.clear()
-        self.base, self.base_text = None, ""
+        self.base, self.base_text, self.base_due, self.unheard = None, "", False, b""
 
     @property
     def live(self) -> Stream:
@@ -119,27 +127,35 @@ class Sessions:
     def __init__(self, registry: Registry, data: Path, limits: Limits) -> None:
         self._registry, self._limits = registry, limits
         self._parked = data / "parked"
+        # The conversations that memories of an earlier process belong to are gone.
+        shutil.rmtree(self._parked, ignore_errors=True)
         self._parked.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.RLock()
         self._conversations: dict[tuple[Owner, str], Conversation] = {}
         registry.park_idle = self.park_idle
 
     @contextmanager
-    def use(self, owner: Owner, model_id: str) -> Iterator[Conversation]:
+    def use(self, owner: Owner, model_id: str, *, wait_s: float = 0.0) -> Iterator[Conversation]:
         """The owner's conversation with a model, begun or brought back if need be, for this block alone.
+
+        Args:
+            wait_s: how long to wait for a request of the same owner to end, such as one just stopped.
 
         Raises:
             HatcheryError: it is in use elsewhere, or there is no room for another.
         """
+        self._registry.config(model_id, owner)  # an unknown model leaves no trace
         with self._lock:
             conversation = self._conversations.get((owner, model_id))
             if conversation is None:
                 conversation = Conversation(owner, model_id, None)
                 self._conversations[owner, model_id] = conversation
-            if not conversation.busy.acquire(blocking=False):
-                raise HatcheryError("this conversation is still busy in another request; stop that one, or wait for it")
+        if not conversation.busy.acquire(timeout=wait_s):
+            raise HatcheryError("this conversation is still busy in another request; stop that one, or wait for it")
         try:
             self._bring_back(conversation)
+            if conversation.base_due:
+                conversation.rebase(conversation.base_text)
             yield conversation
         finally:
             conversation.last_used = time.monotonic()
@@ -178,29 +194,47 @@ class Sessions:
             return
         model = self._registry.acquire(conversation.model_id, conversation.owner)
         try:
-            self._make_room(model.state_bytes())
-            stream = Stream(model)
-            file, base = self._files(conversation)
-            if base.is_file():
-                stream.load(base)
-                conversation.base = stream.snapshot()
-                base.unlink()
-            if file.is_file():
-                stream.load(file)
-                file.unlink()
-            elif conversation.base_text and conversation.base is None:
-                conversation.turns.clear()
-                conversation.base_text = ""
-            else:
-                for turn in conversation.turns:
-                    stream.feed(turn.heard + turn.written)
-            conversation.stream = stream
+            with self._lock:
+                self._make_room(model.state_bytes())
+                stream = conversation.stream = Stream(model)
+            self._recall(conversation, stream)
         except BaseException:
+            conversation.stream = None
             self._registry.release(conversation.model_id)
             raise
 
+    def _recall(self, conversation: Conversation, stream: Stream) -> None:
+        """Fill a fresh stream with what was put aside; what cannot be read is heard again, or is lost."""
+        file, base = self._files(conversation)
+        try:
+            if base.is_file():
+                stream.load(base)
+                conversation.base = stream.snapshot()
+            if file.is_file():
+                stream.load(file)
+                return
+        except StateError:
+            stream.clear()
+            conversation.base = None
+        finally:
+            file.unlink(missing_ok=True)
+            base.unlink(missing_ok=True)
+        if conversation.base is not None:
+            stream.restore(conversation.base)
+        elif conversation.base_text:
+            conversation.turns.clear()
+            conversation.base_text = ""
+        for turn in conversation.turns:
+            stream.feed(turn.heard + turn.written)
+        conversation.unheard = b""
+
     def _make_room(self, needed_bytes: int) -> None:
         """Put idle streams aside, oldest first, until one more fits."""
+        if needed_bytes > self._limits.max_state_bytes:
+            raise HatcheryError(
+                f"a memory of this model takes {size_text(needed_bytes)}; at most "
+                f"{size_text(self._limits.max_state_bytes)} are allowed here"
+            )
         with self._lock:
             live = [c for c in self._conversations.values() if c.stream is not None]
             idle = sorted(live, key=lambda c: c.last_used)
@@ -225,6 +259,8 @@ class Sessions:
             if conversation.stream is not None:
                 self._park(conversation, conversation.stream)
             return True
+        except StateError:
+            return False  # the disk refuses: the stream stays where it is
         finally:
             conversation.busy.release()
 
@@ -234,8 +270,9 @@ class Sessions:
         if stream.position_bytes:
             stream.save(file)
         if conversation.base is not None:
-            stream.restore(conversation.base)
-            stream.save(base)
+            before = Stream(stream.model)
+            before.restore(conversation.base)
+            before.save(base)
             conversation.base = None
         for turn in conversation.turns:
             turn.before = None
@@ -248,12 +285,12 @@ class Sessions:
             self._registry.release(conversation.model_id)
 
     def _trim_parked(self) -> None:
-        files = sorted(self._parked.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-        total = sum(path.stat().st_size for path in files)
-        for path in files:
+        files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._parked.iterdir())
+        total = sum(size for _, size, _ in files)
+        for _, size, path in files:
             if total <= self._limits.max_parked_bytes:
                 return
-            total -= path.stat().st_size
+            total -= size
             path.unlink(missing_ok=True)
 
     def _files(self, conversation: Conversation) -> tuple[Path, Path]:

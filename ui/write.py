@@ -265,12 +265,7 @@ class Author:
         yield pieces
         with ExitStack() as stack:
             leased = [stack.enter_context(self._registry.lease(id, owner)) for id in models]
-            needed = sum(model.state_bytes() for model in leased)
-            if needed > self._limits.max_state_bytes:
-                raise HatcheryError(
-                    f"the memory for this would take {needed / 1e6:,.0f} MB; at most "
-                    f"{self._limits.max_state_bytes / 1e6:,.0f} MB are allowed. Choose a smaller model"
-                )
+            stack.enter_context(self._registry.reserve(sum(model.state_bytes() for model in leased)))
             runs = [
                 piece.proceed(Stream(model), prompt, options, score=score)
                 for piece, model in zip(pieces, leased, strict=True)
@@ -325,7 +320,10 @@ class Author:
                 valid_utf8=valid_utf8,
             )
             data = prompt_bytes(prompt, self._limits)
-            with self._registry.lease(self.known(model), identify(None, request)) as leased:
+            with (
+                self._registry.lease(self.known(model), identify(None, request)) as leased,
+                self._registry.reserve(leased.state_bytes()),
+            ):
                 decoder, text = codecs.getincrementaldecoder("utf-8")(errors="replace"), ""
                 for batch in hear_and_write(Stream(leased), data, options):
                     text += decoder.decode(bytes(p.byte for p in batch if isinstance(p, Written) and not p.is_stop))

@@ -24,6 +24,8 @@ M = TypeVar("M", bound="Model[Any]")
 
 MAX_PARAMETERS = 4_000_000_000
 """The largest model that is built; far above anything published, far below an accident."""
+MAX_STATE_BYTES = 16 << 30
+"""The largest memory of one stream that a configuration from outside may ask for."""
 MAX_LAYERS = 1024
 """Of a configuration from outside: even without storage, a layer takes some milliseconds to lay out."""
 
@@ -328,6 +330,10 @@ def expected_shapes(config: Config, max_parameters: int = MAX_PARAMETERS) -> dic
     if (count := model.parameter_count()) > max_parameters:
         raise CheckpointError(
             f"the configuration asks for {count:,} parameters; at most {max_parameters:,} are allowed"
+        )
+    if (size := model.state_bytes()) > MAX_STATE_BYTES:
+        raise CheckpointError(
+            f"the memory of one stream would take {size:,} bytes; at most {MAX_STATE_BYTES:,} are allowed"
         )
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 

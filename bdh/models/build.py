@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from ..config import Config
 from ..errors import ConfigError
 from .base import MAX_PARAMETERS, Model, skeleton
+
+_SEEDING = threading.Lock()
 
 
 @lru_cache(maxsize=256)
@@ -22,7 +25,7 @@ def build(config: Config, *, seed: int | None = None, max_parameters: int = MAX_
     """A model with fresh random weights.
 
     Args:
-        seed: makes the weights reproducible without touching the global generator.
+        seed: makes the weights reproducible; the CPU's global generator is left as it was.
 
     Raises:
         ConfigError: the model would have more than `max_parameters`.
@@ -30,8 +33,8 @@ def build(config: Config, *, seed: int | None = None, max_parameters: int = MAX_
     check_size(config, max_parameters)
     if seed is None:
         return Model.KINDS[config.kind](config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _SEEDING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         return Model.KINDS[config.kind](config)
 
 

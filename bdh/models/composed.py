@@ -73,7 +73,7 @@ class Composed(Model[ComposedConfig]):
         logits = torch.stack([member.read_out(h).float() for member, h in zip(self.members, hidden, strict=True)], 1)
         if self.config.method == "average":
             weights = torch.softmax(self.combine_weight.float(), 0)
-            return torch.einsum("k,bktv->btv", weights, logits), MembersMemory(tuple(memories))
+            return (weights[:, None, None] * logits).sum(1), MembersMemory(tuple(memories))
         if state is None:
             state = self.empty_state(ids.shape[0])
         assert isinstance(state, MixtureMemory)
@@ -95,15 +95,18 @@ class Composed(Model[ComposedConfig]):
         before = torch.cat((state.predictions[:, :, None], predicted[:, :, :-1]), dim=2)
         heard = before.gather(-1, ids[:, None, :, None].expand(-1, len(self.members), -1, 1)).squeeze(-1)
         share = self.config.share_rate
-        weights, history = state.log_weights, []
-        for t in range(ids.shape[1]):
-            weights = (weights + heard[:, :, t]).log_softmax(-1)
-            if share:
-                weights = torch.logaddexp(
-                    weights + math.log1p(-share), weights.new_tensor(math.log(share / len(self.members)))
-                )
-            history.append(weights)
-        mixed = torch.logsumexp(torch.stack(history, 2)[..., None] + predicted, dim=1)
+        if share == 0:
+            history = (state.log_weights[..., None] + heard.cumsum(-1)).log_softmax(1)
+        else:
+            weights, steps = state.log_weights, []
+            shared = weights.new_full((), math.log(share / len(self.members)))
+            for t in range(ids.shape[1]):
+                weights = (weights + heard[:, :, t]).log_softmax(-1)
+                weights = torch.logaddexp(weights + math.log1p(-share), shared)
+                steps.append(weights)
+            history = torch.stack(steps, 2)
+        mixed = torch.logsumexp(history[..., None] + predicted, dim=1)
+        weights = history[..., -1].clone()
         return mixed, weights, predicted[:, :, -1].clone()
 
     def read_out(self, hidden: Tensor) -> Tensor:

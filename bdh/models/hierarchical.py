@@ -116,7 +116,12 @@ class Hierarchical(Model[HierarchicalConfig]):
     ) -> tuple[Tensor, HierarchicalMemory]:
         if state is None:
             return self._hear_whole_patches(ids, self._start(ids.shape[0]), keep, inplace)
-        offsets = (state.position % self.config.patch_size).tolist()
+        if not inplace:
+            # The first patch's context is a weight: an explicit empty memory must not cut it off from training.
+            first = (state.position < self.config.patch_size)[:, None]
+            start = self.local_model.start_embed[0].to(state.context.dtype)
+            state = state._replace(context=torch.where(first, start, state.context))
+        offsets = [position % self.config.patch_size for position in state.position.tolist()]
         if len(set(offsets)) == 1:
             return self._hear_aligned(ids, state, offsets[0], keep, inplace)
         return self._hear_ragged(ids, state, offsets, keep, inplace)
@@ -186,7 +191,7 @@ class Hierarchical(Model[HierarchicalConfig]):
         size = self.config.patch_size
         x = self.patch_embedder(state.patch[:, None])
         hidden, layers = self.global_model.hear(
-            x, state.position // size - 1, state.global_layers or None, keep=True, inplace=inplace
+            x, _patches(state.position, size) - 1, state.global_layers or None, keep=True, inplace=inplace
         )
         context = self.local_model.global_proj(hidden[:, 0]).float()
         if inplace:
@@ -212,7 +217,7 @@ class Hierarchical(Model[HierarchicalConfig]):
             if heard:
                 x = self.patch_embedder(patches[:, :heard])
                 said, layers = self.global_model.hear(
-                    x, state.position // size, layers or None, keep=keep or bool(rest), inplace=inplace
+                    x, _patches(state.position, size), layers or None, keep=keep or bool(rest), inplace=inplace
                 )
                 contexts = torch.cat((contexts, self.local_model.global_proj(said)), dim=1)
             x = self._local_input(
@@ -250,3 +255,8 @@ class Hierarchical(Model[HierarchicalConfig]):
 
 def _add(position: Tensor, length: int, inplace: bool) -> Tensor:
     return position.add_(length) if inplace else position + length
+
+
+def _patches(position: Tensor, size: int) -> Tensor:
+    """Whole patches heard; divided on the CPU, because MPS divides large integers as floats."""
+    return (position.cpu() // size).to(position.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ class Frequencies(nn.Module):
         return rope.cos_sin(position, length, rope.increments(self.freqs))
 
 
+@lru_cache(maxsize=64)
 def decay_rates(decay: tuple[float, ...], device: torch.device) -> Tensor | None:
     """The damping of each head, (H,) float32, or None if there is none."""
     return torch.tensor(decay, dtype=torch.float32, device=device) if decay else None

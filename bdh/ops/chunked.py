@@ -46,8 +46,12 @@ def hebbian_attention(
             scores = scores * (decay[:, None, None] ** age).to(scores.dtype)[:, None]
         read = scores.tril(diagonal=-1) @ value
     if memory is not None:
-        recalled = query @ memory.transpose(0, 1).to(query.dtype)
-        if decay is not None:
+        if length < value.shape[-1]:
+            # Whichever is smaller is moved to the other's order of axes; with one stream nothing is.
+            recalled = (query.transpose(0, 1) @ memory.to(query.dtype)).transpose(0, 1)
+        else:
+            recalled = query @ memory.transpose(0, 1).to(query.dtype)
+        if decay is not None and length > 1:
             steps = torch.arange(length, device=key.device)
             recalled = recalled * (decay[:, None] ** steps).to(recalled.dtype)[:, None, :, None]
         read = recalled if read is None else read + recalled
@@ -59,7 +63,7 @@ def hebbian_attention(
 def _write(key: Tensor, value: Tensor, memory: Tensor | None, decay: Tensor | None, inplace: bool) -> Tensor:
     """S' of the chunk, (B, H, N, D)."""
     length = key.shape[2]
-    if decay is not None:
+    if decay is not None and length > 1:
         left = torch.arange(length - 1, -1, -1, device=key.device)
         value = value * (decay[:, None] ** left).to(value.dtype)[:, None, :, None]
     if memory is not None and decay is not None:
