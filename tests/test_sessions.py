@@ -242,7 +242,7 @@ def test_a_model_that_can_never_fit_puts_nobody_aside(shipped: Path) -> None:
     _, sessions = make(shipped, max_state_bytes=3 * small)
     with sessions.use(ANNA, "one"):
         pass
-    with pytest.raises(HatcheryError, match="at most .* are allowed here"), sessions.use(ANNA, "three"):
+    with pytest.raises(HatcheryError, match=r"at most .* are allowed here"), sessions.use(ANNA, "three"):
         pass
     assert sessions.peek(ANNA, "one").stream is not None
 
