@@ -70,6 +70,7 @@ class Run:
             fused=True,
         )
         self.generator = torch.Generator().manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed)  # dropout draws from the global generator
         self.state: Any = None
         self.step = 0
         self.elapsed_s = 0.0

@@ -244,7 +244,7 @@ class Chat:
         request: gr.Request,
         message: str,
         model: str = "",
-        temperature: float = 0.5,
+        temperature: float = 0.3,
         top_p: float = 0.95,
         max_bytes: int = 400,
         seed: int = -1,
@@ -378,7 +378,7 @@ def build_chat(
         stop = gr.Button("Stop", variant="stop", scale=1, min_width=90, visible=False, elem_id="chat-stop")
     with gr.Accordion("How it answers", open=False):
         with gr.Row():
-            temperature = gr.Slider(0, 2, 0.5, step=0.05, label="Temperature", info="0 always takes the likeliest byte")
+            temperature = gr.Slider(0, 2, 0.3, step=0.05, label="Temperature", info="0 always takes the likeliest byte")
             top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p", info="leave out the unlikely rest")
         with gr.Row():
             length = gr.Slider(10, MAX_ANSWER_BYTES, 400, step=10, label="Longest answer, in bytes")
