@@ -349,11 +349,17 @@ def build_chat(
     chat = Chat(registry, sessions, limits)
     with gr.Row(elem_id="chat-head"):
         model = gr.Dropdown(
-            choices=registry.choices(""), value=registry.default() or None, label="Model", scale=4, elem_id="chat-model"
+            choices=registry.choices(""),
+            value=registry.default() or None,
+            label="Model",
+            scale=4,
+            min_width=280,
+            elem_id="chat-model",
         )
         clear = gr.Button("New conversation", scale=1, min_width=160, elem_id="chat-clear")
     chatbot = gr.Chatbot(
         label="Conversation",
+        show_label=False,
         height=420,
         render_markdown=False,
         allow_tags=False,
