@@ -98,7 +98,7 @@ class Model(nn.Module, ABC, Generic[C]):
         Time is linear in T; without gradients, memory beyond the logits does not depend on T.
 
         Args:
-            ids: (B, T) bytes, any integer type, T at least 1.
+            ids: (B, T) bytes, any integer type, T at least 1; their values are checked where that is free, on the CPU.
             state: memory of B streams; None is an empty one.
             last_only: give logits for the last byte only.
             keep_state: False saves the last write to memory; the returned state is None.
