@@ -369,7 +369,7 @@ def test_a_real_ctrl_c_ends_with_status_130_and_no_traceback(folder: str, tmp_pa
     stream = Stream(load(folder, device="cpu"))
     stream.load(memory)
     # All that was heard was written, but for the bytes of a character that was not whole yet.
-    assert stream.position_bytes - 1 == 50 + len(rest) - 1
+    assert 0 <= (stream.position_bytes - 1) - (50 + len(rest) - 1) <= 3
 
 
 def test_a_closed_pipe_ends_silently(folder: str, tmp_path: Path) -> None:
