@@ -11,7 +11,7 @@ stream = bdh.Stream(model)
 import os
 
 # Threads that wait must sleep: on few cores a spinning one takes the core that the others' work needs, and a byte
-# takes ten times as long as soon as anything else runs. OpenMP reads this when torch is first imported.
+# takes several times as long as soon as anything else runs. OpenMP reads this when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from . import checkpoint, convert, hub
