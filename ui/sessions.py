@@ -61,9 +61,9 @@ class Conversation:
 
     def begin(self, message: str) -> Turn:
         """A new turn, with the way back to before it."""
-        self._live.feed(self.unheard)
+        self.live.feed(self.unheard)
         self.unheard = b""
-        turn = Turn(message, b"", before=self._live.snapshot())
+        turn = Turn(message, b"", before=self.live.snapshot())
         self.turns.append(turn)
         kept = 0
         for older in reversed(self.turns):
@@ -75,7 +75,7 @@ class Conversation:
 
     def rewind(self, count: int) -> None:
         """Come back to the state after the first `count` turns: the nearest snapshot, then hearing the rest again."""
-        stream, dropped = self._live, self.turns[count:]
+        stream, dropped = self.live, self.turns[count:]
         if not dropped:
             return
         self.unheard = b""
@@ -96,21 +96,17 @@ class Conversation:
     def rebase(self, text: str) -> None:
         """Make the state of now the one that the turns begin at."""
         self.turns.clear()
-        self.base, self.base_text, self.base_due = self._live.snapshot(), text, False
+        self.base, self.base_text, self.base_due = self.live.snapshot(), text, False
 
     def clear(self) -> None:
         """Forget everything."""
-        self._live.clear()
+        self.live.clear()
         self.turns.clear()
         self.base, self.base_text, self.base_due, self.unheard = None, "", False, b""
 
     @property
     def live(self) -> Stream:
         """The stream, which is in memory while the conversation is in use."""
-        return self._live
-
-    @property
-    def _live(self) -> Stream:
         assert self.stream is not None, "a conversation is brought back before it is used"
         return self.stream
 

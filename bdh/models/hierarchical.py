@@ -11,7 +11,7 @@ from .. import state as states
 from ..config import HierarchicalConfig
 from ..state import HierarchicalMemory, LayerMemory
 from .attention import TransformerBlock
-from .base import Model, init_weights
+from .base import Model, advanced, init_weights
 from .layer import BDHBlock
 
 
@@ -180,7 +180,9 @@ class Hierarchical(Model[HierarchicalConfig]):
         )
         patch = state.patch if inplace else state.patch.clone()
         patch[:, offset : offset + length] = ids
-        heard = state._replace(position=_add(state.position, length, inplace), patch=patch, local_layers=local)
+        heard = state._replace(
+            position=advanced(state.position, length, len(state.position), inplace), patch=patch, local_layers=local
+        )
         if fresh and state.local_layers and inplace:
             states.copy_(state.local_layers, local)
             heard = heard._replace(local_layers=state.local_layers)
@@ -230,7 +232,7 @@ class Hierarchical(Model[HierarchicalConfig]):
             if inplace and state.local_layers:
                 context = state.context.copy_(context)
             state = HierarchicalMemory(
-                _add(state.position, count * size, inplace), state.patch, context, layers, state.local_layers
+                advanced(state.position, count * size, batch, inplace), state.patch, context, layers, state.local_layers
             )
         if rest:
             last, state = self._hear_inside(ids[:, count * size :], state, 0, inplace)
@@ -251,10 +253,6 @@ class Hierarchical(Model[HierarchicalConfig]):
         places = torch.arange(offset, offset + ids.shape[1], device=ids.device)
         embedded = self.patch_embedder.byte_embed(ids)
         return embedded + context.to(embedded.dtype) + self.local_model.pos_embed(places)
-
-
-def _add(position: Tensor, length: int, inplace: bool) -> Tensor:
-    return position.add_(length) if inplace else position + length
 
 
 def _patches(position: Tensor, size: int) -> Tensor:
