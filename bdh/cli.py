@@ -28,6 +28,7 @@ import torch
 from . import checkpoint
 from .config import config_to_dict
 from .convert import convert
+from .device import is_out_of_memory
 from .errors import CheckpointError, DataError, HatcheryError
 from .load import load
 from .models import Model
@@ -79,6 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _NO_READER
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            _say("error: the memory of this machine does not suffice; choose a smaller model, or --dtype bfloat16")
+            return 2
         except OSError as error:
             if error.filename is None:
                 raise

@@ -29,3 +29,10 @@ def pick_device(name: str | torch.device | None = None) -> torch.device:
 
 def _mps() -> bool:
     return torch.backends.mps.is_available()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the device or of the machine does not suffice."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in str(error) or "out of memory" in str(error))

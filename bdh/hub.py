@@ -86,6 +86,16 @@ class Source:
     def __str__(self) -> str:
         return self.text
 
+    @property
+    def name(self) -> str:
+        """The place on the Hub in the one form that all ways of writing it share."""
+        revision = f"@{self.revision}" if self.revision else ""
+        return self.repo_id + revision + (f":{self.subfolder}" if self.subfolder else "")
+
+    def at(self, revision: str) -> str:
+        """The name of the same place at another revision."""
+        return replace(self, revision=revision).name
+
     def within(self, revision: str | None, subfolder: str | None) -> Source:
         """The same, at a revision and in a subfolder that were given apart."""
         if revision is None and subfolder is None:
@@ -198,6 +208,30 @@ def fetch(
             why = f"the Hub cannot be reached, and it is not in the cache {cache}; check the connection and try again"
             return repo.cached(why, error)
         _raise_explained(error, source, token)
+
+
+def cached_checkpoints(cache_dir: str | Path | None = None) -> list[Fetched]:
+    """The checkpoints of this project's format that earlier calls left in the cache, where their branches stand.
+
+    Nothing is asked of the Hub, so private repositories are among them: only for whom the cache belongs to.
+    """
+    cache = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
+    found = []
+    for ref in sorted(cache.glob("models--*--*/refs/*")):
+        try:
+            repo_id, commit = ref.parts[-3].removeprefix("models--").replace("--", "/", 1), ref.read_text()[:40]
+            main = ref.name == constants.DEFAULT_REVISION
+            snapshot = ref.parents[1] / "snapshots" / commit
+            for config in sorted((*snapshot.glob(checkpoint.CONFIG), *snapshot.glob(f"*/{checkpoint.CONFIG}"))):
+                folder = config.parent
+                if not (checkpoint.is_checkpoint(folder) and (folder / checkpoint.WEIGHTS).is_file()):
+                    continue
+                subfolder = "" if folder == snapshot else f":{folder.name}"
+                place = parse_source(f"{repo_id}{'' if main else f'@{ref.name}'}{subfolder}", local=False)
+                found.append(Fetched(place, folder, folder / checkpoint.WEIGHTS, repo_id, commit))
+        except (CheckpointError, OSError, UnicodeDecodeError):
+            continue  # something else's, or damaged: no reason to keep the others back
+    return found
 
 
 def upload(

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 torch.set_num_threads(1)
 settings.register_profile("default", deadline=None, max_examples=20, derandomize=True)
@@ -16,3 +21,30 @@ settings.load_profile("default")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an app of the module's own."""
+    import browsing  # noqa: PLC0415 - only the tests of the page need a browser
+
+    with browsing.app(tmp_path_factory.mktemp("app")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium."""
+    import browsing  # noqa: PLC0415 - only the tests of the page need a browser
+
+    with browsing.chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """A fresh visitor; any error on the console fails the test."""
+    import browsing  # noqa: PLC0415 - only the tests of the page need a browser
+
+    with browsing.visitor(browser, url) as visited:
+        yield visited

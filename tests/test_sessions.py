@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,10 @@ import torch
 
 import bdh
 from bdh.config import FlatConfig, HierarchicalConfig
-from bdh.errors import HatcheryError
+from bdh.errors import HatcheryError, StateError
 from bdh.models import build
 from bdh.sampling import Sampling
+from bdh.stream import Stream
 from ui import sessions as sessions_module
 from ui.chat import answer
 from ui.limits import Limits
@@ -85,6 +88,8 @@ def test_a_turn_whose_snapshot_is_gone_is_reached_by_hearing_again(
             say(conversation, text)
         assert [turn.before is None for turn in conversation.turns] == [True, True, True, False]
         conversation.rewind(1)
+        assert conversation.unheard
+        conversation.catch_up()
         torch.testing.assert_close(memory(conversation), before, atol=1e-4, rtol=1e-4)
         assert [turn.message for turn in conversation.turns] == ["first"]
 
@@ -192,7 +197,7 @@ def test_an_unused_model_makes_room_for_another(shipped: Path) -> None:
         pass
     with registry.lease("two", ANNA):
         assert [entry.loaded for entry in registry.entries(ANNA)] == [False, True]
-        with pytest.raises(HatcheryError, match="all 1 models in memory are in use"):
+        with pytest.raises(HatcheryError, match="room for 1 models, and all are in use"):
             registry.acquire("one", BERT)
 
 
@@ -216,6 +221,7 @@ def test_a_memory_put_aside_that_cannot_be_read_is_heard_again(shipped: Path) ->
         (file,) = (shipped.parent / "data" / "parked").iterdir()
         file.write_bytes(file.read_bytes()[:100])
     with sessions.use(ANNA, "one") as anna:
+        anna.catch_up()
         torch.testing.assert_close(memory(anna), kept, atol=1e-4, rtol=1e-4)
         assert [turn.message for turn in anna.turns] == ["remember"]
 
@@ -268,3 +274,105 @@ def test_a_reading_that_is_broken_off_is_where_the_next_turn_begins(shipped: Pat
         say(anna, "and now?")
         anna.rewind(0)
         assert anna.live.position_bytes == half
+
+
+def test_hearing_again_can_be_broken_off_and_goes_on_where_it_was(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions_module, "_SNAPSHOT_BYTES", 1)
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "a first message " * 60)
+        kept, position = memory(anna), anna.live.position_bytes
+        say(anna, "second")
+        say(anna, "third")
+        anna.rewind(1)
+        hearing = anna.catching_up()
+        left = next(hearing)
+        hearing.close()
+        assert 0 < left == len(anna.unheard)
+        assert anna.live.position_bytes == position - left
+    with sessions.use(ANNA, "one") as anna:
+        anna.catch_up()
+        torch.testing.assert_close(memory(anna), kept, atol=1e-4, rtol=1e-4)
+        said = say(anna, "second")
+    assert [turn.message for turn in anna.turns] == ["a first message " * 60, "second"]
+    assert anna.turns[1].heard.endswith(b"User: second\nBot:") and said
+
+
+def test_a_stream_put_aside_before_it_caught_up_hears_everything_again(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions_module, "_SNAPSHOT_BYTES", 1)
+    _, sessions = make(shipped, max_live_streams=1)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "first")
+        kept = memory(anna)
+        say(anna, "second")
+        say(anna, "third")
+        anna.rewind(1)
+    with sessions.use(BERT, "one"):
+        pass
+    with sessions.use(ANNA, "one") as anna:
+        anna.catch_up()
+        torch.testing.assert_close(memory(anna), kept, atol=1e-4, rtol=1e-4)
+
+
+def test_others_go_on_while_a_stream_is_written_to_a_slow_disk(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, sessions = make(shipped, max_live_streams=2)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "hello")
+    writing, finish = threading.Event(), threading.Event()
+    save = Stream.save
+
+    def slow(stream: Stream, path: Path) -> None:
+        writing.set()
+        assert finish.wait(30)
+        save(stream, path)
+
+    monkeypatch.setattr(Stream, "save", slow)
+    with sessions.use(BERT, "one") as bert:
+
+        def crowd() -> None:
+            with sessions.use("browser:carol", "one"):
+                pass
+
+        third = threading.Thread(target=crowd)
+        third.start()
+        assert writing.wait(30)
+        assert say(bert, "not kept waiting") == bert.turns[-1].answer
+        assert sessions.peek(ANNA, "one") is not None
+        finish.set()
+        third.join(30)
+        assert not third.is_alive()
+    assert sessions.peek(ANNA, "one").stream is None
+
+
+def test_where_the_disk_refuses_nothing_is_put_aside_or_lost(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, sessions = make(shipped, max_live_streams=1)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "hello")
+        kept = memory(anna)
+
+    def full(stream: Stream, path: Path) -> None:
+        raise StateError("no space left")
+
+    monkeypatch.setattr(Stream, "save", full)
+    with pytest.raises(HatcheryError, match="room for 1 conversations"), sessions.use(BERT, "one"):
+        pass
+    with sessions.use(ANNA, "one") as anna:
+        assert torch.equal(memory(anna), kept)
+
+
+def test_what_has_been_idle_for_too_long_is_forgotten_when_the_page_is_used_next(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, sessions = make(shipped, parked_hours=1)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "hello")
+    now = time.monotonic()
+    monkeypatch.setattr(sessions_module.time, "monotonic", lambda: now + 7_200)
+    with sessions.use(BERT, "two"):
+        pass
+    assert sessions.peek(ANNA, "one") is None
+    assert {entry.id: entry.in_use for entry in registry.entries(ANNA)} == {"one": 0, "two": 1}

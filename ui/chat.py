@@ -22,7 +22,7 @@ from .limits import Limits
 from .owner import identify, reported
 from .registry import Registry, size_text
 from .sessions import Conversation, Sessions
-from .writing import ON_ZERO_GPU, hear_and_write
+from .writing import ON_ZERO_GPU, batched, hear_and_write
 
 USER, BOT, END = "User: ", "\nBot:", b"\n"
 """The form of a dialogue that the shipped models were trained on: a line a turn."""
@@ -43,10 +43,12 @@ MAX_TURNS_SHOWN = 100
 class Progress(NamedTuple):
     """How far an answer is."""
 
-    heard_bytes: int
-    total_bytes: int
-    written_bytes: int
-    bytes_per_s: float
+    heard_bytes: int = 0
+    total_bytes: int = 0
+    written_bytes: int = 0
+    bytes_per_s: float = 0.0
+    behind_bytes: int = 0
+    """Of the conversation so far, bytes that are heard again before the message."""
 
 
 def answer(conversation: Conversation, message: str, options: Sampling) -> Iterator[Progress]:
@@ -54,6 +56,8 @@ def answer(conversation: Conversation, message: str, options: Sampling) -> Itera
 
     The turn always holds exactly the bytes that the stream heard, wherever this is stopped.
     """
+    for left in batched(conversation.catching_up()):
+        yield Progress(behind_bytes=left[-1])
     turn = conversation.begin(message)
     stream = conversation.live
     line = " ".join(message.split())
@@ -183,13 +187,16 @@ class Chat:
             conversation.rewind(_turn(conversation, event.index))
             yield from self._streamed(conversation, text, options)
 
-    def undo(self, model_id: str, secret: str, request: gr.Request, event: gr.UndoData) -> tuple[Any, ...]:
+    def undo(self, model_id: str, secret: str, request: gr.Request, event: gr.UndoData) -> Iterator[tuple[Any, ...]]:
         """Come back to before a message, and give the message back to be changed."""
         with reported(), self.sessions.use(identify(secret, request), model_id, wait_s=5) as conversation:
             turn = _turn(conversation, event.index)
             text = conversation.turns[turn].message
             conversation.rewind(turn)
-            return history(conversation), self._status(conversation), text
+            yield history(conversation), self._status(conversation), text
+            for left in batched(conversation.catching_up()):
+                yield gr.skip(), self._status(conversation, note=_behind(left[-1])), gr.skip()
+            yield gr.skip(), self._status(conversation), gr.skip()
 
     def pick(self, event: gr.SelectData) -> str:
         """Put an example into the message box."""
@@ -209,6 +216,7 @@ class Chat:
     def save(self, model_id: str, secret: str, request: gr.Request) -> tuple[gr.File, str]:
         """Write the memory to a file for download."""
         with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
+            conversation.catch_up()
             if not conversation.live.position_bytes:
                 raise DataError("the memory is empty: there is nothing to save yet")
             path = self._folder_to_serve_from() / f"memory-{conversation.live.position_bytes}-bytes.safetensors"
@@ -226,6 +234,7 @@ class Chat:
         """Let the model read a text file into its memory."""
         with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
             data = _text_of(Path(path), self.limits.max_feed_bytes)
+            conversation.catch_up()
             begun = time.monotonic()
             # Whatever becomes of the reading, what was read is what the next turn begins at.
             conversation.turns.clear()
@@ -267,8 +276,9 @@ class Chat:
         with reported(), self.sessions.use(identify(None, request), model or self.registry.default()) as conversation:
             if restart:
                 conversation.clear()
-            for _ in answer(conversation, message, options):
-                yield conversation.turns[-1].answer
+            for progress in answer(conversation, message, options):
+                if progress.total_bytes:
+                    yield conversation.turns[-1].answer
 
     def _folder_to_serve_from(self) -> Path:
         """A new folder; the page has copied what is in the older ones."""
@@ -299,13 +309,20 @@ class Chat:
         rate = 0.0
         for progress in answer(conversation, text, options):
             rate = progress.bytes_per_s or rate
-            reading = not progress.written_bytes and progress.total_bytes > 2_000
-            note = f"reading {progress.heard_bytes:,} of {progress.total_bytes:,} bytes" if reading else ""
+            note = ""
+            if progress.behind_bytes:
+                note = _behind(progress.behind_bytes)
+            elif not progress.written_bytes and progress.total_bytes > 2_000:
+                note = f"reading {progress.heard_bytes:,} of {progress.total_bytes:,} bytes"
             yield history(conversation), self._status(conversation, rate, note), "", *_buttons(writing=True)
         yield history(conversation), self._status(conversation, rate), "", *_buttons(writing=False)
 
     def _status(self, conversation: Conversation | None, rate: float = 0.0, note: str = "") -> str:
         return status(conversation, self.registry.device.type.upper(), rate, note)
+
+
+def _behind(left: int) -> str:
+    return f"hearing the conversation again, {left:,} bytes left" if left else ""
 
 
 def _buttons(writing: bool) -> tuple[gr.Button, gr.Button]:
@@ -418,6 +435,7 @@ def build_chat(
         gr.on([message.submit, send.click], chat.send, [message, *settings], streaming, show_progress="hidden", **many),
         chatbot.retry(chat.retry, settings, streaming, show_progress="hidden", **many),
         chatbot.edit(chat.edit, settings, streaming, show_progress="hidden", **many),
+        chatbot.undo(chat.undo, [model, owner], [*shown, message], **quick),
         feed.upload(
             chat.feed,
             [feed, model, owner],
@@ -432,7 +450,6 @@ def build_chat(
         event.failure(chat.view, [model, owner], [*shown, send, stop], **quick)
     chatbot.example_select(chat.pick, None, message, **quick)
     stop.click(chat.view, [model, owner], [*shown, send, stop], cancels=writes, **quick)
-    chatbot.undo(chat.undo, [model, owner], [*shown, message], **quick)
     gr.on(
         [clear.click, chatbot.clear], chat.clear, [model, owner], [*shown, saved, send, stop], cancels=writes, **quick
     )

@@ -62,15 +62,22 @@ def rate_text(done: int, total: int, elapsed_s: float) -> str:
 
 
 class Download:
-    """Tells a progress bar how a download goes, a few times a second."""
+    """Tells a progress bar how a download goes, a few times a second, until it is to stop."""
 
     def __init__(self, tell: Callable[..., Any], clock: Callable[[], float] = time.monotonic) -> None:
         """`tell` is called with a part from 0 to 1 and `desc`."""
         self._tell, self._clock = tell, clock
         self._begun, self._told = clock(), -1.0
+        self.stopped = False
 
     def __call__(self, done: int, total: int) -> None:
-        """Take note that `done` of `total` bytes are there; a total of 0 is not known."""
+        """Take note that `done` of `total` bytes are there; a total of 0 is not known.
+
+        Raises:
+            HatcheryError: it is to stop.
+        """
+        if self.stopped:
+            raise HatcheryError(f"stopped after {size_text(done)}; load it again, and it goes on from there")
         now = self._clock() - self._begun
         complete = 0 < total <= done
         if now - self._told < _PROGRESS_S and not complete:
@@ -84,6 +91,7 @@ class Shelf:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
+        self._downloads: dict[Owner, list[Download]] = {}
 
     def rows(self, owner: Owner) -> list[list[str]]:
         """The table."""
@@ -110,7 +118,19 @@ class Shelf:
         source = source.removeprefix("https://huggingface.co/").rstrip("/")
         if not source:
             raise HatcheryError("give the name of a model on the Hub, such as user/repo")
-        return self.registry.load_hub(source, owner, token=token, progress=Download(tell))
+        download = Download(tell)
+        self._downloads.setdefault(owner, []).append(download)
+        try:
+            return self.registry.load_hub(source, owner, token=token, progress=download)
+        finally:
+            self._downloads[owner].remove(download)
+            if not self._downloads[owner]:
+                del self._downloads[owner]
+
+    def stop(self, owner: Owner) -> None:
+        """Let what the owner is downloading stop with its next bytes."""
+        for download in self._downloads.get(owner, []):
+            download.stopped = True
 
     def take(self, paths: list[str] | None, owner: Owner) -> str:
         """Take in uploaded files; returns the id.
@@ -189,7 +209,9 @@ def build_models(
                 max_lines=1,
                 elem_id="models-source",
             )
-            load = gr.Button("Load", variant="primary", elem_id="models-load")
+            with gr.Row():
+                load = gr.Button("Load", variant="primary", elem_id="models-load")
+                stop = gr.Button("Stop", variant="stop", visible=False, elem_id="models-stop")
             files = gr.File(
                 label="Upload a checkpoint",
                 file_count="multiple",
@@ -244,6 +266,9 @@ def build_models(
             id = shelf.fetch(source, owner, account.token if account else None, progress)
         return f"Loaded **{quiet(id)}**. It can be chosen in every tab.", "", *lists(owner, id, values)
 
+    def on_stop(request: gr.Request, secret: str) -> None:
+        shelf.stop(identify(secret, request))
+
     def on_add(
         request: gr.Request, paths: list[str] | None, secret: str, pick: str | None, *values: str | None
     ) -> tuple[Any, ...]:
@@ -272,7 +297,11 @@ def build_models(
     tab.select(on_open, mine, everything, **quick)
     table.select(on_select, owner, chosen, **quick)
     chosen.change(on_look, [owner, chosen], about_one, **quick)
-    gr.on([load.click, source.submit], on_load, [source, *mine], [told, source, *everything], **slow)
+    begun = gr.on([load.click, source.submit], lambda: gr.Button(visible=True), None, stop, **quick)
+    fetched = begun.then(on_load, [source, *mine], [told, source, *everything], **slow)
+    for ended in (fetched.success, fetched.failure):
+        ended(lambda: gr.Button(visible=False), None, stop, **quick)
+    stop.click(on_stop, owner, None, **quick)
     add.click(on_add, [files, *mine], [told, files, *everything], **slow)
     unload.click(on_unload, mine, [told, *everything], **quick)
     gr.api(  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import gradio as gr
 
+from bdh.device import is_out_of_memory
 from bdh.errors import HatcheryError
 
 from .registry import Owner
@@ -37,3 +38,8 @@ def reported() -> Iterator[None]:
         yield
     except HatcheryError as error:
         raise gr.Error(str(error), title="That did not work", duration=15, print_exception=False) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        text = "the memory of this machine does not suffice; choose a smaller model or text, or try again in a while"
+        raise gr.Error(text, title="Out of memory", duration=15, print_exception=False) from error

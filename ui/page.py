@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from . import models, tint
 from .chat import build_chat
@@ -44,7 +45,9 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
     """
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     # On ZeroGPU the GPU is there only inside the calls that ask for it.
-    registry = Registry(checkpoints, data, limits, "cpu" if ON_ZERO_GPU else device)
+    # A stranger must not see what private models the owner of a Space has loaded.
+    cache = None if limits.public else Path(HF_HUB_CACHE)
+    registry = Registry(checkpoints, data, limits, "cpu" if ON_ZERO_GPU else device, cache=cache)
     sessions = Sessions(registry, data, limits)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         owner = gr.BrowserState("", storage_key="bdh-owner", secret=_browser_secret(data))
@@ -62,8 +65,6 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
                 write = build_write(registry, owner, limits)
             with gr.Tab("Models", id="models") as tab:
                 build_models(registry, owner, limits, [chat.model, write.model, write.other], greeting, tab)
-        sweep = gr.Timer(600)
-        sweep.tick(sessions.sweep, concurrency_limit=None, api_visibility="private")
     page.queue(max_size=64, api_open=False)
     return page
 

@@ -7,17 +7,18 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import bdh
-from bdh import checkpoint
+from bdh import checkpoint, hub
 from bdh.device import pick_device
 from bdh.errors import CheckpointError, HatcheryError
 from bdh.models import Model, parameter_count, skeleton
+from bdh.models.base import expected_shapes
 
 from .limits import Limits
 
@@ -58,9 +59,19 @@ class _Slot:
 class Registry:
     """Models by id. A model that a stream uses stays; one that nobody uses makes room for another."""
 
-    def __init__(self, shipped: Path, data: Path, limits: Limits, device: str | None = None) -> None:
-        """`shipped` holds a checkpoint folder each; uploads are kept below `data`."""
+    def __init__(
+        self, shipped: Path, data: Path, limits: Limits, device: str | None = None, *, cache: Path | None = None
+    ) -> None:
+        """Know what is shipped and cached.
+
+        Args:
+            shipped: holds a checkpoint folder each.
+            data: uploads are kept below it.
+            cache: the Hub client's cache, whose checkpoints are listed for everybody; None is the usual place, of
+                which nothing is listed.
+        """
         self.limits, self.device = limits, pick_device(device)
+        self._cache = cache
         self._uploads = data / "uploads"
         # Uploads belong to owners that this process knows; those of an earlier one belong to nobody.
         shutil.rmtree(self._uploads, ignore_errors=True)
@@ -75,6 +86,11 @@ class Registry:
             if (folder / "config.json").is_file():
                 config = checkpoint.read_config(folder)
                 self._slots[folder.name] = _Slot(folder.name, folder.name, folder, config, "shipped")
+        for found in hub.cached_checkpoints(cache)[:_MAX_SHARED] if cache is not None else []:
+            with suppress(HatcheryError):  # one that cannot be loaded is no choice
+                config, id = checkpoint.read_config(found.folder), found.source.name
+                expected_shapes(config, limits.max_parameters)
+                self._slots[id] = _Slot(id, id, found.folder, config, f"Hub: {id}")
 
     def entries(self, owner: Owner) -> list[Entry]:
         """All that this owner may use: what is shipped, what anybody loaded from the Hub, their own uploads."""
@@ -158,7 +174,7 @@ class Registry:
         try:
             with slot.loading:
                 if slot.model is None:
-                    self._make_room()
+                    self._make_room(slot)
                     model = bdh.load(
                         str(slot.folder), device=str(self.device), max_parameters=self.limits.max_parameters
                     )
@@ -216,10 +232,12 @@ class Registry:
         """Fetch a checkpoint from the Hub; returns its id. What a token opened is its owner's alone."""
         with self._one_of_few():
             self._make_room()
+            place = hub.parse_source(source, local=False)
             model = bdh.load(
-                bdh.hub.parse_source(source, local=False),
+                place,
                 # Asked each time: what the cache holds may be private to whoever loaded it.
                 offline=False,
+                cache_dir=self._cache,
                 device=str(self.device),
                 token=token,
                 progress=progress,
@@ -227,8 +245,8 @@ class Registry:
             )
         origin = model.origin
         assert origin is not None and origin.folder is not None
-        title = origin.source
-        return self._adopt(model, title, f"Hub: {title}", origin.folder, owner if token else None)
+        pinned = place.at(str(origin.revision)[:7])
+        return self._adopt(model, place.name, f"Hub: {place.name}", origin.folder, owner if token else None, pinned)
 
     def load_files(self, paths: list[str], owner: Owner) -> str:
         """Take in uploaded files, which together are one checkpoint; returns its id."""
@@ -290,7 +308,10 @@ class Registry:
             raise HatcheryError(f"there is no model {id[:80]!r} here; choose one from the list, or load it in Models")
         return slot
 
-    def _adopt(self, model: Model[Any], title: str, source: str, folder: Path, owner: Owner | None) -> str:
+    def _adopt(
+        self, model: Model[Any], title: str, source: str, folder: Path, owner: Owner | None, pinned: str = ""
+    ) -> str:
+        """Take a loaded model into the list; `pinned` is its name if another commit under its title is in use."""
         if (size := skeleton_state_bytes(model.config)) > self.limits.max_state_bytes:
             raise HatcheryError(
                 f"a memory of this model takes {size_text(size)}; at most "
@@ -299,16 +320,30 @@ class Registry:
         with self._lock:
             id = title if owner is None else f"{title}-{secrets.token_hex(4)}"
             known = self._slots.get(id)
-            if known is None or (known.folder != folder and not known.users):
-                self._clock += 1
-                self._slots[id] = _Slot(id, title, folder, model.config, source, owner, model, 0, self._clock)
+            if known is not None and known.folder != folder and known.users:
+                id = title = pinned
+                known = self._slots.get(id)
+            self._clock += 1
+            if known is None or known.folder != folder:
+                known = self._slots[id] = _Slot(id, title, folder, model.config, source, owner)
+            known.model, known.last_used = known.model or model, self._clock
+            self._forget_oldest()
             return id
 
-    def _make_room(self) -> None:
-        """Drop the model unused longest if the next one would be too many."""
+    def _forget_oldest(self) -> None:
+        """Strike the models from the Hub that nobody used for longest off a list that has grown too long."""
+        shared = [slot for slot in self._slots.values() if slot.owner is None and slot.source != "shipped"]
+        idle = sorted((slot for slot in shared if not slot.users), key=lambda slot: slot.last_used)
+        for slot in idle[: max(0, len(shared) - _MAX_SHARED)]:
+            del self._slots[slot.id]
+
+    def _make_room(self, wanted: _Slot | None = None) -> None:
+        """Drop the model unused longest if the next one, with those on their way, would be too many."""
         with self._lock:
-            loaded = sorted((s for s in self._slots.values() if s.model is not None), key=lambda slot: slot.last_used)
-        if len(loaded) < self.limits.max_models:
+            slots = sorted(self._slots.values(), key=lambda slot: slot.last_used)
+            loaded = [slot for slot in slots if slot.model is not None]
+            coming = sum(slot is not wanted and slot.model is None and slot.loading.locked() for slot in slots)
+        if len(loaded) + coming < self.limits.max_models:
             return
         for slot in loaded:
             self.park_idle(slot.id)
@@ -316,7 +351,7 @@ class Registry:
                 if not slot.users:
                     slot.model = None
                     return
-        raise HatcheryError(f"all {len(loaded)} models in memory are in use; try again in a while")
+        raise HatcheryError(f"there is room for {self.limits.max_models} models, and all are in use; try again later")
 
     def _check_upload(self, files: list[Path]) -> None:
         allowed = (".safetensors", ".json", ".md", *(_PICKLES if self.limits.allow_pickle else ()))
@@ -340,6 +375,8 @@ class Registry:
             )
 
 
+_MAX_SHARED = 64
+"""Models from the Hub that everybody sees; beyond it, those unused longest leave the list."""
 _PICKLES = (".pt", ".pth", ".bin")
 _WEIGHTS = (".safetensors", *_PICKLES)
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bdh.errors import HatcheryError, StateError
+from bdh.models import Model
 from bdh.stream import Snapshot, Stream
 
 from .limits import Limits
@@ -20,6 +22,8 @@ from .registry import Owner, Registry, size_text
 
 _SNAPSHOT_BYTES = 64_000_000
 """Bytes of snapshots that one conversation keeps for undoing; what is older is heard again."""
+_SWEEP_S = 600
+"""Seconds between two looks for conversations that have been idle for too long."""
 
 
 @dataclass
@@ -55,14 +59,12 @@ class Conversation:
     base_due: bool = False
     """The stream as it stands is to become the base, before it is used again."""
     unheard: bytes = b""
-    """What was said while the stream could not follow: hearing it comes first."""
+    """The last bytes of the turns that the stream has yet to hear, before anything else."""
     busy: threading.Lock = field(default_factory=threading.Lock)
     last_used: float = field(default_factory=time.monotonic)
 
     def begin(self, message: str) -> Turn:
-        """A new turn, with the way back to before it."""
-        self.live.feed(self.unheard)
-        self.unheard = b""
+        """A new turn, with the way back to before it; the stream has caught up."""
         turn = Turn(message, b"", before=self.live.snapshot())
         self.turns.append(turn)
         kept = 0
@@ -73,12 +75,23 @@ class Conversation:
                     older.before = None
         return turn
 
+    def catching_up(self) -> Iterator[int]:
+        """Hear what is still unheard; a generator of how many bytes are left, which may be dropped at any of them."""
+        waiting = self.unheard
+        for done in self.live.feeding(waiting):
+            self.unheard = waiting[done:]
+            yield len(self.unheard)
+
+    def catch_up(self) -> None:
+        """Hear all that is still unheard."""
+        for _ in self.catching_up():
+            pass
+
     def rewind(self, count: int) -> None:
-        """Come back to the state after the first `count` turns: the nearest snapshot, then hearing the rest again."""
+        """Come back to the nearest snapshot before the end of the first `count` turns; the rest is to be caught up."""
         stream, dropped = self.live, self.turns[count:]
         if not dropped:
             return
-        self.unheard = b""
         start = count
         while start > 0 and self.turns[start].before is None:
             start -= 1
@@ -90,12 +103,12 @@ class Conversation:
         else:
             stream.clear()
         del self.turns[count:]
-        for turn in self.turns[start:]:
-            stream.feed(turn.heard + turn.written)
+        self.unheard = b"".join(turn.heard + turn.written for turn in self.turns[start:])
 
     def rebase(self, text: str) -> None:
         """Make the state of now the one that the turns begin at."""
         self.turns.clear()
+        self.unheard = b""
         self.base, self.base_text, self.base_due = self.live.snapshot(), text, False
 
     def clear(self) -> None:
@@ -128,6 +141,7 @@ class Sessions:
         self._parked.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = threading.RLock()
         self._conversations: dict[tuple[Owner, str], Conversation] = {}
+        self._sweep_due = time.monotonic() + _SWEEP_S
         registry.park_idle = self.park_idle
 
     @contextmanager
@@ -141,6 +155,7 @@ class Sessions:
             HatcheryError: it is in use elsewhere, or there is no room for another.
         """
         self._registry.config(model_id, owner)  # an unknown model leaves no trace
+        self._sweep_if_due()
         with self._lock:
             conversation = self._conversations.get((owner, model_id))
             if conversation is None:
@@ -170,9 +185,20 @@ class Sessions:
     def park_idle(self, model_id: str) -> None:
         """Put the idle streams of a model aside, so that nothing but work under way holds it."""
         with self._lock:
-            for conversation in self._conversations.values():
-                if conversation.model_id == model_id and conversation.stream is not None:
-                    self._park_if_idle(conversation)
+            conversations = [c for c in self._conversations.values() if c.model_id == model_id]
+        for conversation in conversations:
+            if conversation.busy.acquire(blocking=False):
+                try:
+                    self._park(conversation)
+                finally:
+                    conversation.busy.release()
+
+    def _sweep_if_due(self) -> None:
+        with self._lock:
+            if (now := time.monotonic()) < self._sweep_due:
+                return
+            self._sweep_due = now + _SWEEP_S
+        self.sweep()
 
     def sweep(self) -> None:
         """Forget what has been idle for longer than its time."""
@@ -181,8 +207,7 @@ class Sessions:
             for key, conversation in list(self._conversations.items()):
                 if conversation.last_used < limit and conversation.busy.acquire(blocking=False):
                     self._let_go(conversation)
-                    for path in self._files(conversation):
-                        path.unlink(missing_ok=True)
+                    self._forget_files(conversation)
                     del self._conversations[key]
 
     def _bring_back(self, conversation: Conversation) -> None:
@@ -190,9 +215,7 @@ class Sessions:
             return
         model = self._registry.acquire(conversation.model_id, conversation.owner)
         try:
-            with self._lock:
-                self._make_room(model.state_bytes())
-                stream = conversation.stream = Stream(model)
+            stream = self._with_room(conversation, model)
             self._recall(conversation, stream)
         except BaseException:
             conversation.stream = None
@@ -200,7 +223,7 @@ class Sessions:
             raise
 
     def _recall(self, conversation: Conversation, stream: Stream) -> None:
-        """Fill a fresh stream with what was put aside; what cannot be read is heard again, or is lost."""
+        """Fill a fresh stream with what was put aside; what cannot be read is to be heard again, or is lost."""
         file, base = self._files(conversation)
         try:
             if base.is_file():
@@ -213,67 +236,71 @@ class Sessions:
             stream.clear()
             conversation.base = None
         finally:
-            file.unlink(missing_ok=True)
-            base.unlink(missing_ok=True)
+            self._forget_files(conversation)
         if conversation.base is not None:
             stream.restore(conversation.base)
         elif conversation.base_text:
             conversation.turns.clear()
             conversation.base_text = ""
-        for turn in conversation.turns:
-            stream.feed(turn.heard + turn.written)
-        conversation.unheard = b""
+        conversation.unheard = b"".join(turn.heard + turn.written for turn in conversation.turns)
 
-    def _make_room(self, needed_bytes: int) -> None:
-        """Put idle streams aside, oldest first, until one more fits."""
-        if needed_bytes > self._limits.max_state_bytes:
+    def _with_room(self, conversation: Conversation, model: Model[Any]) -> Stream:
+        """A fresh stream for the conversation; idle ones are put aside, oldest first, until there is room for it.
+
+        Other people's requests go on while the disk is written to.
+        """
+        needed = model.state_bytes()
+        if needed > self._limits.max_state_bytes:
             raise HatcheryError(
-                f"a memory of this model takes {size_text(needed_bytes)}; at most "
+                f"a memory of this model takes {size_text(needed)}; at most "
                 f"{size_text(self._limits.max_state_bytes)} are allowed here"
             )
-        with self._lock:
-            live = [c for c in self._conversations.values() if c.stream is not None]
-            idle = sorted(live, key=lambda c: c.last_used)
-            count, held = len(live), sum(c.held_bytes for c in live)
-            for conversation in idle:
-                if count < self._limits.max_live_streams and held + needed_bytes <= self._limits.max_state_bytes:
-                    return
-                freed = conversation.held_bytes
-                if self._park_if_idle(conversation):
-                    count, held = count - 1, held - freed
-            if count >= self._limits.max_live_streams or held + needed_bytes > self._limits.max_state_bytes:
+        passed_over: set[int] = set()
+        while True:
+            with self._lock:
+                live = [c for c in self._conversations.values() if c.stream is not None]
+                held = sum(c.held_bytes for c in live)
+                if len(live) < self._limits.max_live_streams and held + needed <= self._limits.max_state_bytes:
+                    conversation.stream = Stream(model)
+                    return conversation.stream
+                idle = sorted((c for c in live if id(c) not in passed_over), key=lambda c: c.last_used)
+                oldest = next((c for c in idle if c.busy.acquire(blocking=False)), None)
+            if oldest is None:
                 raise HatcheryError(
                     f"there is room for {self._limits.max_live_streams} conversations at once and all are busy; "
                     "try again in a while"
                 )
+            passed_over.add(id(oldest))
+            try:
+                self._park(oldest)
+            finally:
+                oldest.busy.release()
 
-    def _park_if_idle(self, conversation: Conversation) -> bool:
-        """Put a conversation aside unless it is in use; whether it was."""
-        if not conversation.busy.acquire(blocking=False):
-            return False
-        try:
-            if conversation.stream is not None:
-                self._park(conversation, conversation.stream)
-            return True
-        except StateError:
-            return False  # the disk refuses: the stream stays where it is
-        finally:
-            conversation.busy.release()
+    def _park(self, conversation: Conversation) -> None:
+        """Write an idle stream to disk and free its memory; what it takes to undo is heard again later.
 
-    def _park(self, conversation: Conversation, stream: Stream) -> None:
-        """Write the stream to disk and free its memory; what it takes to undo is heard again later."""
+        Where the disk refuses, the stream stays where it is.
+        """
+        stream = conversation.stream
+        if stream is None:
+            return
         file, base = self._files(conversation)
-        if stream.position_bytes:
-            stream.save(file)
-        if conversation.base is not None:
-            before = Stream(stream.model)
-            before.restore(conversation.base)
-            before.save(base)
-            conversation.base = None
+        try:
+            # A stream that has yet to catch up is of no use later: then all is heard again.
+            if stream.position_bytes and not conversation.unheard:
+                stream.save(file)
+            if conversation.base is not None:
+                before = Stream(stream.model)
+                before.restore(conversation.base)
+                before.save(base)
+        except StateError:
+            self._forget_files(conversation)
+            return
+        conversation.base = None
         for turn in conversation.turns:
             turn.before = None
-        self._trim_parked()
         self._let_go(conversation)
+        self._trim_parked()
 
     def _let_go(self, conversation: Conversation) -> None:
         if conversation.stream is not None:
@@ -281,12 +308,17 @@ class Sessions:
             self._registry.release(conversation.model_id)
 
     def _trim_parked(self) -> None:
-        files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._parked.iterdir())
-        total = sum(size for _, size, _ in files)
-        for _, size, path in files:
-            if total <= self._limits.max_parked_bytes:
-                return
-            total -= size
+        with self._lock:
+            files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._parked.iterdir())
+            total = sum(size for _, size, _ in files)
+            for _, size, path in files:
+                if total <= self._limits.max_parked_bytes:
+                    return
+                total -= size
+                path.unlink(missing_ok=True)
+
+    def _forget_files(self, conversation: Conversation) -> None:
+        for path in self._files(conversation):
             path.unlink(missing_ok=True)
 
     def _files(self, conversation: Conversation) -> tuple[Path, Path]:

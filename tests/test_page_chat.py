@@ -1,92 +1,16 @@
-"""The page as a person meets it: a real Chromium on the real app, on tiny random models."""
+"""The chat as a person meets it: a real Chromium on the real app, on tiny random models."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-
-from bdh.config import FlatConfig, TransformerConfig
-from bdh.models import Model, build
+from browsing import WAIT_MS, upload
+from playwright.sync_api import Browser, Page, expect
 
 pytestmark = pytest.mark.page
-ROOT = Path(__file__).parents[1]
-FLAT = FlatConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4)
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-WAIT_MS = 20_000
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app in a process of its own, started as a person starts it."""
-    home = tmp_path_factory.mktemp("app")
-    for name in ("app.py", "bdh", "ui"):
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, home / name)
-    endless().save_pretrained(home / "checkpoints" / "alpha")
-    build(FLAT, seed=1).save_pretrained(home / "checkpoints" / "beta")
-    port = 20_000 + os.getpid() % 20_000
-    environment = os.environ | {
-        "GRADIO_SERVER_PORT": str(port),
-        "GRADIO_TEMP_DIR": str(home / "tmp"),
-        "BDH_DATA": str(home / "data"),
-        "OMP_NUM_THREADS": "1",
-    }
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, "app.py"], cwd=home, env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(address, timeout=2).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (home / "log").read_text()
-                time.sleep(0.2)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    """A fresh visitor; any error on the console fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
-    errors: list[str] = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.set_default_timeout(WAIT_MS)
-    page.goto(url)
-    expect(page.locator("#chat-status")).to_contain_text("The memory is empty", timeout=WAIT_MS)
-    yield page
-    context.close()
-    assert errors == []
 
 
 def send(page: Page, text: str, answers: int) -> None:
@@ -116,25 +40,6 @@ def set_length_again(page: Page, size: int) -> None:
     page.keyboard.press("Tab")
 
 
-def endless() -> Model[Any]:
-    """A model that never ends a line, whose bytes take a while."""
-    model = build(TransformerConfig(n_layer=8, n_embd=64, n_head=4, block_size=256), seed=0)
-    with torch.no_grad():
-        model.ln_f.weight.zero_()
-        model.ln_f.bias.zero_()
-        model.ln_f.bias[0] = 1.0
-        model.tok_emb.weight[:, 0] = 0.0
-        model.tok_emb.weight[10, 0] = -100.0
-    return model
-
-
-def upload(page: Page, button: str, file: Path) -> None:
-    """Choose a file behind an upload button."""
-    with page.expect_file_chooser() as chooser:
-        page.locator(button).click()
-    chooser.value.set_files(file)
-
-
 def test_a_conversation_is_answered_and_survives_a_reload(page: Page) -> None:
     set_length(page, 30)
     send(page, "hello", 1)
@@ -152,8 +57,10 @@ def test_regenerate_and_undo_come_back_to_the_state_of_the_turn(page: Page) -> N
     send(page, "hello", 1)
     first = heard(page)
     send(page, "again", 2)
+    answer = page.get_by_test_id("bot").last.inner_text()
     page.get_by_role("button", name="Retry").click()
-    expect(page.locator("#chat-stop")).to_be_hidden(timeout=WAIT_MS)
+    expect(page.get_by_test_id("bot").last).not_to_have_text(answer, timeout=WAIT_MS)
+    expect(page.locator("#chat-send")).to_be_visible(timeout=WAIT_MS)
     expect(page.get_by_test_id("bot")).to_have_count(2)
     page.get_by_role("button", name="Undo").click()
     expect(page.get_by_test_id("bot")).to_have_count(1, timeout=WAIT_MS)
@@ -227,11 +134,15 @@ def test_the_browser_keeps_nothing_readable_of_what_was_said(page: Page) -> None
     assert "a secret" not in page.evaluate("JSON.stringify(localStorage)")
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_nothing_is_wider_than_a_narrow_window(page: Page, url: str, dark: bool) -> None:
-    page.set_viewport_size({"width": 400, "height": 800})
-    page.goto(f"{url}/?__theme={'dark' if dark else 'light'}")
-    expect(page.locator("#chat-status")).to_be_visible(timeout=WAIT_MS)
-    for tab in ("Chat", "Write", "Models"):
-        page.get_by_role("tab", name=tab).click()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+def test_a_message_that_is_edited_is_answered_anew_and_what_came_after_is_gone(page: Page) -> None:
+    set_length(page, 30)
+    send(page, "hello", 1)
+    send(page, "again", 2)
+    page.get_by_role("button", name="Edit").first.click()
+    page.locator("#chat-log textarea").fill("good morning")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_test_id("user")).to_have_text(["good morning"], timeout=WAIT_MS)
+    expect(page.get_by_test_id("bot")).to_have_count(1, timeout=WAIT_MS)
+    expect(page.locator("#chat-send")).to_be_visible(timeout=WAIT_MS)
+    # A line break before a later message; "User: good morning", a line break, "Bot:"; and 30 bytes of answer.
+    assert heard(page) == 1 + len("User: good morning\nBot:") + 30

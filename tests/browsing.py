@@ -1,0 +1,113 @@
+"""A real Chromium on the real app, for the tests of the page; the fixtures themselves are in conftest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from bdh.config import FlatConfig, TransformerConfig
+from bdh.models import Model, build
+
+ROOT = Path(__file__).parents[1]
+FLAT = FlatConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4)
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+WAIT_MS = 20_000
+
+
+@contextmanager
+def app(home: Path, **environment: str) -> Iterator[str]:
+    """The app in a process of its own, started as a person starts it, on a model that never ends a line and another.
+
+    Yields:
+        Its address.
+    """
+    for name in ("app.py", "bdh", "ui"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, home / name)
+    endless().save_pretrained(home / "checkpoints" / "alpha")
+    build(FLAT, seed=1).save_pretrained(home / "checkpoints" / "beta")
+    port = 20_000 + os.getpid() % 20_000
+    told = {
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(home / "tmp"),
+        "BDH_DATA": str(home / "data"),
+        "HF_HUB_CACHE": str(home / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=home, env=os.environ | told | environment, stdout=log, stderr=log
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(address, timeout=2).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, (home / "log").read_text()
+                time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The machine's Chromium, or the one that CHROMIUM names."""
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def visitor(browser: Browser, url: str) -> Iterator[Page]:
+    """A fresh visitor; any error on the console is an error here."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.set_default_timeout(WAIT_MS)
+    page.goto(url)
+    expect(page.locator("#chat-status")).to_contain_text("The memory is empty", timeout=WAIT_MS)
+    yield page
+    context.close()
+    assert errors == []
+
+
+def upload(page: Page, button: str, files: Path | list[Path]) -> None:
+    """Choose files behind an upload button."""
+    with page.expect_file_chooser() as chooser:
+        page.locator(button).click()
+    chooser.value.set_files(files)
+
+
+def endless() -> Model[Any]:
+    """A model that never ends a line, whose bytes take a while."""
+    model = build(TransformerConfig(n_layer=8, n_embd=64, n_head=4, block_size=256), seed=0)
+    with torch.no_grad():
+        model.ln_f.weight.zero_()
+        model.ln_f.bias.zero_()
+        model.ln_f.bias[0] = 1.0
+        model.tok_emb.weight[:, 0] = 0.0
+        model.tok_emb.weight[10, 0] = -100.0
+    return model
