@@ -31,6 +31,7 @@ from .errors import (
     HatcheryError,
     MergeError,
     StateError,
+    TrainingError,
 )
 from .load import load, save
 from .models import Composed, Flat, Hebbian, Hierarchical, Model, Output, Transformer, build
@@ -62,6 +63,7 @@ __all__ = [
     "Sampling",
     "StateError",
     "Stream",
+    "TrainingError",
     "Transformer",
     "TransformerConfig",
     "__version__",

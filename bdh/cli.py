@@ -411,7 +411,7 @@ def _score(options: argparse.Namespace) -> int:
             complete=not interrupt.asked,
             elapsed_s=elapsed_s,
             checkpoint=options.checkpoint,
-            weights=checkpoint.weights_checksum(stream.model.state_dict()),
+            weights=stream.model.checksum(),
             file=options.file,
         )
     else:
@@ -439,7 +439,7 @@ def _info(options: argparse.Namespace) -> int:
         "kind": model.config.kind,
         "parameters": model.parameter_count(),
         "state_bytes": model.state_bytes(),
-        "weights": checkpoint.weights_checksum(model.state_dict()),
+        "weights": model.checksum(),
         "config": config_to_dict(model.config),
         "provenance": origin.provenance,
     }
@@ -464,7 +464,7 @@ def _convert(options: argparse.Namespace) -> int:
     # To name a file here is to ask for it to be opened.
     out = convert(Path(options.source), Path(options.out), config=config or None, allow_pickle=True)
     model: Model[Any] = load(out, device="cpu")
-    weights = checkpoint.weights_checksum(model.state_dict())
+    weights = model.checksum()
     if options.json:
         _print_json(out=str(out), kind=model.config.kind, parameters=model.parameter_count(), weights=weights)
     else:

@@ -23,3 +23,7 @@ class MergeError(HatcheryError, ValueError):
 
 class DataError(HatcheryError, ValueError):
     """Text, bytes or options given to a model or a run cannot be used."""
+
+
+class TrainingError(HatcheryError):
+    """A run cannot go on; what it saved last is kept."""

@@ -89,7 +89,7 @@ class Source:
     @property
     def name(self) -> str:
         """The place on the Hub in the one form that all ways of writing it share."""
-        revision = f"@{self.revision}" if self.revision else ""
+        revision = f"@{self.revision}" if self.revision not in (None, constants.DEFAULT_REVISION) else ""
         return self.repo_id + revision + (f":{self.subfolder}" if self.subfolder else "")
 
     def at(self, revision: str) -> str:
@@ -216,21 +216,28 @@ def cached_checkpoints(cache_dir: str | Path | None = None) -> list[Fetched]:
     Nothing is asked of the Hub, so private repositories are among them: only for whom the cache belongs to.
     """
     cache = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
-    found = []
-    for ref in sorted(cache.glob("models--*--*/refs/*")):
+    found: list[Fetched] = []
+    for ref in sorted(cache.glob("models--*--*/refs/**/*")):
+        storage = next(parent for parent in ref.parents if parent.parent == cache)
+        branch = ref.relative_to(storage / "refs").as_posix()
+        repo_id = storage.name.removeprefix("models--").replace("--", "/", 1)
         try:
-            repo_id, commit = ref.parts[-3].removeprefix("models--").replace("--", "/", 1), ref.read_text()[:40]
-            main = ref.name == constants.DEFAULT_REVISION
-            snapshot = ref.parents[1] / "snapshots" / commit
-            for config in sorted((*snapshot.glob(checkpoint.CONFIG), *snapshot.glob(f"*/{checkpoint.CONFIG}"))):
-                folder = config.parent
-                if not (checkpoint.is_checkpoint(folder) and (folder / checkpoint.WEIGHTS).is_file()):
-                    continue
-                subfolder = "" if folder == snapshot else f":{folder.name}"
-                place = parse_source(f"{repo_id}{'' if main else f'@{ref.name}'}{subfolder}", local=False)
-                found.append(Fetched(place, folder, folder / checkpoint.WEIGHTS, repo_id, commit))
-        except (CheckpointError, OSError, UnicodeDecodeError):
-            continue  # something else's, or damaged: no reason to keep the others back
+            commit = ref.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            continue  # a folder of branches, or something else's
+        if not _COMMIT.fullmatch(commit):
+            continue
+        snapshot = storage / "snapshots" / commit
+        for config in sorted(snapshot.rglob(checkpoint.CONFIG)):
+            folder = config.parent
+            at = "" if branch == constants.DEFAULT_REVISION else f"@{branch}"
+            below = "" if folder == snapshot else f":{folder.relative_to(snapshot).as_posix()}"
+            try:
+                if checkpoint.is_checkpoint(folder) and (folder / checkpoint.WEIGHTS).is_file():
+                    place = parse_source(f"{repo_id}{at}{below}", local=False)
+                    found.append(Fetched(place, folder, folder / checkpoint.WEIGHTS, repo_id, commit))
+            except (CheckpointError, OSError):
+                continue  # something else's, or damaged: no reason to keep the others back
     return found
 
 

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import state as states
-from .checkpoint import weights_checksum
 from .config import config_to_dict
 from .errors import DataError, StateError
 from .models import Model
@@ -79,6 +78,11 @@ class Stream:
     def recent(self) -> bytes:
         """The last bytes heard, up to 256."""
         return self._recent
+
+    @property
+    def torn(self) -> bool:
+        """Whether hearing was broken off in the middle of a byte: the memory must be cleared or restored."""
+        return self._torn
 
     def feed(self, data: bytes, *, progress: Callable[[int, int], None] | None = None) -> None:
         """Hear bytes; `progress(done, total)` is called every 256 bytes."""
@@ -180,7 +184,7 @@ class Stream:
         metadata = {
             "format": _FORMAT,
             "kind": self.model.config.kind,
-            "weights": weights_checksum(self.model.state_dict()),
+            "weights": self.model.checksum(),
             "config": _function_of(self.model),
             "position_bytes": str(self._position),
         }
@@ -198,7 +202,7 @@ class Stream:
         Raises:
             StateError: no memory, a damaged one, or one of another model.
         """
-        mine = weights_checksum(self.model.state_dict())
+        mine = self.model.checksum()
         size = self.state_bytes + 1_000_000
         try:
             if Path(path).stat().st_size > size:

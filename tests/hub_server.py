@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 MAIN = "a" * 40
 OTHER = "b" * 40
@@ -107,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/cdn/([0-9a-f]{64})", request.path):
             return self._body(request, self.hub.blob(match[1]) or b"")
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", request.path):
-            return self._listing(request, match[1], match[2] or "main")
+            return self._listing(request, match[1], unquote(match[2] or "main"))
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", request.path):
             return self._resolve(request, *match.groups())
         return self._fail(404, "")

@@ -9,7 +9,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import zoo
-from hub_server import OTHER, Hub, serve
+from hub_server import MAIN, OTHER, Hub, serve
 from huggingface_hub import constants
 
 import bdh
@@ -61,13 +61,16 @@ def test_what_an_earlier_run_loaded_is_listed_and_comes_back_without_the_hub(
     repo = server.add("user/one", {**files, **{f"small/{name}": data for name, data in files.items()}})
     repo.commits[OTHER], repo.refs["older"] = checkpoint_files(tmp_path, "hebbian"), OTHER
     first = make(tmp_path)
-    for source in ("user/one", "user/one:small", "user/one@older"):
+    repo.refs["feature/deep"] = MAIN
+    for source in ("user/one", "user/one@main", "user/one:small", "user/one@older", "user/one@feature/deep"):
         first.load_hub(source, OWNER)
     server.status = 503
     again = make(tmp_path)
     assert listed(again) == {
         "user/one": ("Hub: user/one", False),
         "user/one:small": ("Hub: user/one:small", False),
+        "user/one@feature/deep": ("Hub: user/one@feature/deep", False),
+        "user/one@feature/deep:small": ("Hub: user/one@feature/deep:small", False),
         "user/one@older": ("Hub: user/one@older", False),
     }
     with again.lease("user/one@older", OWNER) as model:
@@ -91,7 +94,21 @@ def test_a_cache_full_of_other_things_lists_none_of_them(tmp_path: Path) -> None
         (cache / name / "refs").mkdir()
         (cache / name / "refs" / "main").write_text(OTHER)
     (cache / "models--user--other" / "refs" / "bad").write_bytes(b"\xff\xfe")
+    outside = zoo.fresh("flat").save_pretrained(tmp_path / "outside")
+    for branch, text in {"up": "../../../../outside", "absolute": str(outside), "empty": ""}.items():
+        (cache / "models--user--other" / "refs" / branch).write_text(text)
     assert listed(make(tmp_path)) == {}
+
+
+def test_a_broken_checkpoint_in_the_cache_does_not_hide_the_one_beside_it(tmp_path: Path) -> None:
+    snapshot = tmp_path / "cache" / "models--user--two" / "snapshots" / OTHER
+    zoo.fresh("flat").save_pretrained(snapshot / "good")
+    zoo.fresh("flat").save_pretrained(snapshot / "bad")
+    (snapshot / "bad" / "config.json").write_text("{")
+    (tmp_path / "cache" / "models--user--two" / "refs").mkdir()
+    (tmp_path / "cache" / "models--user--two" / "refs" / "main").write_text(OTHER)
+    assert list(listed(make(tmp_path))) == ["user/two:good"]
+    assert listed(make(tmp_path, max_state_bytes=10)) == {}
 
 
 def test_a_repository_is_one_entry_however_it_is_written(tmp_path: Path, server: Hub, files: dict[str, bytes]) -> None:

@@ -16,7 +16,7 @@ from bdh.models import build
 from bdh.sampling import Sampling
 from bdh.stream import Stream
 from ui import sessions as sessions_module
-from ui.chat import answer
+from ui.chat import Chat, answer, status
 from ui.limits import Limits
 from ui.registry import Registry
 from ui.sessions import Conversation, Sessions
@@ -376,3 +376,140 @@ def test_what_has_been_idle_for_too_long_is_forgotten_when_the_page_is_used_next
         pass
     assert sessions.peek(ANNA, "one") is None
     assert {entry.id: entry.in_use for entry in registry.entries(ANNA)} == {"one": 0, "two": 1}
+
+
+def test_a_stream_torn_in_the_middle_of_a_byte_is_heard_again_and_holds_no_place(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, sessions = make(shipped, max_live_streams=1)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "hello")
+        kept = memory(anna)
+
+        def full(*_: object, **__: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(anna.live.model, "step_", full)
+            anna.live.feed(b"lost")
+        assert anna.live.torn
+    with sessions.use(BERT, "one"):
+        assert sessions.peek(ANNA, "one").stream is None
+    with sessions.use(ANNA, "one") as anna:
+        anna.catch_up()
+        torch.testing.assert_close(memory(anna), kept, atol=1e-4, rtol=1e-4)
+    assert {entry.id: entry.in_use for entry in registry.entries(ANNA)}["one"] == 1
+
+
+def test_a_reading_that_ends_in_the_middle_of_a_byte_leaves_an_empty_memory_that_works(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, "one") as anna:
+        anna.base_text, anna.base_due = "read from a text", True
+
+        def full(*_: object, **__: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(anna.live.model, "step_", full)
+            anna.live.feed(b"a book")
+    with sessions.use(ANNA, "one") as anna:
+        assert (anna.live.position_bytes, anna.base_text) == (0, "")
+        assert say(anna, "hello") == anna.turns[0].answer
+
+
+def test_a_visitor_whose_stream_is_being_put_aside_waits_and_gets_it_back(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, sessions = make(shipped, max_live_streams=1)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "hello")
+        kept = memory(anna)
+    writing = threading.Event()
+    save = Stream.save
+
+    def slow(stream: Stream, path: Path) -> None:
+        writing.set()
+        time.sleep(0.3)
+        save(stream, path)
+
+    monkeypatch.setattr(Stream, "save", slow)
+    crowd = threading.Thread(target=sessions.park_idle, args=("one",))
+    crowd.start()
+    assert writing.wait(30)
+    with sessions.use(ANNA, "one") as anna:
+        assert torch.equal(memory(anna), kept)
+    crowd.join(30)
+
+
+def test_an_error_while_a_memory_is_brought_back_leaves_it_on_disk(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, sessions = make(shipped)
+    with sessions.use(ANNA, "one") as anna:
+        anna.live.feed(b"a book")
+        anna.rebase("read a text of 6 bytes")
+        say(anna, "hello")
+        kept = memory(anna)
+    sessions.park_idle("one")
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Stream, "load", full)
+        with sessions.use(ANNA, "one"):
+            pass
+    with sessions.use(ANNA, "one") as anna:
+        assert torch.equal(memory(anna), kept)
+        anna.rewind(0)
+        assert anna.live.recent == b"a book"
+    assert {entry.id: entry.in_use for entry in registry.entries(ANNA)}["one"] == 1
+
+
+def test_what_is_refused_at_once_leaves_no_conversation_behind(shipped: Path) -> None:
+    _, sessions = make(shipped, max_live_streams=1)
+    with sessions.use(ANNA, "one"):
+        with pytest.raises(HatcheryError, match="room for 1"), sessions.use(BERT, "one"):
+            pass
+        assert sessions.peek(BERT, "one") is None
+
+
+def test_conversations_with_a_model_that_is_gone_for_good_are_forgotten(shipped: Path) -> None:
+    registry, sessions = make(shipped)
+    files = [str(shipped / "one" / name) for name in ("model.safetensors", "config.json")]
+    id = registry.load_files(files, ANNA)
+    with sessions.use(ANNA, id) as anna:
+        say(anna, "hello")
+    assert "deleted" in registry.unload(id, ANNA)
+    assert sessions.peek(ANNA, id) is None
+    assert list((shipped.parent / "data" / "parked").iterdir()) == []
+
+
+def test_what_was_read_is_not_called_empty_when_it_was_put_aside(shipped: Path) -> None:
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, "one") as anna:
+        anna.live.feed(b"a book")
+        anna.rebase("read a text of 6 bytes")
+    sessions.park_idle("one")
+    assert "put aside" in status(sessions.peek(ANNA, "one"))
+
+
+def test_stopping_a_retry_while_the_conversation_is_heard_again_leaves_it_as_it_was(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, sessions = make(shipped)
+    chat = Chat(registry, sessions, Limits())
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "a first message " * 60)
+        say(anna, "second")
+        kept, turns = memory(anna), list(anna.turns)
+    sessions.park_idle("one")
+    with sessions.use(ANNA, "one") as anna:
+        updates = chat._again(anna, 1, "second", OPTIONS)
+        next(updates)
+        updates.close()
+        assert anna.turns == turns and anna.unheard
+        anna.catch_up()
+        torch.testing.assert_close(memory(anna), kept, atol=1e-4, rtol=1e-4)

@@ -416,3 +416,14 @@ def test_a_memory_of_the_same_weights_under_another_damping_is_refused(tmp_path:
     stream.save(tmp_path / "memory")
     with pytest.raises(StateError, match="another configuration"):
         Stream(damped).load(tmp_path / "memory")
+
+
+def test_the_checksum_of_a_model_follows_its_weights() -> None:
+    changing = fresh("flat")
+    first = changing.checksum()
+    assert first == weights_checksum(changing.state_dict()) == changing.checksum()
+    with torch.no_grad():
+        changing.encoder.mul_(2.0)  # type: ignore[operator, union-attr]
+    assert changing.checksum() == weights_checksum(changing.state_dict()) != first
+    changing.load_state_dict(model("flat").state_dict())
+    assert changing.checksum() == first

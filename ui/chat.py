@@ -96,11 +96,11 @@ def history(conversation: Conversation | None) -> list[dict[str, str]]:
 
 def status(conversation: Conversation | None, device: str = "", rate: float = 0.0, note: str = "") -> str:
     """What the memory has heard and what it takes, in one line."""
-    if conversation is not None and conversation.stream is None and conversation.turns:
+    stream = conversation.stream if conversation is not None else None
+    if conversation is not None and stream is None and (conversation.turns or conversation.base_text):
         return "The memory was put aside while you were away; it comes back with your next message."
-    if conversation is None or conversation.stream is None or not conversation.stream.position_bytes:
+    if conversation is None or stream is None or not stream.position_bytes:
         return note or "The memory is empty. Say something to begin."
-    stream = conversation.stream
     parts = [
         f"**{stream.position_bytes:,}** bytes heard",
         f"memory **{size_text(stream.state_bytes)}**, never larger",
@@ -165,9 +165,7 @@ class Chat:
         with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
             turn = _turn(conversation, event.index)
             text = conversation.turns[turn].message
-            options = self._options(text, temperature, top_p, length, seed)
-            conversation.rewind(turn)
-            yield from self._streamed(conversation, text, options)
+            yield from self._again(conversation, turn, text, self._options(text, temperature, top_p, length, seed))
 
     def edit(
         self,
@@ -184,8 +182,7 @@ class Chat:
         text = str(event.value)
         options = self._options(text, temperature, top_p, length, seed)
         with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
-            conversation.rewind(_turn(conversation, event.index))
-            yield from self._streamed(conversation, text, options)
+            yield from self._again(conversation, _turn(conversation, event.index), text, options)
 
     def undo(self, model_id: str, secret: str, request: gr.Request, event: gr.UndoData) -> Iterator[tuple[Any, ...]]:
         """Come back to before a message, and give the message back to be changed."""
@@ -193,10 +190,10 @@ class Chat:
             turn = _turn(conversation, event.index)
             text = conversation.turns[turn].message
             conversation.rewind(turn)
-            yield history(conversation), self._status(conversation), text
-            for left in batched(conversation.catching_up()):
-                yield gr.skip(), self._status(conversation, note=_behind(left[-1])), gr.skip()
-            yield gr.skip(), self._status(conversation), gr.skip()
+            yield history(conversation), self._status(conversation), text, *_buttons(writing=bool(conversation.unheard))
+            for line in self._catching_up(conversation):
+                yield gr.skip(), line, gr.skip(), gr.skip(), gr.skip()
+            yield gr.skip(), self._status(conversation), gr.skip(), *_buttons(writing=False)
 
     def pick(self, event: gr.SelectData) -> str:
         """Put an example into the message box."""
@@ -213,15 +210,17 @@ class Chat:
         conversation = self.sessions.peek(identify(secret, request), model_id or "")
         return history(conversation), self._status(conversation), *_buttons(writing=False)
 
-    def save(self, model_id: str, secret: str, request: gr.Request) -> tuple[gr.File, str]:
+    def save(self, model_id: str, secret: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Write the memory to a file for download."""
         with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
-            conversation.catch_up()
+            for line in self._catching_up(conversation):
+                yield gr.skip(), line, *_buttons(writing=True)
             if not conversation.live.position_bytes:
                 raise DataError("the memory is empty: there is nothing to save yet")
             path = self._folder_to_serve_from() / f"memory-{conversation.live.position_bytes}-bytes.safetensors"
             conversation.live.save(path)
-            return gr.File(str(path), visible=True), self._status(conversation, note="memory saved")
+            saved = gr.File(str(path), visible=True)
+            yield saved, self._status(conversation, note="memory saved"), *_buttons(writing=False)
 
     def load(self, path: str, model_id: str, secret: str, request: gr.Request) -> tuple[Any, ...]:
         """Take over a saved memory."""
@@ -234,7 +233,8 @@ class Chat:
         """Let the model read a text file into its memory."""
         with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
             data = _text_of(Path(path), self.limits.max_feed_bytes)
-            conversation.catch_up()
+            for line in self._catching_up(conversation):
+                yield gr.skip(), line, *_buttons(writing=True)
             begun = time.monotonic()
             # Whatever becomes of the reading, what was read is what the next turn begins at.
             conversation.turns.clear()
@@ -305,15 +305,34 @@ class Chat:
                 valid_utf8=True,
             )
 
+    def _catching_up(self, conversation: Conversation) -> Iterator[str]:
+        """Status lines while the conversation is heard again, as far as it must be."""
+        for left in batched(conversation.catching_up()):
+            yield self._status(conversation, note=_behind(left[-1]))
+
+    def _again(self, conversation: Conversation, turn: int, text: str, options: Sampling) -> Iterator[tuple[Any, ...]]:
+        """Answer from the state before a turn; if that is broken off before it is reached, all stays as it was."""
+        dropped = conversation.turns[turn:]
+        conversation.rewind(turn)
+        try:
+            for line in self._catching_up(conversation):
+                yield gr.skip(), line, gr.skip(), *_buttons(writing=True)
+        finally:
+            if conversation.unheard:
+                conversation.turns += dropped
+                conversation.unheard += b"".join(old.heard + old.written for old in dropped)
+        yield from self._streamed(conversation, text, options)
+
     def _streamed(self, conversation: Conversation, text: str, options: Sampling) -> Iterator[tuple[Any, ...]]:
         rate = 0.0
         for progress in answer(conversation, text, options):
             rate = progress.bytes_per_s or rate
-            note = ""
-            if progress.behind_bytes:
-                note = _behind(progress.behind_bytes)
-            elif not progress.written_bytes and progress.total_bytes > 2_000:
-                note = f"reading {progress.heard_bytes:,} of {progress.total_bytes:,} bytes"
+            if not progress.total_bytes:  # the message waits in its box, where a stop leaves it
+                line = self._status(conversation, note=_behind(progress.behind_bytes))
+                yield gr.skip(), line, gr.skip(), *_buttons(writing=True)
+                continue
+            reading = not progress.written_bytes and progress.total_bytes > 2_000
+            note = f"reading {progress.heard_bytes:,} of {progress.total_bytes:,} bytes" if reading else ""
             yield history(conversation), self._status(conversation, rate, note), "", *_buttons(writing=True)
         yield history(conversation), self._status(conversation, rate), "", *_buttons(writing=False)
 
@@ -435,7 +454,8 @@ def build_chat(
         gr.on([message.submit, send.click], chat.send, [message, *settings], streaming, show_progress="hidden", **many),
         chatbot.retry(chat.retry, settings, streaming, show_progress="hidden", **many),
         chatbot.edit(chat.edit, settings, streaming, show_progress="hidden", **many),
-        chatbot.undo(chat.undo, [model, owner], [*shown, message], **quick),
+        chatbot.undo(chat.undo, [model, owner], streaming, show_progress="hidden", **many),
+        save.click(chat.save, [model, owner], [saved, state_line, send, stop], show_progress="hidden", **many),
         feed.upload(
             chat.feed,
             [feed, model, owner],
@@ -454,7 +474,6 @@ def build_chat(
         [clear.click, chatbot.clear], chat.clear, [model, owner], [*shown, saved, send, stop], cancels=writes, **quick
     )
     model.change(chat.view, [model, owner], [*shown, send, stop], cancels=writes, **quick)
-    save.click(chat.save, [model, owner], [saved, state_line], **quick)
     load.upload(chat.load, [load, model, owner], shown, **quick)
     greeting.then(chat.view, [model, owner], [*shown, send, stop], **quick)
     gr.api(  # type: ignore[attr-defined]

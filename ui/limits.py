@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bdh.errors import ConfigError
 
 _MB = 1_000_000
+_THIS_MACHINE = ("", "localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Limits:
     allow_pickle: bool = False
     """Accept .pt files (read without running code); off by default, on at home."""
     public: bool = False
-    """The page is on a Space, open to strangers."""
+    """Others than the one at this machine can reach the page: models cached by earlier runs are not shown to them."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -51,13 +52,15 @@ class Limits:
 
     @classmethod
     def from_environment(cls, environment: dict[str, str] | None = None) -> Limits:
-        """The limits that the environment asks for; on a Space (SPACE_ID is set) the public ones.
+        """The limits that the environment asks for.
+
+        They are the public ones on a Space (SPACE_ID is set), and where GRADIO_SERVER_NAME lets other machines in.
 
         Raises:
             ConfigError: a value that is no number, or below 1.
         """
         env = dict(os.environ) if environment is None else environment
-        public = "SPACE_ID" in env
+        public = "SPACE_ID" in env or env.get("GRADIO_SERVER_NAME", "") not in _THIS_MACHINE
         values: dict[str, int | bool] = {"public": public, "allow_pickle": not public}
         for field in dataclasses.fields(cls):
             name = f"BDH_{field.name.upper()}"

@@ -91,7 +91,7 @@ class Shelf:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self._downloads: dict[Owner, list[Download]] = {}
+        self._downloads: list[tuple[Owner, Download]] = []
 
     def rows(self, owner: Owner) -> list[list[str]]:
         """The table."""
@@ -118,19 +118,18 @@ class Shelf:
         source = source.removeprefix("https://huggingface.co/").rstrip("/")
         if not source:
             raise HatcheryError("give the name of a model on the Hub, such as user/repo")
-        download = Download(tell)
-        self._downloads.setdefault(owner, []).append(download)
+        under_way = (owner, Download(tell))
+        self._downloads.append(under_way)
         try:
-            return self.registry.load_hub(source, owner, token=token, progress=download)
+            return self.registry.load_hub(source, owner, token=token, progress=under_way[1])
         finally:
-            self._downloads[owner].remove(download)
-            if not self._downloads[owner]:
-                del self._downloads[owner]
+            self._downloads.remove(under_way)
 
     def stop(self, owner: Owner) -> None:
         """Let what the owner is downloading stop with its next bytes."""
-        for download in self._downloads.get(owner, []):
-            download.stopped = True
+        for whose, download in list(self._downloads):
+            if whose == owner:
+                download.stopped = True
 
     def take(self, paths: list[str] | None, owner: Owner) -> str:
         """Take in uploaded files; returns the id.
@@ -266,8 +265,9 @@ def build_models(
             id = shelf.fetch(source, owner, account.token if account else None, progress)
         return f"Loaded **{quiet(id)}**. It can be chosen in every tab.", "", *lists(owner, id, values)
 
-    def on_stop(request: gr.Request, secret: str) -> None:
+    def on_stop(request: gr.Request, secret: str) -> tuple[str, gr.Button]:
         shelf.stop(identify(secret, request))
+        return "Stopped. Load it again, and the download goes on from there.", gr.Button(visible=False)
 
     def on_add(
         request: gr.Request, paths: list[str] | None, secret: str, pick: str | None, *values: str | None
@@ -301,7 +301,7 @@ def build_models(
     fetched = begun.then(on_load, [source, *mine], [told, source, *everything], **slow)
     for ended in (fetched.success, fetched.failure):
         ended(lambda: gr.Button(visible=False), None, stop, **quick)
-    stop.click(on_stop, owner, None, **quick)
+    stop.click(on_stop, owner, [told, stop], cancels=[fetched], **quick)
     add.click(on_add, [files, *mine], [told, files, *everything], **slow)
     unload.click(on_unload, mine, [told, *everything], **quick)
     gr.api(  # type: ignore[attr-defined]

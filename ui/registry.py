@@ -75,10 +75,12 @@ class Registry:
         self._uploads = data / "uploads"
         # Uploads belong to owners that this process knows; those of an earlier one belong to nobody.
         shutil.rmtree(self._uploads, ignore_errors=True)
-        self._loading = threading.BoundedSemaphore(2)
+        self._arriving = 0
         self._reserved = 0
         self.park_idle: Callable[[str], None] = lambda id: None
         """Called before a model is dropped: whoever holds idle streams of it puts them aside."""
+        self.forget: Callable[[str], None] = lambda id: None
+        """Called when a model is gone for good."""
         self._lock = threading.RLock()
         self._slots: dict[str, _Slot] = {}
         self._clock = 0
@@ -86,11 +88,15 @@ class Registry:
             if (folder / "config.json").is_file():
                 config = checkpoint.read_config(folder)
                 self._slots[folder.name] = _Slot(folder.name, folder.name, folder, config, "shipped")
-        for found in hub.cached_checkpoints(cache)[:_MAX_SHARED] if cache is not None else []:
+        most = len(self._slots) + _MAX_SHARED
+        for found in hub.cached_checkpoints(cache) if cache is not None else []:
+            if len(self._slots) >= most:
+                break
             with suppress(HatcheryError):  # one that cannot be loaded is no choice
                 config, id = checkpoint.read_config(found.folder), found.source.name
                 expected_shapes(config, limits.max_parameters)
-                self._slots[id] = _Slot(id, id, found.folder, config, f"Hub: {id}")
+                if skeleton_state_bytes(config) <= limits.max_state_bytes:
+                    self._slots[id] = _Slot(id, id, found.folder, config, f"Hub: {id}")
 
     def entries(self, owner: Owner) -> list[Entry]:
         """All that this owner may use: what is shipped, what anybody loaded from the Hub, their own uploads."""
@@ -166,8 +172,8 @@ class Registry:
 
     def acquire(self, id: str, owner: Owner) -> Model[Any]:
         """As `lease`, for a use that outlasts a block; each call asks for one `release`."""
-        slot = self._slot(id, owner)
-        with self._lock:
+        with self._lock:  # a slot with users is neither replaced nor struck off
+            slot = self._slot(id, owner)
             slot.users += 1
             self._clock += 1
             slot.last_used = self._clock
@@ -214,12 +220,15 @@ class Registry:
     @contextmanager
     def _one_of_few(self) -> Iterator[None]:
         """At most two models are fetched or taken in at once, also when their requests were given up."""
-        if not self._loading.acquire(blocking=False):
-            raise HatcheryError("two models are being loaded right now; try again when they are done")
+        with self._lock:
+            if self._arriving >= _LOADS_AT_ONCE:
+                raise HatcheryError("two models are being loaded right now; try again when they are done")
+            self._arriving += 1
         try:
             yield
         finally:
-            self._loading.release()
+            with self._lock:
+                self._arriving -= 1
 
     def load_hub(
         self,
@@ -296,6 +305,7 @@ class Registry:
                 # What a token opened lies in the Hub's cache, which is not this page's to empty.
                 if slot.folder.is_relative_to(self._uploads):
                     shutil.rmtree(self._uploads / slot.folder.relative_to(self._uploads).parts[0], ignore_errors=True)
+                self.forget(id)
                 return f"{slot.title} was deleted."
         return (
             f"{slot.title} left memory; it comes back when it is chosen." if freed else f"{slot.title} was not loaded."
@@ -338,11 +348,15 @@ class Registry:
             del self._slots[slot.id]
 
     def _make_room(self, wanted: _Slot | None = None) -> None:
-        """Drop the model unused longest if the next one, with those on their way, would be too many."""
+        """Drop the model unused longest if the next one, with those on their way, would be too many.
+
+        The next one is `wanted`, or one that arrives from the Hub or from files.
+        """
         with self._lock:
             slots = sorted(self._slots.values(), key=lambda slot: slot.last_used)
             loaded = [slot for slot in slots if slot.model is not None]
             coming = sum(slot is not wanted and slot.model is None and slot.loading.locked() for slot in slots)
+            coming += self._arriving - (wanted is None)
         if len(loaded) + coming < self.limits.max_models:
             return
         for slot in loaded:
@@ -375,6 +389,7 @@ class Registry:
             )
 
 
+_LOADS_AT_ONCE = 2
 _MAX_SHARED = 64
 """Models from the Hub that everybody sees; beyond it, those unused longest leave the list."""
 _PICKLES = (".pt", ".pth", ".bin")

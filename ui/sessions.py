@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from .registry import Owner, Registry, size_text
 
 _SNAPSHOT_BYTES = 64_000_000
 """Bytes of snapshots that one conversation keeps for undoing; what is older is heard again."""
+_PARKING_S = 30.0
+"""Seconds to wait for a conversation that is being put aside."""
 _SWEEP_S = 600
 """Seconds between two looks for conversations that have been idle for too long."""
 
@@ -61,6 +63,8 @@ class Conversation:
     unheard: bytes = b""
     """The last bytes of the turns that the stream has yet to hear, before anything else."""
     busy: threading.Lock = field(default_factory=threading.Lock)
+    parking: bool = False
+    """It is busy being put aside, which ends by itself."""
     last_used: float = field(default_factory=time.monotonic)
 
     def begin(self, message: str) -> Turn:
@@ -111,6 +115,16 @@ class Conversation:
         self.unheard = b""
         self.base, self.base_text, self.base_due = self.live.snapshot(), text, False
 
+    def mend(self) -> None:
+        """After hearing broke off in the middle of a byte, come back to where the turns begin, to hear them again."""
+        if self.base is not None:
+            self.live.restore(self.base)
+        else:
+            self.live.clear()
+        if self.base_due:
+            self.base_text, self.base_due = self.base_text if self.base is not None else "", False
+        self.unheard = b"".join(turn.heard + turn.written for turn in self.turns)
+
     def clear(self) -> None:
         """Forget everything."""
         self.live.clear()
@@ -126,8 +140,13 @@ class Conversation:
     @property
     def held_bytes(self) -> int:
         """Bytes of memory that the stream and its snapshots take."""
-        snapshots = [turn.before for turn in self.turns] + [self.base]
-        return (self.stream.state_bytes if self.stream else 0) + sum(s.size_bytes for s in snapshots if s)
+        stream, snapshots = self.stream, [turn.before for turn in self.turns] + [self.base]
+        return (stream.state_bytes if stream else 0) + sum(s.size_bytes for s in snapshots if s)
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was said or read, and nothing is in memory."""
+        return self.stream is None and not self.turns and not self.base_text
 
 
 class Sessions:
@@ -142,7 +161,7 @@ class Sessions:
         self._lock = threading.RLock()
         self._conversations: dict[tuple[Owner, str], Conversation] = {}
         self._sweep_due = time.monotonic() + _SWEEP_S
-        registry.park_idle = self.park_idle
+        registry.park_idle, registry.forget = self.park_idle, self.forget
 
     @contextmanager
     def use(self, owner: Owner, model_id: str, *, wait_s: float = 0.0) -> Iterator[Conversation]:
@@ -161,19 +180,44 @@ class Sessions:
             if conversation is None:
                 conversation = Conversation(owner, model_id, None)
                 self._conversations[owner, model_id] = conversation
-        if not conversation.busy.acquire(timeout=wait_s):
+        if not self._take(conversation, wait_s):
             raise HatcheryError("this conversation is still busy in another request; stop that one, or wait for it")
         try:
             self._bring_back(conversation)
-            if conversation.base_due:
+            if conversation.live.torn:
+                conversation.mend()
+            elif conversation.base_due:
                 conversation.rebase(conversation.base_text)
             yield conversation
         finally:
             conversation.last_used = time.monotonic()
+            with self._lock:
+                if conversation.is_empty:  # it could not even begin
+                    self._conversations.pop((owner, model_id), None)
+            conversation.busy.release()
+
+    def _take(self, conversation: Conversation, wait_s: float) -> bool:
+        """Make a conversation this request's own, whether it can be; one that is being put aside is waited for."""
+        if conversation.busy.acquire(timeout=wait_s):
+            return True
+        with self._lock:
+            parking = conversation.parking
+        return conversation.busy.acquire(timeout=_PARKING_S if parking else 0.0)
+
+    def _take_idle(self, conversation: Conversation) -> bool:
+        """Take a conversation that nobody uses, to put it aside."""
+        with self._lock:
+            conversation.parking = conversation.busy.acquire(blocking=False)
+            return conversation.parking
+
+    def _give_back(self, conversation: Conversation) -> None:
+        with self._lock:
+            conversation.parking = False
             conversation.busy.release()
 
     def peek(self, owner: Owner, model_id: str) -> Conversation | None:
         """The conversation as it is, for looking at only."""
+        self._sweep_if_due()
         with self._lock:
             return self._conversations.get((owner, model_id))
 
@@ -187,11 +231,17 @@ class Sessions:
         with self._lock:
             conversations = [c for c in self._conversations.values() if c.model_id == model_id]
         for conversation in conversations:
-            if conversation.busy.acquire(blocking=False):
+            if self._take_idle(conversation):
                 try:
                     self._park(conversation)
                 finally:
-                    conversation.busy.release()
+                    self._give_back(conversation)
+
+    def forget(self, model_id: str) -> None:
+        """Forget the conversations with a model that is gone for good."""
+        with self._lock:
+            for key in [key for key in self._conversations if key[1] == model_id]:
+                self._forget_files(self._conversations.pop(key))
 
     def _sweep_if_due(self) -> None:
         with self._lock:
@@ -225,18 +275,21 @@ class Sessions:
     def _recall(self, conversation: Conversation, stream: Stream) -> None:
         """Fill a fresh stream with what was put aside; what cannot be read is to be heard again, or is lost."""
         file, base = self._files(conversation)
+        whole = False
         try:
             if base.is_file():
                 stream.load(base)
                 conversation.base = stream.snapshot()
             if file.is_file():
                 stream.load(file)
-                return
+                whole = True
         except StateError:
             stream.clear()
             conversation.base = None
-        finally:
-            self._forget_files(conversation)
+        # Any other error, such as a lack of memory, leaves the files for the next try.
+        self._forget_files(conversation)
+        if whole:
+            return
         if conversation.base is not None:
             stream.restore(conversation.base)
         elif conversation.base_text:
@@ -256,6 +309,7 @@ class Sessions:
                 f"{size_text(self._limits.max_state_bytes)} are allowed here"
             )
         passed_over: set[int] = set()
+        deadline = time.monotonic() + _PARKING_S
         while True:
             with self._lock:
                 live = [c for c in self._conversations.values() if c.stream is not None]
@@ -264,7 +318,11 @@ class Sessions:
                     conversation.stream = Stream(model)
                     return conversation.stream
                 idle = sorted((c for c in live if id(c) not in passed_over), key=lambda c: c.last_used)
-                oldest = next((c for c in idle if c.busy.acquire(blocking=False)), None)
+                oldest = next((c for c in idle if self._take_idle(c)), None)
+                others = any(c.parking for c in live if c is not oldest)
+            if oldest is None and others and time.monotonic() < deadline:
+                time.sleep(0.02)  # somebody else's request is making room
+                continue
             if oldest is None:
                 raise HatcheryError(
                     f"there is room for {self._limits.max_live_streams} conversations at once and all are busy; "
@@ -274,7 +332,7 @@ class Sessions:
             try:
                 self._park(oldest)
             finally:
-                oldest.busy.release()
+                self._give_back(oldest)
 
     def _park(self, conversation: Conversation) -> None:
         """Write an idle stream to disk and free its memory; what it takes to undo is heard again later.
@@ -286,8 +344,8 @@ class Sessions:
             return
         file, base = self._files(conversation)
         try:
-            # A stream that has yet to catch up is of no use later: then all is heard again.
-            if stream.position_bytes and not conversation.unheard:
+            # A stream that has yet to catch up, or is torn, is of no use later: then all is heard again.
+            if stream.position_bytes and not conversation.unheard and not stream.torn:
                 stream.save(file)
             if conversation.base is not None:
                 before = Stream(stream.model)
@@ -309,7 +367,11 @@ class Sessions:
 
     def _trim_parked(self) -> None:
         with self._lock:
-            files = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in self._parked.iterdir())
+            files = []
+            for path in self._parked.glob("*.safetensors"):
+                with suppress(FileNotFoundError):  # its owner came back
+                    files.append((path.stat().st_mtime, path.stat().st_size, path))
+            files.sort()
             total = sum(size for _, size, _ in files)
             for _, size, path in files:
                 if total <= self._limits.max_parked_bytes:

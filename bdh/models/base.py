@@ -54,6 +54,7 @@ class Model(nn.Module, ABC, Generic[C]):
     kind: ClassVar[str]
     KINDS: ClassVar[dict[str, type[Model[Any]]]] = {}
 
+    _checksum: tuple[Any, str] | None = None
     origin: Origin | None = None
     """Where the weights were loaded from; None if they were not."""
 
@@ -181,6 +182,16 @@ class Model(nn.Module, ABC, Generic[C]):
     def parameter_count(self) -> int:
         """Numbers in the weights, those of frozen members included."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def checksum(self) -> str:
+        """Checksum of the weights as in `checkpoint.weights_checksum`, computed again only after they changed."""
+        tensors = self.state_dict()
+        marks = None
+        if not any(tensor.is_inference() for tensor in tensors.values()):
+            marks = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors.values())
+        if self._checksum is None or marks is None or self._checksum[0] != marks:
+            self._checksum = (marks, checkpoint.weights_checksum(tensors))
+        return self._checksum[1]
 
     def state_bytes(self, batch_size: int = 1) -> int:
         """Bytes that the memory of `batch_size` streams takes, without allocating it."""

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from ..config import FlatConfig
 from ..state import HebbianMemory
 from .base import Model, advanced, init_weights
-from .layer import Frequencies, bdh_layer, decay_rates, norm
+from .layer import Frequencies, bdh_layer, decay_rates, norm, recomputed
 
 
 class Flat(Model[FlatConfig]):
     """BDH: one layer of weights applied `n_layer` times, a Hebbian memory for each time."""
 
     kind = "flat"
+    recompute = False
+    """Trade time for memory in training; see `recomputed`."""
 
     def __init__(self, config: FlatConfig) -> None:
         super().__init__(config)
@@ -47,8 +49,9 @@ class Flat(Model[FlatConfig]):
         dropout = self.config.dropout if self.training else 0.0
         x = norm(self.embed(ids))
         memories: list[Any] = []
+        layer = recomputed(bdh_layer, self.recompute)
         for memory in (None,) * self.config.n_layer if state is None else state.memory:
-            x, written = bdh_layer(
+            x, written = layer(
                 x,
                 self.encoder,
                 self.encoder_v,

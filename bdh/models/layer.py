@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..ops import rope
 from ..ops.chunked import hebbian_attention
+from .observe import observe
 
 
 def norm(x: Tensor) -> Tensor:
@@ -67,7 +69,8 @@ def bdh_layer(
     x_sparse = relu(x · encoder);  y_sparse = relu(LN(recall(rope(x_sparse), x)) · encoder_v)
     x' = LN(x + LN((x_sparse · y_sparse) · decoder))
 
-    Heads stand first, so that each product is one batched multiplication of whole matrices.
+    Heads stand first, so that each product is one batched multiplication of whole matrices. The activations
+    `x_sparse` and `y_sparse`, (H, B, T, N), can be observed.
 
     Args:
         x: (B, T, D).
@@ -85,9 +88,11 @@ def bdh_layer(
     heads, _, neurons = encoder.shape
     rows = x.reshape(1, batch * length, width).expand(heads, -1, -1)
     x_sparse = F.relu_(torch.bmm(rows, encoder)).view(heads, batch, length, neurons)
+    observe("x_sparse", x_sparse)
     rotated = rope.rotate_pairs(x_sparse, *phases)
     read, memory = hebbian_attention(rotated, rotated, x.unsqueeze(0), memory, decay, write=keep, inplace=inplace)
     y_sparse = F.relu_(torch.bmm(norm(read).view(heads, batch * length, width), encoder_v)).view_as(x_sparse)
+    observe("y_sparse", y_sparse)
     gated = x_sparse * y_sparse
     if dropout:
         gated = F.dropout(gated, dropout)
@@ -95,8 +100,18 @@ def bdh_layer(
     return norm(x + norm(out.view(batch, length, width))), memory
 
 
+def recomputed(layer: Callable[..., Any], recompute: bool) -> Callable[..., Any]:
+    """The layer as it is, or one that keeps nothing of its inside for the way back but computes it again."""
+    if not (recompute and torch.is_grad_enabled()):
+        return layer
+    return partial(checkpoint, layer, use_reentrant=False)
+
+
 class BDHBlock(nn.Module):
     """A BDH layer with weights of its own."""
+
+    recompute = False
+    """Trade time for memory in training; see `recomputed`."""
 
     def __init__(self, n_embd: int, n_head: int, mlp_mult: int, dropout: float, decay: tuple[float, ...] = ()) -> None:
         super().__init__()
@@ -116,7 +131,7 @@ class BDHBlock(nn.Module):
         self, x: Tensor, position: Tensor, memory: Any, *, keep: bool = True, inplace: bool = False
     ) -> tuple[Tensor, Any]:
         """Hear (B, T, D) from `position` (B,) on; returns (B, T, D) and the memory after it."""
-        return bdh_layer(
+        return recomputed(bdh_layer, self.recompute)(
             x,
             self.encoder,
             self.encoder_v,

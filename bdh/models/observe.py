@@ -1,0 +1,31 @@
+"""Looking at activations while a model hears: for as long as a block lasts, in one thread, with nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeAlias
+
+from torch import Tensor
+
+Observer: TypeAlias = Callable[[str, Tensor], None]
+"""Called with the name of an activation, such as `x_sparse`, and the activation itself, layer after layer."""
+
+_observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+
+@contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """Let `observer` see the activations of whatever model this thread runs inside the block."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+def observe(name: str, activation: Tensor) -> None:
+    """Show an activation to whoever is looking."""
+    if (observer := _observer.get()) is not None:
+        observer(name, activation)
