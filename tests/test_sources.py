@@ -312,6 +312,8 @@ def test_what_is_named_to_validate_and_test_on_lies_behind_the_text(tmp_path: Pa
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        ("x" * 4000, "is neither a shipped corpus"),
+        ("~nobody/x.txt", "is neither a shipped corpus"),
         ("nowhere.txt", r"'nowhere.txt' is neither a shipped corpus \(chat, english, python, spanish\), nor a file"),
         ("generated:poems", r"nor generated \(generated:primitives, .*generated:tool-calling\)"),
     ],
@@ -343,6 +345,28 @@ def test_an_empty_file_and_a_folder_without_text_are_refused(tmp_path: Path) -> 
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="has no files to read"):
         prepare(text(tmp_path / "none"), tmp_path / "data")
+
+
+@pytest.mark.parametrize("good_reads", [0, 1])
+def test_a_disk_that_fails_while_a_folder_is_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good_reads: int
+) -> None:
+    class Failing(io.BytesIO):
+        left = good_reads
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(errno.EIO, "Input/output error")
+            return b"x"
+
+    path = written(tmp_path / "folder" / "a.txt", "x")
+    opened = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, *how, **more: Failing() if self == path else opened(self, *how, **more)
+    )
+    with pytest.raises(DataError, match=r"a\.txt' cannot be read: Input/output error"):
+        prepare(text(tmp_path / "folder"), tmp_path / "data")
 
 
 class Stopped(Exception):

@@ -236,10 +236,10 @@ def find_source(source: str) -> Path:
         DataError: there is neither.
     """
     shipped = CORPORA / f"{source}.txt.xz"
-    if re.fullmatch(r"[\w-]+", source) and shipped.is_file():
+    if re.fullmatch(r"[\w-]+", source) and os.path.isfile(shipped):
         return shipped
-    path = Path(source).expanduser()
-    if path.is_file() or path.is_dir():
+    path = Path(os.path.expanduser(source))
+    if os.path.isfile(path) or os.path.isdir(path):  # pathlib's own raise where a name is too long
         return path
     corpora = ", ".join(sorted(p.name.removesuffix(".txt.xz") for p in CORPORA.glob("*.txt.xz")))
     kinds = ", ".join(_GENERATED + kind for kind in generated.KINDS)
@@ -259,21 +259,16 @@ def read_file(path: Path) -> Iterator[bytes]:
             yield data
 
 
-class _reading:
-    """Turns what can go wrong while a file is read into a message about that file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)):
-            name = cut(self.path.name)
-            raise DataError(f"{name} is damaged or not what its ending says ({cut(error)}); unpack it") from error
-        if isinstance(error, OSError):
-            raise DataError(f"{cut(str(self.path))} cannot be read: {error.strerror or cut(error)}") from error
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what can go wrong while a file is read into a message about that file."""
+    try:
+        yield
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        name = cut(path.name)
+        raise DataError(f"{name} is damaged or not what its ending says ({cut(error)}); unpack it") from error
+    except OSError as error:
+        raise DataError(f"{cut(str(path))} cannot be read: {error.strerror or cut(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -475,9 +470,9 @@ def _folder_part(folder: Path) -> _Part:
     def documents() -> Iterator[Document]:
         for path, _ in files:
             with _reading(path), path.open("rb") as file:
-                data = file.read(_HEAD_BYTES)
-                if b"\0" not in data:
-                    yield _whole(data, file)
+                head = file.read(_HEAD_BYTES)
+                if b"\0" not in head:
+                    yield _whole(path, head, file)
 
     return _Part(f"folder {folder.resolve().name}", [str(folder.resolve()), identity], documents, True)
 
@@ -494,10 +489,12 @@ def _regular_files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
                 yield path, facts
 
 
-def _whole(head: bytes, file: BinaryIO) -> Iterator[bytes]:
-    while head:
-        yield head
-        head = file.read(_CHUNK_BYTES)
+def _whole(path: Path, head: bytes, file: BinaryIO) -> Iterator[bytes]:
+    """A file of which the head has been read."""
+    yield head
+    with _reading(path):
+        while data := file.read(_CHUNK_BYTES):
+            yield data
 
 
 def _row_file(path: Path) -> Iterator[Mapping[str, Any]]:
