@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import bdh
-from bdh.errors import ConfigError, DataError
+from bdh.errors import ConfigError, DataError, TrainingError
 from train.__main__ import main
-from train.loop import Run, fit
+from train.folder import METRICS, STATE
+from train.loop import Report, Run, fit
 from train.recipe import Recipe, list_recipes, load_recipe
+from train.sources import Text
 
+ROOT = Path(__file__).parents[1]
 MODEL = {"kind": "flat", "n_layer": 2, "n_embd": 16, "n_head": 2, "mlp_internal_dim_multiplier": 4, "dropout": 0.1}
 
 
@@ -24,67 +35,347 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def recipe(text: Path, **changes: object) -> Recipe:
-    fields: dict[str, object] = {
+def fields(text: Path, **changes: Any) -> dict[str, Any]:
+    return {
         "name": "tiny",
         "model": MODEL,
-        "texts": {str(text): 2},
+        "texts": {"rhyme": {"rows": 2, "source": str(text)}},
         "chunk_bytes": 32,
         "steps": 12,
         "warmup_steps": 2,
         "decay_steps": 4,
         "evaluate_every": 6,
         "reset": 0.2,
-    }
-    return Recipe(**(fields | changes))  # type: ignore[arg-type]
+        "sample_bytes": 0,
+    } | changes
+
+
+def recipe(text: Path, **changes: Any) -> Recipe:
+    return Recipe(**fields(text, **changes))
+
+
+def toml(path: Path, values: dict[str, Any]) -> Path:
+    """A recipe as a file; JSON's plain values are TOML's."""
+    plain = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    for name, table in values.items():
+        if isinstance(table, dict):
+            for inner, value in table.items():
+                if isinstance(value, dict):
+                    plain += [f"[{name}.{inner}]", *(f"{k} = {json.dumps(v)}" for k, v in value.items())]
+            flat = {k: v for k, v in table.items() if not isinstance(v, dict)}
+            plain += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in flat.items())] if flat else []
+    path.write_text("\n".join(plain))
+    return path
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+
+
+def assert_same(run: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    for name, tensor in run.items():
+        assert torch.equal(tensor, other[name]), name
 
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_shipped_recipe_is_whole(name: str) -> None:
     shipped = load_recipe(name, [])
     assert shipped.name == name
-    assert shipped.config().kind in ("flat", "hierarchical")
+    assert shipped.description.endswith(".")
+    if not shipped.base:
+        assert shipped.config().kind in ("flat", "hierarchical")
 
 
-def test_a_run_that_is_resumed_is_the_run(text: Path, tmp_path: Path) -> None:
-    whole = Run(recipe(text), tmp_path / "whole")
-    list(fit(whole))
-    first = Run(recipe(text), tmp_path / "parts")
+ROWS = {
+    "plain": {
+        "text": "One line after another, and some more of them.\n",
+        "content": "def add(a, b):\n    return a + b\n",
+    },
+    "tool-calling": {
+        "query": "Where can I find live giveaways?",
+        "tools": json.dumps(
+            [{"name": "giveaways", "description": "Live giveaways.", "parameters": {"type": {"type": "str"}}}]
+        ),
+        "answers": json.dumps([{"name": "giveaways", "arguments": {"type": "game"}}]),
+    },
+}
+"""Rows as the recipes' datasets have them, by form."""
+SMALL = {
+    "flat": {"n_layer": 1, "n_embd": 16, "n_head": 4, "mlp_internal_dim_multiplier": 4},
+    "hierarchical": {
+        "global_n_layer": 1, "global_n_embd": 16, "global_mlp_mult": 4,
+        "local_n_layer": 1, "local_n_embd": 16, "local_mlp_mult": 4,
+    },
+}  # fmt: skip
+
+
+def shrunk(texts: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The texts of a recipe on a few bytes of their own format."""
+    small = {}
+    for name, value in texts.items():
+        text = Text.parse(name, value)
+        if text.dataset:
+            path = tmp_path / f"{name}.jsonl"
+            path.write_text((json.dumps(ROWS[text.form]) + "\n") * 400)
+            small[name] = {"rows": 1, "source": str(path), "column": text.column, "form": text.form}
+        elif text.source == "mine.txt":
+            path = tmp_path / "mine.txt"
+            path.write_text("A text of one's own. " * 500)
+            small[name] = {"rows": 1, "source": str(path)}
+        else:
+            small[name] = text.fields() | {"rows": 1, "max_bytes": 20_000}
+    return small
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_shipped_recipe_starts_on_a_few_bytes_of_its_own_format(name: str, tmp_path: Path) -> None:
+    shipped = load_recipe(name, [])
+    phases = tuple(
+        phase | {"steps": 2, "chunk_bytes": 64, "texts": shrunk(phase["texts"], tmp_path)} for phase in shipped.phases
+    )
+    model = shipped.model | (SMALL[shipped.model["kind"]] if "kind" in shipped.model else {})
+    small = dataclasses.replace(
+        shipped, model=model, texts=shrunk(shipped.texts, tmp_path), phases=phases, steps=2, chunk_bytes=64,
+        evaluate_every=2, sample_bytes=8, validation_bytes=256,
+    )  # fmt: skip
+    reports = list(fit(Run(small, tmp_path / "run"), report_every=1))
+    assert len(reports) == small.total_steps == 2 * max(1, len(phases))
+    assert all(0 < report.bits_per_byte < 20 for report in reports)
+    assert reports[-1].validation.keys() == small.parts()[-1].texts.keys()
+    assert reports[-1].sample
+
+
+CASES: list[dict[str, Any]] = [
+    {},
+    {"carried": False},
+    {"micro_rows": 1},
+    {"recompute": "on"},
+    {"trained": "lora", "lora_rank": 2},
+    {"activity": 0.2, "activity_steps": 5},
+    {"precision": "float32", "schedule": "cosine"},
+]
+
+
+@pytest.mark.parametrize("changes", CASES, ids=lambda case: ",".join(case) or "plain")
+def test_a_run_that_is_resumed_is_the_run(text: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    whole = Run(recipe(text, **changes), tmp_path / "whole")
+    reports = list(fit(whole, report_every=1))
+    first = Run(recipe(text, **changes), tmp_path / "parts")
+    before: list[Report] = []
     for report in fit(first, report_every=1):
-        if report.step == 6:
+        before.append(report)
+        if report.step == 8:  # two steps beyond the save, which are taken again
             break
-    second = Run(recipe(text), tmp_path / "parts")
+    second = Run(recipe(text, **changes), tmp_path / "parts")
     second.resume()
     assert second.step == 6
+    after = list(fit(second, report_every=1))
+    assert_same(weights(whole), weights(second))
+    assert [r.bits_per_byte for r in before[:6] + after] == [r.bits_per_byte for r in reports]
+    assert [measure["step"] for measure in second.folder.measures()] == list(range(1, 13))
+
+
+def test_phases_follow_each_other_and_a_run_resumed_in_the_second_is_the_run(text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("abcdefgh" * 500)
+    phases = [
+        {"name": "first", "steps": 6},
+        {"name": "second", "steps": 12, "texts": {"other": {"rows": 3, "source": str(other)}}, "chunk_bytes": 16},
+    ]
+    whole = Run(recipe(text, phases=phases), tmp_path / "whole")
+    reports = list(fit(whole, report_every=1))
+    assert [report.phase for report in reports] == ["first"] * 6 + ["second"] * 12
+    assert reports[5].validation.keys() == {"rhyme"} and reports[-1].validation.keys() == {"other"}
+    assert (tmp_path / "whole" / "best" / "first" / "model.safetensors").is_file()
+    assert (tmp_path / "whole" / "best" / "second" / "model.safetensors").is_file()
+    first = Run(recipe(text, phases=phases), tmp_path / "parts")
+    for report in fit(first, report_every=1):
+        if report.step == 13:
+            break
+    second = Run(recipe(text, phases=phases), tmp_path / "parts")
+    second.resume()
+    assert (second.step, second.phase, second.phase_step) == (12, 1, 6)
     list(fit(second))
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, second.model.state_dict()[name]), name
+    assert_same(weights(whole), weights(second))
+
+
+def test_gradients_added_up_row_by_row_are_those_of_the_batch(text: Path, tmp_path: Path) -> None:
+    model = {**MODEL, "dropout": 0.0}
+    found = []
+    for micro in (4, 1, 3):
+        texts = {"rhyme": {"rows": 4, "source": str(text)}}
+        run = Run(recipe(text, model=model, texts=texts, micro_rows=micro, precision="float32"), tmp_path / str(micro))
+        list(fit(run))
+        found.append(weights(run))
+    for other in found[1:]:
+        for name, tensor in found[0].items():
+            torch.testing.assert_close(tensor, other[name], atol=2e-5, rtol=1e-4)
 
 
 def test_training_learns_a_text_that_repeats(text: Path, tmp_path: Path) -> None:
-    run = Run(recipe(text, steps=150, evaluate_every=150, learning_rate=0.01), tmp_path / "run")
+    run = Run(recipe(text, steps=150, evaluate_every=150, learning_rate=0.01, sample_bytes=40), tmp_path / "run")
     reports = list(fit(run))
-    assert reports[-1].held_out["rhyme"] < 1.0 < reports[0].bits_per_byte
+    assert reports[-1].validation["rhyme"] < 1.0 < reports[0].bits_per_byte
+    assert 0 < len(reports[-1].sample) <= 40
+    assert set(reports[0].active) == {"x_sparse", "y_sparse"}
 
 
-def test_resuming_with_another_recipe_is_refused(text: Path, tmp_path: Path) -> None:
+def test_activity_is_steered_to_its_target(text: Path, tmp_path: Path) -> None:
+    changes = {"steps": 200, "evaluate_every": 200, "learning_rate": 0.01, "activity": 0.1, "activity_steps": 60}
+    reports = list(fit(Run(recipe(text, **changes), tmp_path / "run")))
+    assert reports[0].active["x_sparse"] > 0.25
+    assert 0.05 < reports[-1].active["x_sparse"] < 0.16
+
+
+def test_without_a_better_validation_the_run_stops_and_its_best_weights_are_exported(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(recipe(text, steps=60, evaluate_every=5, patience=2), tmp_path / "run")
+    told = iter([3.0, 2.0, 2.5, 2.4, 1.0])
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+
+    def validate() -> dict[str, float]:
+        kept[run.step] = weights(run)
+        return {"rhyme": next(told)}
+
+    monkeypatch.setattr(run, "validate", validate)
+    reports = list(fit(run))
+    assert reports[-1].step == 20 and "since step 10" in reports[-1].stopped
+    best = bdh.load(tmp_path / "run" / "best", device="cpu").state_dict()
+    assert_same(kept[10], best)
+    again = Run(run.recipe, tmp_path / "run")
+    again.resume()
+    assert list(fit(again)) == []
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_what_was_saved_goes_on(text: Path, tmp_path: Path) -> None:
+    run = Run(recipe(text), tmp_path / "run")
+    reports: Iterator[Report] = fit(run, report_every=1)
+    for report in reports:
+        if report.step == 6:
+            break
+    with torch.no_grad():
+        run.model.lm_head.fill_(float("nan"))  # type: ignore[operator, union-attr]
+    with pytest.raises(TrainingError, match="not finite any more at step 7"):
+        next(reports)
+    again = Run(recipe(text), tmp_path / "run")
+    again.resume()
+    assert list(fit(again))[-1].step == 12
+
+
+def test_where_memory_runs_out_fewer_rows_go_through_at_once(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"rhyme": {"rows": 8, "source": str(text)}}
+    run = Run(recipe(text, texts=texts, steps=2), tmp_path / "run")
+    loss, sizes = run._loss, []
+
+    def tight(ids: torch.Tensor, *rest: Any) -> Any:
+        sizes.append(ids.shape[0])
+        if ids.shape[0] > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return loss(ids, *rest)
+
+    monkeypatch.setattr(run, "_loss", tight)
+    assert [report.step for report in fit(run, report_every=1)] == [1, 2]
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+
+
+def test_a_full_disk_ends_the_run_in_words_and_keeps_what_was_saved(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(recipe(text), tmp_path / "run")
+    reports = fit(run, report_every=6)
+    next(reports)
+    kept = (tmp_path / "run" / STATE).read_bytes()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match=r"could not be saved .*No space left"):
+        next(reports)
+    assert (tmp_path / "run" / STATE).read_bytes() == kept
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.new")) == []
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(text: Path, tmp_path: Path) -> None:
+    path = toml(tmp_path / "tiny.toml", fields(text, steps=40, evaluate_every=4))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def command(*more: str) -> list[str]:
+        return [sys.executable, "-m", "train", str(path), "--out", str(tmp_path / "killed"), *more]
+
+    process = subprocess.Popen(command(), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / STATE).is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(command("--resume"), cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    whole = Run(recipe(text, steps=40, evaluate_every=4), tmp_path / "whole")
+    list(fit(whole))
+    killed = torch.load(tmp_path / "killed" / STATE, weights_only=True)
+    assert killed["step"] == 40
+    assert_same(weights(whole), killed["model"])
+    assert [m["step"] for m in whole.folder.measures()] == [
+        json.loads(line)["step"] for line in (tmp_path / "killed" / METRICS).read_text().splitlines()
+    ]
+
+
+def test_two_processes_give_what_one_gives(text: Path, tmp_path: Path) -> None:
+    values = fields(text, model={**MODEL, "dropout": 0.0}, precision="float32", texts={})
+    values["texts"] = {"rhyme": {"rows": 4, "source": str(text)}}
+    path = toml(tmp_path / "tiny.toml", values)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    port = 21_000 + os.getpid() % 10_000
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port), "--module"]
+    run = subprocess.run(
+        [*launch, "train", str(path), "--out", str(tmp_path / "two")],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    one = Run(Recipe(**values), tmp_path / "one")
+    reports = list(fit(one))
+    two = torch.load(tmp_path / "two" / STATE, weights_only=True)
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(two["model"][name], tensor, atol=1e-4, rtol=1e-3)
+    for name, tensor in bdh.state.named_tensors(one.state).items():
+        torch.testing.assert_close(two["state"][name], tensor, atol=1e-3, rtol=1e-2)
+    measures = [json.loads(line) for line in (tmp_path / "two" / METRICS).read_text().splitlines()]
+    assert [m["bits_per_byte"] for m in measures] == pytest.approx([r.bits_per_byte for r in reports], abs=1e-4)
+
+
+def test_resuming_with_another_recipe_or_text_is_refused(text: Path, tmp_path: Path) -> None:
     list(fit(Run(recipe(text), tmp_path / "run")))
     with pytest.raises(ConfigError, match=r"learning_rate was 0\.002"):
         Run(recipe(text, learning_rate=0.5), tmp_path / "run").resume()
+    text.write_text("The dog sat on the mat. " * 200)
+    with pytest.raises(ConfigError, match="rhyme is not what the run"):
+        Run(recipe(text), tmp_path / "run").resume()
+
+
+def test_a_damaged_save_is_refused_in_words(text: Path, tmp_path: Path) -> None:
+    list(fit(Run(recipe(text), tmp_path / "run")))
+    state = tmp_path / "run" / STATE
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(bdh.CheckpointError, match="is damaged"):
+        Run(recipe(text), tmp_path / "run").resume()
 
 
 def test_the_command_trains_and_writes_a_checkpoint_that_loads(text: Path, tmp_path: Path) -> None:
-    lines = [
-        f"{key} = {json.dumps(value)}" for key, value in {"steps": 4, "evaluate_every": 2, "chunk_bytes": 32}.items()
-    ]
-    lines += [
-        "[texts]",
-        f"{json.dumps(str(text))} = 2",
-        "[model]",
-        *(f"{k} = {json.dumps(v)}" for k, v in MODEL.items()),
-    ]
-    path = tmp_path / "tiny.toml"
-    path.write_text("\n".join(lines))
+    path = toml(tmp_path / "tiny.toml", fields(text, steps=4, evaluate_every=2))
     assert main([str(path), "--out", str(tmp_path / "run"), "decay_steps=2"]) == 0
     model = bdh.load(tmp_path / "run" / "checkpoint")
     assert model.origin is not None
@@ -92,6 +383,49 @@ def test_the_command_trains_and_writes_a_checkpoint_that_loads(text: Path, tmp_p
     card = (tmp_path / "run" / "checkpoint" / "README.md").read_text()
     assert "license:" not in card
     assert f"{model.origin.provenance['held_out_bits_per_byte']['rhyme']:.3f}" in card
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["decay_steps"] == 2
+    assert main([str(path), "--out", str(tmp_path / "run")]) == 2
+
+
+def test_the_recipe_on_a_card_is_the_recipe(text: Path, tmp_path: Path) -> None:
+    path = toml(tmp_path / "tiny.toml", fields(text, steps=2, evaluate_every=2))
+    assert main([str(path), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    card = (tmp_path / "run" / "checkpoint" / "README.md").read_text()
+    (tmp_path / "again.toml").write_text(card.split("```toml\n")[1].split("```")[0])
+    assert load_recipe(str(tmp_path / "again.toml"), []) == load_recipe(str(path), [])
+
+
+def test_a_base_is_gone_on_from_and_its_shape_cannot_be_changed(text: Path, tmp_path: Path) -> None:
+    base = bdh.build(bdh.FlatConfig(**{k: v for k, v in MODEL.items() if k != "kind"}), seed=7)
+    base.save_pretrained(tmp_path / "base")
+    changes = {"base": str(tmp_path / "base"), "model": {"dropout": 0.3}}
+    run = Run(recipe(text, **changes), tmp_path / "run")
+    assert run.model.config.dropout == 0.3
+    assert_same(weights(run), base.state_dict())
+    with pytest.raises(ConfigError, match="changes the shape"):
+        Run(recipe(text, **(changes | {"model": {"n_embd": 32}})), tmp_path / "other")
+    with pytest.raises(ConfigError, match="is a flat model"):
+        Run(recipe(text, **(changes | {"model": {"kind": "hierarchical"}})), tmp_path / "other")
+
+
+def test_a_dry_run_says_what_it_takes_and_leaves_nothing_to_resume(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = toml(tmp_path / "tiny.toml", fields(text))
+    assert main([str(path), "--out", str(tmp_path / "run"), "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["heard_bytes"] == 12 * 32 * 2
+    assert found["parameters"] == bdh.build(load_recipe(str(path), []).config()).parameter_count()
+    assert found["micro_rows"] == 2 and found["seconds"] > 0 and found["memory_bytes"] > 0
+    assert not (tmp_path / "run" / STATE).exists()
+
+
+def test_reports_are_lines_of_json_on_request(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = toml(tmp_path / "tiny.toml", fields(text))
+    assert main([str(path), "--out", str(tmp_path / "run"), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["step"] for line in lines[:-1]] == [6, 12]
+    assert lines[-1] == {"checkpoint": str(tmp_path / "run" / "checkpoint")}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +435,15 @@ def test_the_command_trains_and_writes_a_checkpoint_that_loads(text: Path, tmp_p
         ("learning_rate=x", "learning_rate is 'x'"),
         ("nonsense=1", "does not know 'nonsense'"),
         ("warmup_steps=-1", "warmup_steps is -1"),
-        ("texts=3", "texts must be a table"),
+        ("texts=3", "texts of"),
+        ("schedule=linear", "stable-decay or cosine"),
+        ("trained=half", "trained is 'half'"),
+        ("carried=1", "carried is 1"),
+        ("name=../up", "name is"),
+        ("steps", "no key=value pair"),
+        ("steps.more=1", "steps is no table"),
+        ("phases=[{steps=3, colour=1}]", "a phase does not know 'colour'"),
+        ('phases=[{name="../up"}]', "a phase is called"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named(override: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,8 +451,11 @@ def test_a_value_that_does_not_fit_is_named(override: str, message: str, capsys:
     assert message in capsys.readouterr().err
 
 
-def test_a_text_too_short_to_evaluate_on_is_refused_before_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "message"), [(300, "bytes to validate on and must keep 16"), (900, "too few for chunks of 5000")]
+)
+def test_a_text_too_short_is_refused_before_training(size: int, message: str, tmp_path: Path) -> None:
     text = tmp_path / "short.txt"
-    text.write_text("x" * 300)
-    with pytest.raises(DataError, match="keeps 15 bytes"):
-        Run(recipe(text), tmp_path / "run")
+    text.write_text("x" * size)
+    with pytest.raises(DataError, match=message):
+        Run(recipe(text, chunk_bytes=5000), tmp_path / "run")

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import json
 import sys
-from dataclasses import asdict
+import time
 from pathlib import Path
 
-from bdh.errors import HatcheryError
+from tqdm import tqdm
+
+from bdh.errors import ConfigError, HatcheryError
 from bdh.models import check_size
 
 from .export import export
-from .loop import Run, fit
-from .recipe import list_recipes, load_recipe
+from .loop import Report, Run, fit
+from .memory import free_bytes
+from .recipe import Recipe, list_recipes, load_recipe
+
+_EPILOG = """\
+examples:
+  python -m train --list
+  python -m train english steps=500 --out runs/english
+  python -m train english --out runs/english --resume
+  python -m train finetune base=checkpoints/hatchling texts.mine.source=letters.txt texts.mine.rows=8
+  python -m train english --dry-run
+"""
 
 
 def keep_freed_memory() -> None:
@@ -29,17 +42,26 @@ def keep_freed_memory() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; 0 on success, 2 on bad input, 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
+    """Run the command line; 0 on success, 2 on bad input or a run that cannot go on, 130 when interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("recipe", nargs="?", help="a shipped recipe's name or a TOML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values laid over the recipe's")
     parser.add_argument("--list", action="store_true", help="list the shipped recipes")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would take, and train nothing")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME)")
     parser.add_argument("--checkpoint", type=Path, help="where the checkpoint goes (default: checkpoint/ in the run)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew where a run was begun before")
+    parser.add_argument("--quiet", action="store_true", help="say nothing but errors and the result")
+    parser.add_argument("--json", action="store_true", help="print each report as a line of JSON")
     options = parser.parse_intermixed_args(arguments)
     if options.list or not options.recipe:
-        print("\n".join(list_recipes()))
+        _list()
         return 0
     try:
         return _train(options)
@@ -48,33 +70,140 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+def _list() -> None:
+    for name in list_recipes():
+        print(f"{name:<20}{load_recipe(name, []).description}")
+
+
 def _train(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, options.overrides)
-    folder = options.out or Path("runs") / recipe.name
+    folder: Path = options.out or Path("runs") / recipe.name
     keep_freed_memory()
-    parameters = check_size(recipe.config())
+    if not recipe.base:
+        check_size(recipe.config())
     run = Run(recipe, folder)
-    if options.resume and (folder / "run.pt").is_file():
+    if options.dry_run:
+        return _dry_run(run, options)
+    if options.resume:
         run.resume()
-    folder.mkdir(parents=True, exist_ok=True)
-    text_bytes = sum(len(split.train) for split in run.splits)
-    print(f"{recipe.name}: {parameters:,} parameters, {text_bytes:,} bytes of text, {folder}")
+    elif run.folder.exists() and not options.overwrite:
+        raise ConfigError(f"{folder} holds a run already; go on with it (--resume), replace it (--overwrite), or --out")
+    else:
+        run.begin()
+    teller = _Teller(options, run)
+    teller.say(_opening(run))
     try:
-        with (folder / "log.jsonl").open("a") as log:
-            for report in fit(run):
-                log.write(json.dumps(asdict(report)) + "\n")
-                log.flush()
-                held_out = "".join(f"  {name} {bits:.3f}" for name, bits in report.held_out.items())
-                print(
-                    f"step {report.step}/{report.steps}  {report.bits_per_byte:.3f} bits/byte  "
-                    f"{report.bytes_per_s:,.0f} bytes/s  {report.remaining_s / 60:.1f} min left{held_out}",
-                    flush=True,
-                )
+        for report in fit(run):
+            teller.tell(report)
     except KeyboardInterrupt:
-        print(f"stopped; go on with: python -m train {options.recipe} --out {folder} --resume")
+        teller.close()
+        teller.say(f"stopped; go on with: python -m train {options.recipe} --out {folder} --resume")
         return 130
-    print("measuring on all held-out text …", flush=True)
-    print(f"checkpoint: {export(run, options.checkpoint or folder / 'checkpoint')}")
+    teller.close()
+    if not run.accelerator.is_main_process:
+        return 0
+    teller.say("measuring on all held-out text …")
+    made = export(run, options.checkpoint or folder / "checkpoint")
+    print(json.dumps({"checkpoint": str(made)}) if options.json else f"checkpoint: {made}")
+    return 0
+
+
+class _Teller:
+    """Reports as a bar with lines above it, as JSON, or not at all."""
+
+    def __init__(self, options: argparse.Namespace, run: Run) -> None:
+        self._json, main = options.json, run.accelerator.is_main_process
+        self._quiet = options.quiet or not main
+        self._steps = run.recipe.total_steps
+        self._bar = None
+        if not (self._quiet or self._json) and sys.stderr.isatty():
+            self._bar = tqdm(total=self._steps, initial=run.step, unit="step", dynamic_ncols=True)
+
+    def say(self, text: str) -> None:
+        """A line for a person."""
+        if not (self._quiet or self._json):
+            tqdm.write(text, file=sys.stdout) if self._bar else print(text, flush=True)
+
+    def tell(self, report: Report) -> None:
+        """A report."""
+        if self._json:
+            if not self._quiet:
+                print(json.dumps(dataclasses.asdict(report)), flush=True)
+            return
+        line = f"{report.bits_per_byte:.3f} bits/byte  {report.bytes_per_s:,.0f} bytes/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(line, refresh=False)
+            self._bar.update(report.step - self._bar.n)
+        told = []
+        if report.validation:
+            told += [f"{name} {bits:.3f}" for name, bits in report.validation.items()]
+            told += ["best so far"] if report.best_step == report.step else [f"best at step {report.best_step}"]
+        if report.active:
+            told += [f"{name} {part:.0%} active" for name, part in report.active.items()]
+        if self._bar is None or report.validation:
+            phase = f"{report.phase}: " if report.phase else ""
+            left = f"{report.remaining_s / 60:.1f} min left"
+            self.say("  ".join([f"{phase}step {report.step}/{report.steps}", line, left, *told]))
+        if report.sample:
+            self.say(f"    {report.sample!r}")
+        if report.stopped:
+            self.say(f"stopped early: {report.stopped}")
+
+    def close(self) -> None:
+        """Leave the terminal in order."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _opening(run: Run) -> str:
+    count = run.model.parameter_count()
+    learning = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    some = "" if learning == count else f", {learning:,} of them learn"
+    text = sum(len(one.train) for splits in run.splits for one in splits)
+    return f"{run.recipe.name}: {count:,} parameters{some}, {text:,} bytes of text, {run.folder.path}"
+
+
+def _dry_run(run: Run, options: argparse.Namespace) -> int:
+    """Say what a run would take; the time is that of a few steps taken and thrown away."""
+    recipe: Recipe = run.recipe
+    heard = sum(
+        part.steps * part.chunk_bytes * sum(one.rows for one in splits)
+        for part, splits in zip(run.parts, run.splits, strict=True)
+    )
+    taken = []
+    for _ in range(3):
+        begun = time.monotonic()
+        run.train_step()
+        taken.append(time.monotonic() - begun)
+    plan = run.plan
+    assert plan is not None
+    rate = run.rows * run.parts[0].chunk_bytes / min(taken)
+    free = free_bytes(run.accelerator.device)
+    found = {
+        "parameters": run.model.parameter_count(),
+        "learning": sum(p.numel() for p in run.model.parameters() if p.requires_grad),
+        "device": str(run.accelerator.device),
+        "text_bytes": sum(len(one.train) for splits in run.splits for one in splits),
+        "heard_bytes": heard,
+        "memory_bytes": plan.step_bytes,
+        "free_bytes": free,
+        "micro_rows": plan.micro_rows,
+        "recompute": plan.recompute,
+        "bytes_per_s": rate,
+        "seconds": heard / rate,
+    }
+    if options.json:
+        print(json.dumps(found))
+        return 0
+    print(
+        f"{_opening(run)}\n"
+        f"device      {found['device']}, {'recomputing activations, ' if plan.recompute else ''}"
+        f"{plan.micro_rows} of {run.rows} rows at once\n"
+        f"memory      {plan.step_bytes / 1e9:.2f} GB beside the weights, {free / 1e9:.1f} GB free\n"
+        f"to hear     {heard:,} bytes in {recipe.total_steps:,} steps\n"
+        f"time        {heard / rate / 60:,.0f} minutes at {rate:,.0f} bytes/s (of the fastest of three steps)"
+    )
     return 0
 
 

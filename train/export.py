@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bdh import checkpoint
+from bdh.load import load
 from bdh.models import Model, build
 from bdh.sampling import Sampling
 from bdh.stream import Stream
 
-from .data import CORPORA
+from .data import CORPORA, Bytes, Splits
 from .evaluate import bits_per_byte
+from .folder import environment
 from .loop import Run
+from .recipe import Recipe
+from .strategy import plain_tensors
 
 _QUESTIONS = ['What does "river" mean?', 'Tell me what "courage" means.', "What kind of thing is it?"]
 _OPENING = "In the beginning, "
@@ -27,29 +30,38 @@ _HELD_OUT_STREAMS = 8
 
 
 def export(run: Run, folder: Path) -> Path:
-    """Write the run's weights as a checkpoint, measured as they were written.
+    """Write the run's best weights as a checkpoint, measured as they were written.
 
     Returns:
         The checkpoint's folder.
     """
+    part = run.parts[run.phase]
+    best = run.folder.best(part.name)
+    weights = load(best, device="cpu").state_dict() if run.best and best.is_dir() else plain_tensors(run.model)
     tensors = {
         name: tensor.to(torch.bfloat16) if tensor.is_floating_point() and not name.endswith("freqs") else tensor
-        for name, tensor in run.model.state_dict().items()
+        for name, tensor in weights.items()
     }
     model = build(run.model.config)
     model.load_state_dict(tensors)
     model.eval()
+    splits = run.splits[run.phase]
     held_out = {
-        split.name: round(bits_per_byte(model, split.held_out, streams=_HELD_OUT_STREAMS), 4) for split in run.splits
+        one.name: round(bits_per_byte(model, held_out_bytes(one), streams=_HELD_OUT_STREAMS), 4) for one in splits
     }
     provenance = {
         "recipe": dataclasses.asdict(run.recipe),
-        "texts": {split.name: {"sha256": split.sha256, "trained_bytes": len(split.train)} for split in run.splits},
+        "texts": {one.name: {"sha256": one.sha256, "trained_bytes": len(one.train)} for one in splits},
         "steps": run.step,
-        "bytes_heard": run.step * run.recipe.chunk_bytes * sum(run.recipe.texts.values()),
+        "best_step": run.best.get("step", run.step),
+        "bytes_heard": sum(
+            min(phase.steps, run.phase_step if index == run.phase else phase.steps)
+            * phase.chunk_bytes
+            * sum(one.rows for one in run.splits[index])
+            for index, phase in enumerate(run.parts[: run.phase + 1])
+        ),
         "elapsed_s": round(run.elapsed_s),
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}, {platform.system()}",
-        "torch": torch.__version__,
+        **environment(),
         "held_out_bits_per_byte": held_out,
     }
     return checkpoint.write(
@@ -62,19 +74,23 @@ def export(run: Run, folder: Path) -> Path:
     )
 
 
+def held_out_bytes(splits: Splits) -> Bytes:
+    """What a checkpoint is measured on: the test part, or without one the validation part."""
+    return splits.test if len(splits.test) >= 2 * _HELD_OUT_STREAMS else splits.validation
+
+
 def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: dict[str, Any]) -> str:
     """The model card in Markdown, with the Hub's front matter; it says no more than the run knows."""
-    recipe = run.recipe
-    shipped = all((CORPORA / f"{text}.txt.xz").is_file() for text in recipe.texts)
+    recipe, splits = run.recipe, run.splits[run.phase]
+    sources = recipe.sources(run.parts[run.phase])
+    shipped = all((CORPORA / f"{text.source or text.name}.txt.xz").is_file() and not text.dataset for text in sources)
     front = ["library_name: bdh-hatchery", "pipeline_tag: text-generation"]
-    front += ["license: mit", "language: en"] if shipped else []
+    if shipped:
+        spoken = sorted({"es" if (text.source or text.name) == "spanish" else "en" for text in sources})
+        front += ["license: mit", f"language: [{', '.join(spoken)}]"]
     tags = "\n".join(f"- {tag}" for tag in ("bdh", "byte-level", model.config.kind))
-    scores = "\n".join(
-        f"| {split.name} | {held_out[split.name]:.3f} | {len(split.held_out):,} |" for split in run.splits
-    )
-    rows = ", ".join(
-        f"{count} of {sum(recipe.texts.values())} rows {Path(name).stem}" for name, count in recipe.texts.items()
-    )
+    scores = "\n".join(f"| {one.name} | {held_out[one.name]:.3f} | {len(held_out_bytes(one)):,} |" for one in splits)
+    rows = ", ".join(f"{one.rows} of {run.rows} rows {one.name}" for one in splits)
     parts = [
         "---\n" + "\n".join(front) + f"\ntags:\n{tags}\n---\n# {recipe.name}\n\n{recipe.description}",
         f"""| | |
@@ -86,7 +102,7 @@ def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: di
 | time | {run.elapsed_s / 60:.0f} minutes of wall clock on {provenance["machine"]} |""",
         f"""## Measured
 
-Bits per byte on the last {recipe.held_out:.0%} of each text, which was never trained on, heard as
+Bits per byte on the last part of each text, which was neither trained on nor looked at in training, heard as
 {_HELD_OUT_STREAMS} streams with their state carried from end to end, with the weights of this file in float32.
 
 | text | bits per byte | bytes |
@@ -106,7 +122,7 @@ print(bytes(w.byte for w in stream.generate(bdh.Sampling(temperature=0.5, stop=(
 Seed 0, temperature 0.5; nothing was chosen by hand.
 
 ```
-{_samples(model, chat="chat" in recipe.texts)}
+{_samples(model, chat=any(one.name == "chat" for one in splits))}
 ```""",
         f"""## Made by
 
@@ -126,12 +142,29 @@ wrong, and it knows nothing beyond its texts.""",
 
 
 def _toml(fields: dict[str, Any]) -> str:
-    """Plain values and one level of tables as TOML."""
-    plain = [f"{name} = {json.dumps(value)}" for name, value in fields.items() if not isinstance(value, dict)]
-    for name, table in fields.items():
+    """The fields that differ from what they are by default, as TOML."""
+    usual = {f.name: f.default for f in dataclasses.fields(Recipe)}
+    told = {name: value for name, value in fields.items() if value != usual[name] and value not in ({}, ())}
+    plain = [f"{name} = {_value(value)}" for name, value in told.items() if not isinstance(value, (dict, tuple, list))]
+    for name, table in told.items():
         if isinstance(table, dict):
-            plain += ["", f"[{name}]", *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items())]
+            plain += ["", f"[{name}]", *(f"{_key(key)} = {_value(value)}" for key, value in table.items())]
+        elif isinstance(table, (tuple, list)):
+            for row in table:
+                plain += ["", f"[[{name}]]", *(f"{_key(key)} = {_value(value)}" for key, value in row.items())]
     return "\n".join(plain)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_key(key)} = {_value(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return json.dumps(value)
 
 
 def _samples(model: Model[Any], *, chat: bool) -> str:

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import json
-import os
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor
 
 from bdh import state as states
-from bdh.errors import ConfigError, DataError
+from bdh.config import config_from_dict, config_to_dict
+from bdh.device import is_out_of_memory
+from bdh.errors import ConfigError, DataError, TrainingError
+from bdh.load import load
 from bdh.models import Model, build
+from bdh.models.observe import observing
+from bdh.sampling import Sampling
+from bdh.stream import Stream
 
-from .data import Split, Streams, load_split
+from .data import Splits, Streams, split
 from .evaluate import bits_per_byte
-from .recipe import Recipe
+from .folder import Folder, TextSums
+from .memory import Plan, plan, set_recompute
+from .recipe import Phase, Recipe
+from .sources import Prepared, prepare
+from .sparsity import Activity, Steering
+from .strategy import choose_trained, plain_tensors
 
-_EVALUATION_BYTES = 16_384
 _EVALUATION_STREAMS = 8
-_MAY_CHANGE = ("name", "description", "steps", "decay_steps", "evaluate_every")
+_NATS = math.log(2)
+_MEASURE_EVERY = 20
+"""Steps between two looks at how much is active, where nothing steers it."""
 
 
 @dataclass(frozen=True)
@@ -33,155 +46,419 @@ class Report:
 
     step: int
     steps: int
+    phase: str
     bits_per_byte: float
     """Of the training chunks, mean since the last report."""
-    held_out: dict[str, float] = field(default_factory=dict)
-    """Bits per byte of each held-out text; empty between evaluations."""
+    learning_rate: float
+    gradient_norm: float
+    """Before clipping, at the last step."""
+    active: dict[str, float] = field(default_factory=dict)
+    """Part of x_sparse and of y_sparse that is above 0, mean over layers, at the last look."""
+    penalty_weight: float = 0.0
+    validation: dict[str, float] = field(default_factory=dict)
+    """Bits per byte of each text's validation part; empty between validations."""
+    best_step: int = 0
+    """Where the mean of these was lowest in this phase."""
+    sample: str = ""
     bytes_per_s: float = 0.0
     elapsed_s: float = 0.0
     remaining_s: float = 0.0
+    stopped: str = ""
+    """Why the run ends here, if it ends before its last step."""
 
 
 class Run:
     """A run and everything it needs to go on: weights, optimizer, carried state, places, generators."""
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
-        self.splits: list[Split] = [load_split(text, recipe.held_out) for text in recipe.texts]
-        names = [split.name for split in self.splits]
-        if len(set(names)) < len(names):
-            raise DataError(
-                f"the texts {', '.join(names)} need names that differ, so that their scores can be told apart"
-            )
-        for split in self.splits:
-            if len(split.held_out) < 2 * _EVALUATION_STREAMS:
-                raise DataError(
-                    f"{split.name} keeps {len(split.held_out)} bytes to evaluate on and must keep "
-                    f"{2 * _EVALUATION_STREAMS}: use a longer text or a larger held_out"
-                )
-        self.streams = Streams(self.splits, list(recipe.texts.values()), recipe.chunk_bytes, recipe.seed)
-        self.model: Model[Any] = build(recipe.config(), seed=recipe.seed)
-        decayed = [p for p in self.model.parameters() if p.dim() >= 2]
-        plain = [p for p in self.model.parameters() if p.dim() < 2]
+    def __init__(
+        self, recipe: Recipe, folder: Path, *, accelerator: Accelerator | None = None, cache: Path | None = None
+    ) -> None:
+        """Prepare texts, weights and optimizer.
+
+        Args:
+            folder: everything that the run writes goes there.
+            accelerator: device and processes; by default what is there.
+            cache: where prepared texts are kept, by default in the run's folder.
+
+        Raises:
+            HatcheryError: the recipe asks for what there is not.
+        """
+        self.recipe = recipe
+        self.accelerator = accelerator or Accelerator()
+        self.folder = Folder(folder, writes=self.accelerator.is_main_process)
+        self.parts = recipe.parts()
+        cache = cache or folder / "texts"
+        with self.accelerator.main_process_first():
+            prepared: dict[Any, Prepared] = {}
+            for text in [text for part in self.parts for text in recipe.sources(part)]:
+                prepared[text] = prepared.get(text) or prepare(text, cache)
+        self.splits: list[list[Splits]] = [
+            [split(prepared[text], validation=recipe.validation, test=recipe.test) for text in recipe.sources(part)]
+            for part in self.parts
+        ]
+        for part, splits in zip(self.parts, self.splits, strict=True):
+            self._check(part, splits)
+        self.model: Model[Any] = self._weights()
+        choose_trained(self.model, recipe.trained, rank=recipe.lora_rank, alpha=recipe.lora_alpha, seed=recipe.seed)
+        self.model.train()
+        learning = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            [
+                {"params": [p for p in learning if p.dim() >= 2], "weight_decay": recipe.weight_decay},
+                {"params": [p for p in learning if p.dim() < 2], "weight_decay": 0.0},
+            ],
             lr=recipe.learning_rate,
-            betas=(0.9, 0.95),
-            fused=True,
+            betas=(recipe.beta1, recipe.beta2),
+            fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
+        self.model.to(self.accelerator.device)
+        self._called, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        if recipe.compile == "on" or (recipe.compile == "auto" and self.accelerator.device.type == "cuda"):
+            self._called = torch.compile(self._called)
         self.generator = torch.Generator().manual_seed(recipe.seed)
-        torch.manual_seed(recipe.seed)  # dropout draws from the global generator
-        self.state: Any = None
+        torch.manual_seed(recipe.seed + self.accelerator.process_index)  # dropout draws from the global generator
+        self.steering = Steering(recipe.activity, recipe.activity_steps) if recipe.activity else None
         self.step = 0
         self.elapsed_s = 0.0
+        self.best: dict[str, float | int] = {}
+        self.misses = 0
+        self.plan: Plan | None = None
+        self.enter(0)
+
+    def _weights(self) -> Model[Any]:
+        recipe = self.recipe
+        if not recipe.base:
+            return build(recipe.config(), seed=recipe.seed)
+        model = load(recipe.base, device="cpu")
+        changed = {"kind": model.config.kind, **recipe.model}
+        if changed["kind"] != model.config.kind:
+            raise ConfigError(
+                f"the base {recipe.base} is a {model.config.kind} model; model.kind says {changed['kind']}"
+            )
+        fresh = build(config_from_dict({**config_to_dict(model.config), **changed}), seed=recipe.seed)
+        try:
+            fresh.load_state_dict(model.state_dict())
+        except RuntimeError as error:
+            raise ConfigError(
+                f"model changes the shape of the base's weights; change only dropout, decay and the like: "
+                f"{str(error)[:300]}"
+            ) from error
+        return fresh
+
+    def _check(self, part: Phase, splits: list[Splits]) -> None:
+        rows = sum(one.rows for one in splits)
+        if rows % self.accelerator.num_processes:
+            raise ConfigError(
+                f"{rows} rows cannot be shared evenly by {self.accelerator.num_processes} processes; "
+                "let their number divide the rows of all texts together"
+            )
+        for one in splits:
+            if len(one.validation) < 2 * _EVALUATION_STREAMS:
+                raise DataError(
+                    f"{one.name} keeps {len(one.validation)} bytes to validate on and must keep "
+                    f"{2 * _EVALUATION_STREAMS}: use a longer text or a larger validation"
+                )
+            if len(one.train) <= part.chunk_bytes + 1:
+                raise DataError(
+                    f"{one.name} has {len(one.train)} bytes to train on, too few for chunks of {part.chunk_bytes}: "
+                    "use a longer text or a smaller chunk_bytes"
+                )
+
+    def enter(self, index: int) -> None:
+        """Begin a phase: its texts from places of its own, an empty memory, no best yet."""
+        self.phase = index
+        part = self.parts[index]
+        self.streams = Streams(
+            self.splits[index],
+            [one.rows for one in self.splits[index]],
+            part.chunk_bytes,
+            self.recipe.seed + index,
+            carried=self.recipe.carried,
+            shard=self.accelerator.process_index,
+            shards=self.accelerator.num_processes,
+        )
+        self.state: Any = None
+        self.phase_step = 0
+        self.best, self.misses, self.plan = {}, 0, None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch, those of all processes."""
+        return sum(one.rows for one in self.splits[self.phase])
+
+    @property
+    def stale(self) -> bool:
+        """Whether the phase has gone on for too long without a better validation."""
+        return 0 < self.recipe.patience <= self.misses
+
+    @property
+    def _own_rows(self) -> int:
+        return self.rows // self.accelerator.num_processes
+
+    def begin(self) -> None:
+        """Note in the folder what is begun, with what and where."""
+        self.folder.begin(self.recipe, self._text_sums())
+
+    def _text_sums(self) -> TextSums:
+        return [[(one.name, one.sha256) for one in splits] for splits in self.splits]
 
     def save(self) -> None:
-        """Write everything to the run's folder; a kill leaves the old file or the new one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        written = self.folder / "run.pt.new"
-        torch.save(
+        """Write everything to the run's folder; a kill leaves the old file or the new one.
+
+        Raises:
+            TrainingError: the disk refuses; what stood there before is untouched.
+        """
+        carried = {} if self.state is None else states.named_tensors(self.state)
+        gathered = {name: self._gathered(tensor) for name, tensor in carried.items()}
+        self.folder.save(
             {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "generator": self.generator.get_state(),
                 "torch_generator": torch.get_rng_state(),
+                "cuda_generator": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
                 "streams": self.streams.state_dict(),
-                "state": None if self.state is None else states.named_tensors(self.state),
+                "state": gathered,
                 "step": self.step,
+                "phase": self.phase,
+                "phase_step": self.phase_step,
                 "elapsed_s": self.elapsed_s,
-                "recipe": json.dumps(asdict(self.recipe)),
+                "best": self.best,
+                "misses": self.misses,
+                "micro_rows": self.plan.micro_rows if self.plan else 0,
+                "steering": vars(self.steering) if self.steering else {},
             },
-            written,
+            self.recipe,
+            self._text_sums(),
         )
-        os.replace(written, self.folder / "run.pt")
 
     def resume(self) -> None:
-        """Go on from what `save` wrote."""
-        saved = torch.load(self.folder / "run.pt", weights_only=True)
-        before = json.loads(saved["recipe"])
-        for name, value in json.loads(json.dumps(asdict(self.recipe))).items():
-            # A longer run is the same run; so is one that is looked at more often, or called otherwise.
-            if name not in _MAY_CHANGE and before.get(name) != value:
-                raise ConfigError(
-                    f"{name} was {before.get(name)!r:.100} in the run at {self.folder} and is {value!r:.100} now; "
-                    "resume with the same recipe, or start a new run in another folder"
-                )
+        """Go on from what `save` wrote.
+
+        Raises:
+            HatcheryError: nothing was saved, it is damaged, or the recipe or a text is another.
+        """
+        saved = self.folder.read(self.recipe, self._text_sums())
+        self.enter(saved["phase"])
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.generator.set_state(saved["generator"])
         torch.set_rng_state(saved["torch_generator"])
+        if saved["cuda_generator"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(saved["cuda_generator"])
         self.streams.load_state_dict(saved["streams"])
-        if saved["state"] is not None:
-            template = self.model.empty_state(sum(self.recipe.texts.values()))
-            self.state = states.from_named_tensors(template, saved["state"])
-        self.step, self.elapsed_s = saved["step"], saved["elapsed_s"]
+        if saved["state"]:
+            rank, count = self.accelerator.process_index, self.accelerator.num_processes
+            template = self.model.empty_state(self._own_rows)
+            self.state = states.from_named_tensors(
+                template, {name: tensor[rank::count] for name, tensor in saved["state"].items()}
+            )
+        for name in ("step", "phase_step", "elapsed_s", "best", "misses"):
+            setattr(self, name, saved[name])
+        if self.steering:
+            vars(self.steering).update(saved["steering"])
+        self._micro_before = int(saved["micro_rows"])
+        self.folder.forget_after(self.step)
 
-    def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean nats a byte of one chunk, carrying the state on."""
-        with torch.autocast(self.model.device.type, dtype=torch.bfloat16):
-            output = self.model(ids, self.state)
-        self.state = states.detach(output.state)
-        return F.cross_entropy(output.logits.float().flatten(0, 1), targets.flatten())
+    _micro_before = 0
 
-    def forget(self) -> None:
-        """Let each row lose its memory by chance."""
+    def _gathered(self, tensor: Tensor) -> Tensor:
+        """The rows of all processes, in the order of the batch."""
+        if self.accelerator.num_processes == 1:
+            return tensor
+        parts = self.accelerator.gather(tensor).view(self.accelerator.num_processes, *tensor.shape)
+        return parts.transpose(0, 1).reshape(-1, *tensor.shape[1:])
+
+    def _planned(self) -> Plan:
+        """How many rows go through at once: what the run was begun with, if it still fits."""
+        if self.plan is None:
+            self.plan = plan(
+                self.model,
+                self._own_rows,
+                self.parts[self.phase].chunk_bytes,
+                micro_rows=self.recipe.micro_rows or self._micro_before,
+                recompute=self.recipe.recompute,
+                precision=getattr(torch, self.recipe.precision),
+            )
+            set_recompute(self.model, self.plan.recompute)
+        return self.plan
+
+    def train_step(self) -> tuple[float, float, Activity]:
+        """One optimizer step; mean bits per byte, norm of the gradient, and what was active.
+
+        Where memory runs out, it is tried again with half the rows at once.
+
+        Raises:
+            TrainingError: the loss is not finite, or a single row does not fit.
+        """
+        part = self.parts[self.phase]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(part, self.phase_step)
+        if self.recipe.carried:
+            self._forget()
+        ids, targets = (tensor.to(self.accelerator.device) for tensor in self.streams.next())
+        while True:
+            try:
+                nats, after, activity = self._gradients(ids, targets, self._planned().micro_rows)
+                break
+            except (MemoryError, RuntimeError) as error:
+                micro = self._planned().micro_rows
+                if not is_out_of_memory(error) or self.accelerator.num_processes > 1:
+                    raise
+                if micro == 1:
+                    raise TrainingError(
+                        "memory ran out on a single row; take a smaller chunk_bytes, recompute=on or a smaller model"
+                    ) from error
+            self.plan = Plan(micro // 2, self.plan.recompute, self.plan.bytes_a_row, self.plan.step_bytes)  # type: ignore[union-attr]
+            self._optimizer.zero_grad(set_to_none=True)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip))
+        nats = float(self.accelerator.reduce(torch.tensor(nats, device=self.accelerator.device), "mean"))
+        if not (math.isfinite(nats) and math.isfinite(norm)):
+            raise TrainingError(
+                f"the loss is not finite any more at step {self.step + 1}; go on from the last save with a lower "
+                "learning_rate or clip, or precision=float32"
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.state = after if self.recipe.carried else None
+        self.step += 1
+        self.phase_step += 1
+        return nats / _NATS, norm, activity
+
+    def _gradients(self, ids: Tensor, targets: Tensor, micro: int) -> tuple[float, Any, Activity]:
+        """Add up the gradients of all rows, `micro` at a time; mean nats, the states after, what was active."""
+        looks = self.steering is not None or self.step % _MEASURE_EVERY == 0
+        activity = Activity(press=self.steering is not None)
+        rows, total, after = ids.shape[0], 0.0, []
+        for start in range(0, rows, micro):
+            here = range(start, min(start + micro, rows))
+            before = None if self.state is None else states.select(self.state, here)
+            part = ids[here.start : here.stop], targets[here.start : here.stop]
+            last = here.stop == rows
+            share = len(here) / rows
+            activity.penalties.clear()
+            with torch.enable_grad(), self.accelerator.no_sync(self._called) if not last else nullcontext():
+                loss, state = self._loss(*part, before, activity if looks else None)
+                total += loss.item() * share
+                if self.steering is not None:
+                    loss = loss + self.steering.weight * activity.penalty()
+                self.accelerator.backward(loss * share)
+            after.append(states.detach(state))
+        if self.steering is not None:
+            self.steering.follow(activity.mean("x_sparse"))
+        return total, after[0] if len(after) == 1 else states.join(after), activity
+
+    def _loss(self, ids: Tensor, targets: Tensor, state: Any, activity: Activity | None) -> tuple[Tensor, Any]:
+        """Mean nats a byte of one chunk, and the state after it."""
+        half = self.recipe.precision == "bfloat16"
+        with (
+            torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=half),
+            observing(activity) if activity is not None else nullcontext(),
+        ):
+            output = self._called(ids, state, keep_state=self.recipe.carried)
+        nats = F.cross_entropy(output.logits.float().flatten(0, 1), targets.flatten())
+        return nats, output.state if self.recipe.carried else ()
+
+    def _forget(self) -> None:
+        """Let each row lose its memory by chance; every process draws for all rows and keeps its own."""
+        lost = torch.rand(self.rows, generator=self.generator) < self.recipe.reset
         if self.state is None:
             return
-        rows = int(sum(self.recipe.texts.values()))
-        lost = torch.rand(rows, generator=self.generator) < self.recipe.reset
-        if lost.any():
-            empty = self.model.empty_state(rows)
-            self.state = states.from_named_tensors(
-                empty,
-                {
-                    name: torch.where(lost.view(-1, *[1] * (kept.dim() - 1)), fresh, kept)
-                    for (name, kept), fresh in zip(
-                        states.named_tensors(self.state).items(), states.named_tensors(empty).values(), strict=True
-                    )
-                },
+        own = lost[self.accelerator.process_index :: self.accelerator.num_processes].to(self.accelerator.device)
+        if own.any():
+            fresh = iter(states.named_tensors(self.model.empty_state(self._own_rows)).values())
+            self.state = states.map_tensors(
+                lambda kept: torch.where(own.view(-1, *[1] * (kept.dim() - 1)), next(fresh), kept), self.state
             )
 
-    def evaluate(self, limit: int = _EVALUATION_BYTES) -> dict[str, float]:
-        """Bits per byte of each held-out text, its first `limit` bytes as several streams."""
-        with torch.autocast(self.model.device.type, dtype=torch.bfloat16):
+    def validate(self) -> dict[str, float]:
+        """Bits per byte of each text's validation part, its first bytes as several streams."""
+        half = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=half):
             return {
-                split.name: bits_per_byte(self.model, split.held_out[:limit], streams=_EVALUATION_STREAMS)
-                for split in self.splits
+                one.name: bits_per_byte(
+                    self.model, one.validation[: self.recipe.validation_bytes], streams=_EVALUATION_STREAMS
+                )
+                for one in self.splits[self.phase]
             }
+
+    def sample(self) -> str:
+        """What the model writes now, with a seed of its own so that samples can be compared."""
+        if not self.recipe.sample_bytes:
+            return ""
+        self.model.eval()
+        stream = Stream(self.model)
+        stream.feed(self.recipe.prompt.encode() or b"\n")
+        options = Sampling(temperature=0.7, seed=0, max_bytes=self.recipe.sample_bytes, valid_utf8=True)
+        written = bytes(one.byte for one in stream.generate(options))
+        self.model.train()
+        return self.recipe.prompt.lstrip("\n") + written.decode("utf-8", errors="replace")
+
+    def weigh(self, validation: dict[str, float]) -> bool:
+        """Keep the weights as the best ones if the mean over the texts is lower than before; whether it is."""
+        mean = sum(validation.values()) / len(validation)
+        if self.best and mean >= self.best["bits_per_byte"]:
+            self.misses += 1
+            return False
+        self.best, self.misses = {"step": self.step, "bits_per_byte": mean}, 0
+        self.folder.save_best(self.model.config, plain_tensors(self.model), self.parts[self.phase].name)
+        return True
 
 
 def fit(run: Run, *, report_every: int = 20) -> Iterator[Report]:
-    """Train to the recipe's last step. Stopping the generator between reports loses nothing that was saved."""
-    recipe, model = run.recipe, run.model
-    model.train()
-    started, start_step = time.monotonic() - run.elapsed_s, run.step
-    begun = time.monotonic()
+    """Train to the recipe's last step. Stopping the generator between reports loses nothing that was saved.
+
+    Raises:
+        TrainingError: the run cannot go on; what it saved last is kept.
+    """
+    recipe = run.recipe
+    started, begun, start_step = time.monotonic() - run.elapsed_s, time.monotonic(), run.step
     nats, count = 0.0, 0
-    while run.step < recipe.steps:
-        for group in run.optimizer.param_groups:
-            group["lr"] = recipe.rate(run.step)
-        run.forget()
-        loss = run.loss(*run.streams.next())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
-        run.step += 1
+    active: dict[str, float] = {}
+    steps = recipe.total_steps
+    while True:
+        part = run.parts[run.phase]
+        if run.phase_step >= part.steps or run.stale:
+            if run.phase + 1 == len(run.parts):
+                return
+            run.enter(run.phase + 1)
+            continue
+        bits, norm, activity = run.train_step()
+        nats, count = nats + bits, count + 1
         run.elapsed_s = time.monotonic() - started
-        nats, count = nats + loss.item(), count + 1
-        evaluate = run.step % recipe.evaluate_every == 0 or run.step == recipe.steps
-        if run.step % report_every == 0 or evaluate:
-            held_out = run.evaluate() if evaluate else {}
-            if evaluate:
-                run.save()
-            per_step = (time.monotonic() - begun) / (run.step - start_step)
-            yield Report(
-                run.step,
-                recipe.steps,
-                nats / count / 0.6931471805599453,
-                held_out,
-                sum(recipe.texts.values()) * recipe.chunk_bytes / per_step,
-                run.elapsed_s,
-                (recipe.steps - run.step) * per_step,
-            )
-            nats, count = 0.0, 0
+        if activity.fractions:
+            active = {name: activity.mean(name) for name in activity.fractions}
+        over = run.phase_step == part.steps
+        validates = run.phase_step % recipe.evaluate_every == 0 or over
+        if not (validates or run.step % report_every == 0):
+            continue
+        validation = run.validate() if validates else {}
+        if validation:
+            run.weigh(validation)
+        stopped = f"no better validation since step {run.best['step']}" if run.stale and not over else ""
+        sample = run.sample() if validates else ""
+        per_step = (time.monotonic() - begun) / (run.step - start_step)
+        report = Report(
+            run.step,
+            steps,
+            part.name,
+            nats / count,
+            recipe.rate(part, run.phase_step - 1),
+            norm,
+            active,
+            run.steering.weight if run.steering else 0.0,
+            validation,
+            int(run.best.get("step", 0)),
+            sample,
+            run.rows * part.chunk_bytes / per_step,
+            run.elapsed_s,
+            (steps - run.step) * per_step,
+            stopped,
+        )
+        run.folder.note(report)
+        if validates:
+            run.save()
+        yield report
+        nats, count = 0.0, 0

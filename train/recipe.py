@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,26 +14,65 @@ from typing import Any
 from bdh.config import Config, config_from_dict
 from bdh.errors import ConfigError
 
+from .sources import Text
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
+RECIPES = Path(__file__).parent / "recipes"
+
+SCHEDULES = ("stable-decay", "cosine")
+TRAINED = ("full", "local", "global", "head", "lora")
+PRECISIONS = ("bfloat16", "float32")
+_SWITCHES = ("auto", "on", "off")
+_CHOICES = {
+    "schedule": SCHEDULES,
+    "trained": TRAINED,
+    "precision": PRECISIONS,
+    "compile": _SWITCHES,
+    "recompute": _SWITCHES,
+}
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "held_out": (0.0001, 0.9),
+    "validation": (0.0001, 0.5),
+    "test": (0.0, 0.5),
     "chunk_bytes": (1, 2**20),
+    "micro_rows": (0, 4096),
     "steps": (1, 10**9),
     "warmup_steps": (0, 10**9),
     "decay_steps": (0, 10**9),
     "learning_rate": (1e-9, 1.0),
+    "final_rate": (0.0, 1.0),
     "weight_decay": (0.0, 10.0),
+    "beta1": (0.0, 0.9999),
+    "beta2": (0.0, 0.99999),
     "clip": (1e-6, 1e6),
     "reset": (0.0, 1.0),
-    "seed": (0, 2**63 - 1),
+    "lora_rank": (1, 4096),
+    "lora_alpha": (1e-6, 1e6),
+    "activity": (0.0, 1.0),
+    "activity_steps": (0, 10**9),
     "evaluate_every": (1, 10**9),
+    "validation_bytes": (64, 2**31),
+    "patience": (0, 10**6),
+    "sample_bytes": (0, 10_000),
+    "seed": (0, 2**63 - 1),
 }
+"""Least and largest value; where the least is a whole number, so must the value be."""
 
-RECIPES = Path(__file__).parent / "recipes"
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of a run with texts and a schedule of its own."""
+
+    name: str
+    steps: int
+    texts: dict[str, Any]
+    chunk_bytes: int
+    learning_rate: float
+    warmup_steps: int
+    decay_steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,69 +83,165 @@ class Recipe:
     """What the trained checkpoint is called."""
     description: str = ""
     """One sentence for its card."""
+    base: str = ""
+    """Checkpoint to go on from: a folder or a place on the Hub; empty for fresh weights."""
     model: dict[str, Any] = field(default_factory=dict)
-    """The model's configuration, `kind` included."""
-    texts: dict[str, int]
-    """Rows of the batch that read each text: shipped corpora by name, files by path."""
-    held_out: float = 0.05
-    """The last part of every text, never trained on."""
+    """The configuration of fresh weights, `kind` included; of a base, the fields to change (dropout, decay)."""
+    texts: dict[str, Any] = field(default_factory=dict)
+    """What is read, by name: rows of the batch of a shipped corpus, or a table as in `Text`."""
+    phases: tuple[dict[str, Any], ...] = ()
+    """Parts that follow each other, each with a name and, where they differ, `texts`, `steps`, `chunk_bytes`,
+    `learning_rate`, `warmup_steps` and `decay_steps` of its own."""
+    validation: float = 0.025
+    """Part of every text that is validated on, right before the test part."""
+    test: float = 0.025
+    """Last part of every text, measured once at the end."""
     chunk_bytes: int = 256
-    """Bytes between two steps; gradients reach this far back, the carried state reaches further."""
+    """Bytes between two steps; gradients reach this far back, a carried state reaches further."""
+    carried: bool = True
+    """Read texts chunk after chunk and carry the state (truncated backpropagation through time), or at random places
+    with an empty memory."""
+    reset: float = 0.01
+    """Chance that a row forgets its carried state before a chunk, so that fresh starts are learned too."""
+    micro_rows: int = 0
+    """Rows that go through the model at once; gradients add up to those of all rows. 0 finds what fits."""
     steps: int = 1000
     """Optimizer steps."""
+    schedule: str = "stable-decay"
+    """Of the learning rate after its warm-up: `stable-decay` stays level and falls at the end, or `cosine`."""
     warmup_steps: int = 100
     """Steps in which the rate rises from 0."""
     decay_steps: int = 300
-    """Last steps, in which the rate falls to 0; it stays level between."""
+    """Last steps of `stable-decay`, in which the rate falls."""
+    final_rate: float = 0.0
+    """Where the rate ends, as a part of `learning_rate`."""
     learning_rate: float = 2e-3
-    """Level learning rate of AdamW."""
+    """Highest learning rate of AdamW."""
     weight_decay: float = 0.1
     """Decoupled weight decay of AdamW, on matrices."""
+    beta1: float = 0.9
+    """Of AdamW: memory of the gradient."""
+    beta2: float = 0.95
+    """Of AdamW: memory of its square."""
     clip: float = 1.0
     """Largest norm of the gradient."""
-    reset: float = 0.01
-    """Chance a row forgets its carried state before a chunk, so that fresh starts are learned too."""
-    seed: int = 0
-    """Of the weights, the rows' places and the resets."""
+    trained: str = "full"
+    """What learns: `full`; `local`, `global` or `head` alone; or `lora` on encoder, encoder_v and decoder."""
+    lora_rank: int = 8
+    """Rank of what LoRA adds to a matrix."""
+    lora_alpha: float = 16.0
+    """What LoRA adds is scaled by alpha / rank."""
+    activity: float = 0.0
+    """Part of x_sparse that is to be active in the end, steered to by a penalty; 0 leaves it free."""
+    activity_steps: int = 1000
+    """Steps over which that target is approached."""
+    precision: str = "bfloat16"
+    """Type of the products in training; weights, sums and optimizer stay float32."""
+    compile: str = "auto"
+    """torch.compile: `on`, `off`, or `auto`, which is on where it was measured to pay (CUDA)."""
+    recompute: str = "auto"
+    """Compute activations again on the way back instead of keeping them: `on`, `off`, or `auto`, if need be."""
     evaluate_every: int = 250
-    """Steps between evaluations on held-out text, and between saves."""
+    """Steps between validations, and between saves."""
+    validation_bytes: int = 16_384
+    """Bytes of each text that a validation hears at most."""
+    patience: int = 0
+    """Stop after so many validations without a better one; 0 never does."""
+    prompt: str = "\n"
+    """What samples begin with."""
+    sample_bytes: int = 160
+    """Length of the sample that each validation writes; 0 writes none."""
+    seed: int = 0
+    """Of the weights, the places in the texts and the resets."""
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _BOUNDS.items():
-            value = getattr(self, name)
-            whole = isinstance(low, int)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int if whole else (int, float))
-                or not low <= value <= high
-            ):
-                kind = "a whole number" if whole else "a number"
-                raise ConfigError(f"{name} is {value!r:.80}; it must be {kind} from {low} to {high}")
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", self.name):
             raise ConfigError(f"name is {self.name!r:.80}; it must be letters, digits, dots, dashes and underscores")
-        if not isinstance(self.description, str) or not isinstance(self.model, dict):
-            raise ConfigError("description must be a text and model a table")
-        texts = self.texts
-        if (
-            not isinstance(texts, dict)
-            or not texts
-            or any(type(n) is not int or not 1 <= n <= 4096 for n in texts.values())
-        ):
-            raise ConfigError("texts must be a table of texts, each with the 1 to 4096 rows of the batch that read it")
+        _check_values(self)
+        for name in ("description", "base", "prompt"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} is {getattr(self, name)!r:.80}; it must be a text")
+        if not isinstance(self.carried, bool):
+            raise ConfigError(f"carried is {self.carried!r:.80}; it must be true or false")
+        if not isinstance(self.model, dict) or not (self.model or self.base):
+            raise ConfigError("model must be a table that says what is trained, or base a checkpoint to go on from")
+        if self.validation + self.test >= 0.9:
+            raise ConfigError(f"validation and test take {self.validation + self.test} of a text; leave 0.1 at least")
+        if not isinstance(self.phases, (list, tuple)) or not all(isinstance(phase, dict) for phase in self.phases):
+            raise ConfigError("phases must be a list of tables ([[phases]])")
+        names = [phase.name for phase in self.parts()]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"phases need names that differ; given {', '.join(names)[:200]}")
+        for phase in self.parts():
+            if phase.name and not (
+                isinstance(phase.name, str) and re.fullmatch(r"[A-Za-z0-9][\w -]{0,40}", phase.name)
+            ):
+                raise ConfigError(f"a phase is called {phase.name!r:.80}; use letters, digits, spaces and dashes")
+            _check_values(phase)
+            self.sources(phase)
 
     def config(self) -> Config:
-        """The model's configuration, checked."""
+        """The configuration of fresh weights, checked."""
         return config_from_dict(self.model)
 
-    def rate(self, step: int) -> float:
-        """Learning rate at a step: up in a line, level, down in a line."""
-        up = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        down = min(1.0, (self.steps - step) / max(1, self.decay_steps))
-        return self.learning_rate * min(up, down)
+    def parts(self) -> tuple[Phase, ...]:
+        """The phases, or the one that a recipe without phases is."""
+        common = {name: getattr(self, name) for name in _OF_PHASES}
+        if not self.phases:
+            return (Phase(name="", **common),)
+        parts = []
+        for index, fields in enumerate(self.phases):
+            if unknown := sorted(fields.keys() - {"name", *_OF_PHASES}):
+                raise ConfigError(f"a phase does not know {unknown[0]!r:.80}; it knows name, {', '.join(_OF_PHASES)}")
+            parts.append(Phase(**{"name": f"phase {index + 1}", **common, **fields}))
+        return tuple(parts)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all phases."""
+        return sum(phase.steps for phase in self.parts())
+
+    def sources(self, phase: Phase) -> list[Text]:
+        """Where the texts of a phase come from, checked."""
+        if not isinstance(phase.texts, Mapping) or not phase.texts:
+            raise ConfigError(
+                f"texts of {phase.name or self.name} must be a table: of each text the rows of the batch that read "
+                'it (english = 8), or a table (poems = { rows = 8, source = "poems.txt" })'
+            )
+        return [Text.parse(name, value) for name, value in phase.texts.items()]
+
+    def rate(self, phase: Phase, step: int) -> float:
+        """Learning rate at a step of a phase: up in a line, then by the schedule."""
+        up = min(1.0, (step + 1) / max(1, phase.warmup_steps))
+        if self.schedule == "cosine":
+            done = max(0.0, (step - phase.warmup_steps) / max(1, phase.steps - phase.warmup_steps))
+            down = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        else:
+            down = min(1.0, (phase.steps - step) / max(1, phase.decay_steps))
+        return phase.learning_rate * min(up, self.final_rate + (1 - self.final_rate) * down)
+
+
+_OF_PHASES = tuple(f.name for f in dataclasses.fields(Phase) if f.name != "name")
+
+
+def _check_values(part: Recipe | Phase) -> None:
+    """Hold the numbers and choices of a recipe or a phase against what is allowed."""
+    where = f"of {part.name}: " if isinstance(part, Phase) and part.name else ""
+    for name, (low, high) in _BOUNDS.items():
+        if not hasattr(part, name):
+            continue
+        value, whole = getattr(part, name), isinstance(low, int)
+        fits = not isinstance(value, bool) and isinstance(value, int if whole else (int, float))
+        if not fits or not low <= value <= high:
+            kind = "a whole number" if whole else "a number"
+            raise ConfigError(f"{where}{name} is {value!r:.80}; it must be {kind} from {low} to {high}")
+    for name, allowed in _CHOICES.items():
+        if hasattr(part, name) and getattr(part, name) not in allowed:
+            raise ConfigError(f"{where}{name} is {getattr(part, name)!r:.80}; it must be {' or '.join(allowed)}")
 
 
 def load_recipe(source: str, overrides: list[str]) -> Recipe:
-    """A recipe by its shipped name or its path, with `key=value` pairs laid over it.
+    """A recipe by its shipped name or its path, with `key=value` pairs laid over it, `table.key=value` in tables.
 
     Raises:
         ConfigError: an unknown recipe or key, or a value that does not fit.
@@ -113,27 +250,47 @@ def load_recipe(source: str, overrides: list[str]) -> Recipe:
     if not path.is_file():
         path = Path(source)
     if not path.is_file():
-        raise ConfigError(f"{source!r} is neither a shipped recipe ({', '.join(list_recipes())}) nor a file")
+        raise ConfigError(f"{source!r:.200} is neither a shipped recipe ({', '.join(list_recipes())}) nor a file")
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no recipe: {str(error)[:200]}") from error
     for override in overrides:
-        key, sign, value = override.partition("=")
-        if not sign:
-            raise ConfigError(f"{override!r} is no key=value pair")
-        try:
-            fields[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            fields[key] = value
+        _override(fields, override)
+    return recipe_from_fields({"name": path.stem, **fields}, path)
+
+
+def recipe_from_fields(fields: Mapping[str, Any], path: Path | str) -> Recipe:
+    """The recipe of a table of fields; `path` is what messages call it.
+
+    Raises:
+        ConfigError: an unknown key, or a value that does not fit.
+    """
     known = [f.name for f in dataclasses.fields(Recipe)]
     if unknown := [name for name in fields if name not in known]:
-        raise ConfigError(f"a recipe does not know {unknown[0]!r}; it knows {', '.join(known)}")
-    if "texts" not in fields:
+        raise ConfigError(f"a recipe does not know {unknown[0]!r:.80}; it knows {', '.join(known)}")
+    if "texts" not in fields and "phases" not in fields:
         raise ConfigError(f"{path} names no texts to train on")
-    return Recipe(**{"name": path.stem, **fields})
+    phases = fields.get("phases", ())
+    return Recipe(**{**fields, "phases": tuple(phases) if isinstance(phases, list) else phases})
 
 
 def list_recipes() -> list[str]:
     """Names of the shipped recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def _override(fields: dict[str, Any], override: str) -> None:
+    keys, sign, text = override.partition("=")
+    if not sign:
+        raise ConfigError(f"{override!r:.100} is no key=value pair")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, key = keys.strip().split(".")
+    for table in tables:
+        fields = fields.setdefault(table, {})
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{override!r:.100}: {table} is no table")
+    fields[key] = value
