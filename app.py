@@ -12,13 +12,17 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 with contextlib.suppress(ImportError):
     import spaces  # noqa: F401
 
+from bdh.errors import HatcheryError
 from ui.limits import Limits
 from ui.page import build_page, launch_options
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("BDH_DATA", HERE / "data"))
 
-limits = Limits.from_environment()
+try:
+    limits = Limits.from_environment()
+except HatcheryError as error:
+    raise SystemExit(f"error: {error}") from None
 demo = build_page(HERE / "checkpoints", DATA, limits)
 
 if __name__ == "__main__":

@@ -306,6 +306,8 @@ def _generate(options: argparse.Namespace) -> int:
     )
     stream = _stream(options)
     prompt = sys.stdin.buffer.read() if options.prompt is None else os.fsencode(options.prompt)
+    if not prompt and options.memory is None:
+        prompt = b"\n"  # a model needs something to go on
     with _Interrupt() as interrupt, _saving(stream, options):
         for _ in stream.feeding(prompt):
             if interrupt.asked:

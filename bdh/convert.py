@@ -501,8 +501,8 @@ def _translate(kind: str, config: Mapping[str, Any], named: dict[str, Tensor]) -
         if name not in fields:
             flag = name.replace("_", "-")
             raise CheckpointError(
-                f"{name} of this {ours} model is in no configuration and cannot be told from its tensors; give it "
-                f"(--{flag} NUMBER on the command line, {name}=NUMBER or config={{{name!r}: NUMBER}} in Python)"
+                f"{name} of this {ours} model is in no configuration and cannot be told from its tensors; give it: "
+                f"python -m bdh convert FILE OUT --{flag} NUMBER makes a checkpoint, or in Python {name}=NUMBER."
             )
     slope = fields.pop("alibi_slope", 0)
     result = config_from_dict({"kind": ours, **fields})

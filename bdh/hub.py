@@ -147,11 +147,14 @@ def parse_source(source: str | Path | Source, *, local: bool = True) -> Source:
     if isinstance(source, Source):
         return source
     text = str(source)
+    text = text.removeprefix("https://huggingface.co/").rstrip("/") if isinstance(source, str) else text
     if not text.strip() or len(text) > 4096 or not text.isprintable():
         raise CheckpointError("the source is empty, too long or has control characters; give a path or user/repo")
     path = Path(text).expanduser()
     if local and (isinstance(source, Path) or os.path.lexists(checkpoint.recovered(path))):
         return Source(text, path=path)
+    if local and text.startswith(("./", "../", "/", "~", ".\\", "..\\")):
+        raise CheckpointError(f"{checkpoint.cut(text)}: there is no such file or folder")
     match = re.fullmatch(r"([^/@:\\]+/[^/@:\\]+)(?:@([^:\\]+))?(?::([^:\\]+))?", text.strip())
     if match is None:
         here = "nothing here has that path, and on the Hub it must be" if local else "it must be"

@@ -210,8 +210,12 @@ class Stream:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        except FileNotFoundError as error:
+            raise StateError(f"there is no file {str(path)[:200]}") from error
         except (OSError, SafetensorError) as error:
-            raise StateError(f"the file is no saved memory: {str(error)[:200]}") from error
+            raise StateError(
+                f"the file is no saved memory ({str(error)[:200]}); choose one that was saved from a chat or a stream"
+            ) from error
         if metadata.get("format") != _FORMAT:
             raise StateError("the file is a safetensors file, but no saved memory; save one from the chat or a stream")
         if metadata.get("weights") != mine:

@@ -40,7 +40,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = bdh.build(PRESETS[options.model], seed=0) if options.model in PRESETS else bdh.load(options.model)
+    try:
+        model = bdh.build(PRESETS[options.model], seed=0) if options.model in PRESETS else bdh.load(options.model)
+    except bdh.HatcheryError as error:
+        parser.error(str(error))
     model.eval()
     result = {"decode": decode, "prefill": prefill, "constant": constant}[options.what](model, options)
     result |= {

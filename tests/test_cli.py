@@ -133,9 +133,8 @@ def test_memory_is_saved_and_gone_on_with(terminal: Terminal, folder: str, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--prompt", ""), "heard nothing"),
         (("--prompt", "a", "--temperature", "11"), "temperature is 11.0; it must be a number from 0 to 10"),
-        (("--prompt", "a", "--memory", "absent"), "no saved memory"),
+        (("--prompt", "a", "--memory", "absent"), "there is no file"),
         (("--prompt", "a", "--save-memory"), "name a file"),
         (("--prompt", "a", "--device", "tpu"), "device is 'tpu'"),
     ],
@@ -289,7 +288,7 @@ def test_chat_commands_clear_save_and_load_the_memory(terminal: Terminal, folder
     assert said[0] == f"(saved {memory})"
     assert said[1] == "(cleared)"
     assert re.fullmatch(rf"\(loaded {memory}: \d+ bytes heard\)", said[2])
-    assert said[3].startswith("error: the file is no saved memory")
+    assert said[3].startswith("error: there is no file")
     assert said[4] == "commands: /clear, /save FILE, /load FILE, /quit"
     assert len(said) == 5
 

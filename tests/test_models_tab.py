@@ -45,7 +45,7 @@ def upload(shipped: Path) -> list[str]:
 
 def test_a_row_tells_what_a_model_is_and_where() -> None:
     assert row(entry()) == ["one", "flat", "1.6 M", "12.3 MB", "shipped", "on disk"]
-    assert row(entry(loaded=True))[-1] == "in memory"
+    assert row(entry(loaded=True))[-1] == "loaded"
     assert row(entry(loaded=True, in_use=2))[-1] == "in use (2)"
     assert row(entry(source="uploaded", private=True))[-2] == "uploaded, only you see it"
 
@@ -95,7 +95,7 @@ def test_a_download_is_told_a_few_times_a_second_and_at_its_end() -> None:
 def test_what_there_is_to_choose_and_to_read(shelf: Shelf) -> None:
     assert shelf.ids(OWNER) == [cells[0] for cells in shelf.rows(OWNER)] == ["flat", "hebbian"]
     facts, card = shelf.look("hebbian", OWNER)
-    assert "<dt>Kind</dt><dd>hebbian</dd>" in facts
+    assert "<dt>Kind</dt><dd>hebbian: linear attention" in facts
     assert card.lstrip().startswith("#") and "library_name" not in card
 
 
@@ -200,7 +200,7 @@ def test_the_page_keeps_every_list_up_to_date(shelf: Shelf, shipped: Path) -> No
         id = chosen.value
         assert id.startswith("model-") and id in told and files is None
         assert [cells[0] for cells in rows] == ["flat", "hebbian", id]
-        assert "<h3>model</h3>" in facts and card
+        assert f"<h3>{id}</h3>" in facts and card
         assert button.value == "Delete this upload" and button.interactive
         assert [value for _, value in plain.choices] == ["flat", "hebbian", id] and plain.value == "hebbian"
         assert [value for _, value in optional.choices] == ["", "flat", "hebbian", id] and optional.value == ""
@@ -209,16 +209,16 @@ def test_the_page_keeps_every_list_up_to_date(shelf: Shelf, shipped: Path) -> No
         assert "deleted" in told
         assert [cells[0] for cells in rows] == ["flat", "hebbian"]
         assert (chosen.value, plain.value, optional.value) == ("flat", "flat", "")
-        assert button.value == "Unload from memory"
+        assert button.value == "Unload"
 
 
 def test_a_model_in_use_is_not_unloaded_and_the_page_says_why(shelf: Shelf) -> None:
     request: Any = SimpleNamespace(session_hash="s")
     with served(shelf.registry) as (page, _), shelf.registry.lease("flat", OWNER):
-        with pytest.raises(gr.Error, match="stays in memory"):
+        with pytest.raises(gr.Error, match="stays loaded"):
             handler(page, "on_unload")(request, None, "flat", None, "")
         assert [cells[-1] for cells in shelf.rows(OWNER)] == ["in use (1)", "on disk"]
-    assert [cells[-1] for cells in shelf.rows(OWNER)] == ["in memory", "on disk"]
+    assert [cells[-1] for cells in shelf.rows(OWNER)] == ["loaded", "on disk"]
 
 
 def test_a_row_that_is_not_the_visitors_own_cannot_be_selected(shelf: Shelf, shipped: Path) -> None:

@@ -183,9 +183,9 @@ def test_a_model_that_is_being_used_is_not_unloaded_and_an_idle_stream_does_not_
     with sessions.use(ANNA, "one") as anna:
         say(anna, "hello")
         kept = memory(anna)
-        with pytest.raises(HatcheryError, match="stays in memory"):
+        with pytest.raises(HatcheryError, match="stays loaded"):
             registry.unload("one", BERT)
-    assert "left memory" in registry.unload("one", BERT)
+    assert "was unloaded" in registry.unload("one", BERT)
     assert not next(entry for entry in registry.entries(BERT) if entry.id == "one").loaded
     with sessions.use(ANNA, "one") as anna:
         assert torch.equal(memory(anna), kept)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from hypothesis import given
@@ -50,8 +52,6 @@ def test_what_is_active_is_seen_layer_by_layer(kind: str, layers: int) -> None:
 
 
 def test_nothing_is_seen_outside_the_block_nor_in_another_thread() -> None:
-    import threading
-
     model, ids, names = fresh("flat"), torch.zeros(1, 4, dtype=torch.int64), []
     with observing(lambda name, x: names.append(name)):
         other = threading.Thread(target=lambda: model(ids))

@@ -326,7 +326,7 @@ def test_a_truncated_memory_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_memory_is_refused(tmp_path: Path) -> None:
-    assert_refused(tmp_path / "absent", "no saved memory")
+    assert_refused(tmp_path / "absent", "there is no file")
     assert_refused(tmp_path, "no saved memory")
     save_file({"a": torch.zeros(2)}, tmp_path / "weights")
     assert_refused(tmp_path / "weights", "but no saved memory")

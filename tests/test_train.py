@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -459,3 +460,40 @@ def test_a_text_too_short_is_refused_before_training(size: int, message: str, tm
     text.write_text("x" * size)
     with pytest.raises(DataError, match=message):
         Run(recipe(text, chunk_bytes=5000), tmp_path / "run")
+
+
+def test_ctrl_c_ends_a_run_after_the_step_under_way_and_the_command_it_prints_goes_on(
+    text: Path, tmp_path: Path
+) -> None:
+    path = toml(tmp_path / "tiny.toml", fields(text, evaluate_every=100_000))
+    command = [sys.executable, "-m", "train", str(path), "steps=4000", "--out", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = iter(process.stdout.readline, "")
+    assert any(line.startswith("step 40/") for line in lines)
+    process.send_signal(signal.SIGINT)
+    last = list(lines)[-1]
+    assert process.wait() == 130
+    step = torch.load(tmp_path / "run" / STATE, weights_only=True)["step"]
+    assert last.startswith(f"stopped after step {step}; go on with: python -m train {path} steps=4000")
+    arguments = shlex.split(last.split("go on with: python -m train ")[1])
+    again = Run(load_recipe(arguments[0], [arguments[1]]), tmp_path / "run")
+    again.resume()
+    assert again.step == step >= 40 and arguments[-1] == "--resume"
+
+
+def test_an_impossible_folder_is_refused_in_words(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = toml(tmp_path / "tiny.toml", fields(text))
+    assert main([str(path), "--out", str(text)]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_resuming_where_there_is_no_run_is_refused(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = toml(tmp_path / "tiny.toml", fields(text))
+    assert main([str(path), "--out", str(tmp_path / "none"), "--resume"]) == 2
+    assert "holds no run to go on with" in capsys.readouterr().err

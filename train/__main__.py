@@ -6,8 +6,13 @@ import argparse
 import ctypes
 import dataclasses
 import json
+import shlex
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,10 +20,12 @@ from tqdm import tqdm
 from bdh.errors import ConfigError, HatcheryError
 from bdh.models import check_size
 
+from .compare import PLOT, RESULT, compare, contenders, judge, table
 from .export import export
+from .folder import STATE
 from .loop import Report, Run, fit
 from .memory import free_bytes
-from .recipe import Recipe, list_recipes, load_recipe
+from .recipe import Recipe, list_recipes, read_fields, recipe_from_fields
 
 _EPILOG = """\
 examples:
@@ -68,17 +75,26 @@ def main(arguments: list[str] | None = None) -> int:
     except HatcheryError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error.filename or options.out}: {error.strerror}; choose another --out", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped at once; what was saved last is kept", file=sys.stderr)
+        return 130
 
 
 def _list() -> None:
     for name in list_recipes():
-        print(f"{name:<20}{load_recipe(name, []).description}")
+        print(f"{name:<20}{read_fields(name, [])['description']}")
 
 
 def _train(options: argparse.Namespace) -> int:
-    recipe = load_recipe(options.recipe, options.overrides)
-    folder: Path = options.out or Path("runs") / recipe.name
+    fields = read_fields(options.recipe, options.overrides)
     keep_freed_memory()
+    if "models" in fields:
+        return _compare(options, contenders(fields, options.recipe), options.out or Path("runs") / fields["name"])
+    recipe = recipe_from_fields(fields, options.recipe)
+    folder: Path = options.out or Path("runs") / recipe.name
     if not recipe.base:
         check_size(recipe.config())
     run = Run(recipe, folder)
@@ -92,20 +108,77 @@ def _train(options: argparse.Namespace) -> int:
         run.begin()
     teller = _Teller(options, run)
     teller.say(_opening(run))
-    try:
-        for report in fit(run):
-            teller.tell(report)
-    except KeyboardInterrupt:
-        teller.close()
-        teller.say(f"stopped; go on with: python -m train {options.recipe} --out {folder} --resume")
-        return 130
-    teller.close()
-    if not run.accelerator.is_main_process:
-        return 0
-    teller.say("measuring on all held-out text …")
-    made = export(run, options.checkpoint or folder / "checkpoint")
+    with _interruptible(run):
+        try:
+            for report in fit(run):
+                teller.tell(report)
+        finally:
+            teller.close()
+        again = shlex.join(["python", "-m", "train", options.recipe, *options.overrides, "--out", str(folder)])
+        if run.asked_to_stop:
+            teller.say(f"stopped after step {run.step}; go on with: {again} --resume")
+            return 130
+        if not run.accelerator.is_main_process:
+            return 0
+        teller.say("measuring on all held-out text …")
+        try:
+            made = export(run, options.checkpoint or folder / "checkpoint")
+        except KeyboardInterrupt:
+            teller.say(f"stopped while measuring; the training is done and saved, finish with: {again} --resume")
+            return 130
     print(json.dumps({"checkpoint": str(made)}) if options.json else f"checkpoint: {made}")
     return 0
+
+
+def _compare(options: argparse.Namespace, recipes: dict[str, Recipe], folder: Path) -> int:
+    """Train each contender, then print the table."""
+    if options.dry_run:
+        return max(_dry_run(Run(recipe, folder / name), options) for name, recipe in recipes.items())
+    if not (options.resume or options.overwrite) and any((folder / name / STATE).is_file() for name in recipes):
+        raise ConfigError(f"{folder} holds runs already; go on with them (--resume), --overwrite, or --out")
+    runs = compare(recipes, folder, resume=options.resume)
+    for name, run in runs:
+        teller = _Teller(options, run)
+        teller.say(f"{name}: {_opening(run)}")
+        with _interruptible(run):
+            try:
+                for report in fit(run):
+                    teller.tell(report)
+            finally:
+                teller.close()
+        if run.asked_to_stop:
+            again = shlex.join(["python", "-m", "train", options.recipe, *options.overrides, "--out", str(folder)])
+            teller.say(f"stopped after step {run.step} of {name}; go on with: {again} --resume")
+            return 130
+    found = judge(recipes, folder)
+    if options.json:
+        print(json.dumps({"comparison": str(folder / RESULT)}))
+    else:
+        print(table(found))
+        for one in found:
+            print(f"\n{one.name}: {one.sample!r}")
+        print(f"\n{folder / RESULT}, {folder / PLOT}")
+    return 0
+
+
+@contextmanager
+def _interruptible(run: Run) -> Iterator[None]:
+    """Let the first Ctrl-C (or SIGTERM) end the run after the step under way, and a second one at once."""
+
+    def ask(number: int, frame: object) -> None:
+        if run.asked_to_stop or run.step >= run.recipe.total_steps:
+            raise KeyboardInterrupt
+        run.asked_to_stop = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Teller:

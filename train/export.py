@@ -54,12 +54,7 @@ def export(run: Run, folder: Path) -> Path:
         "texts": {one.name: {"sha256": one.sha256, "trained_bytes": len(one.train)} for one in splits},
         "steps": run.step,
         "best_step": run.best.get("step", run.step),
-        "bytes_heard": sum(
-            min(phase.steps, run.phase_step if index == run.phase else phase.steps)
-            * phase.chunk_bytes
-            * sum(one.rows for one in run.splits[index])
-            for index, phase in enumerate(run.parts[: run.phase + 1])
-        ),
+        "bytes_heard": run.heard_bytes,
         "elapsed_s": round(run.elapsed_s),
         **environment(),
         "held_out_bits_per_byte": held_out,
@@ -68,7 +63,7 @@ def export(run: Run, folder: Path) -> Path:
         folder,
         model.config,
         tensors,
-        card=card(run, model, held_out, provenance),
+        card=card(run, model, held_out, provenance, folder.name if folder.is_absolute() else folder.as_posix()),
         provenance=provenance,
         dtype=torch.bfloat16,
     )
@@ -79,7 +74,7 @@ def held_out_bytes(splits: Splits) -> Bytes:
     return splits.test if len(splits.test) >= 2 * _HELD_OUT_STREAMS else splits.validation
 
 
-def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: dict[str, Any]) -> str:
+def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: dict[str, Any], place: str) -> str:
     """The model card in Markdown, with the Hub's front matter; it says no more than the run knows."""
     recipe, splits = run.recipe, run.splits[run.phase]
     sources = recipe.sources(run.parts[run.phase])
@@ -113,7 +108,7 @@ Bits per byte on the last part of each text, which was neither trained on nor lo
 ```python
 import bdh
 
-stream = bdh.Stream(bdh.load("checkpoints/{recipe.name}"))
+stream = bdh.Stream(bdh.load("{place}"))
 stream.feed({_PROMPT!r})
 print(bytes(w.byte for w in stream.generate(bdh.Sampling(temperature=0.5, stop=(b"\\n",)))).decode())
 ```""",

@@ -47,6 +47,8 @@ class Report:
     step: int
     steps: int
     phase: str
+    heard_bytes: int
+    """Trained on so far, in all phases."""
     bits_per_byte: float
     """Of the training chunks, mean since the last report."""
     learning_rate: float
@@ -166,6 +168,7 @@ class Run:
 
     def enter(self, index: int) -> None:
         """Begin a phase: its texts from places of its own, an empty memory, no best yet."""
+        self.before = [*self.before[: index - 1], self.phase_step] if index else []
         self.phase = index
         part = self.parts[index]
         self.streams = Streams(
@@ -185,6 +188,14 @@ class Run:
     def rows(self) -> int:
         """Rows of the batch, those of all processes."""
         return sum(one.rows for one in self.splits[self.phase])
+
+    @property
+    def heard_bytes(self) -> int:
+        """Bytes trained on so far, in all phases."""
+        return sum(
+            taken * part.chunk_bytes * sum(one.rows for one in splits)
+            for part, splits, taken in zip(self.parts, self.splits, [*self.before, self.phase_step], strict=False)
+        )
 
     @property
     def stale(self) -> bool:
@@ -222,6 +233,7 @@ class Run:
                 "step": self.step,
                 "phase": self.phase,
                 "phase_step": self.phase_step,
+                "before": self.before,
                 "elapsed_s": self.elapsed_s,
                 "best": self.best,
                 "misses": self.misses,
@@ -253,14 +265,19 @@ class Run:
             self.state = states.from_named_tensors(
                 template, {name: tensor[rank::count] for name, tensor in saved["state"].items()}
             )
-        for name in ("step", "phase_step", "elapsed_s", "best", "misses"):
+        for name in ("step", "phase_step", "before", "elapsed_s", "best", "misses"):
             setattr(self, name, saved[name])
         if self.steering:
             vars(self.steering).update(saved["steering"])
         self._micro_before = int(saved["micro_rows"])
         self.folder.forget_after(self.step)
 
+    asked_to_stop = False
+    """Set it, from a signal or another thread, and `fit` ends after the step under way, with everything saved."""
     _micro_before = 0
+    before: list[int] = []  # noqa: RUF012 - replaced, never changed
+    """Steps taken in each phase before this one."""
+    phase_step = 0
 
     def _gathered(self, tensor: Tensor) -> Tensor:
         """The rows of all processes, in the order of the batch."""
@@ -269,7 +286,7 @@ class Run:
         parts = self.accelerator.gather(tensor).view(self.accelerator.num_processes, *tensor.shape)
         return parts.transpose(0, 1).reshape(-1, *tensor.shape[1:])
 
-    def _planned(self) -> Plan:
+    def planned(self) -> Plan:
         """How many rows go through at once: what the run was begun with, if it still fits."""
         if self.plan is None:
             self.plan = plan(
@@ -299,10 +316,10 @@ class Run:
         ids, targets = (tensor.to(self.accelerator.device) for tensor in self.streams.next())
         while True:
             try:
-                nats, after, activity = self._gradients(ids, targets, self._planned().micro_rows)
+                nats, after, activity = self._gradients(ids, targets, self.planned().micro_rows)
                 break
             except (MemoryError, RuntimeError) as error:
-                micro = self._planned().micro_rows
+                micro = self.planned().micro_rows
                 if not is_out_of_memory(error) or self.accelerator.num_processes > 1:
                     raise
                 if micro == 1:
@@ -432,18 +449,20 @@ def fit(run: Run, *, report_every: int = 20) -> Iterator[Report]:
             active = {name: activity.mean(name) for name in activity.fractions}
         over = run.phase_step == part.steps
         validates = run.phase_step % recipe.evaluate_every == 0 or over
-        if not (validates or run.step % report_every == 0):
+        if not (validates or run.asked_to_stop or run.step % report_every == 0):
             continue
         validation = run.validate() if validates else {}
         if validation:
             run.weigh(validation)
         stopped = f"no better validation since step {run.best['step']}" if run.stale and not over else ""
+        stopped = stopped or ("it was asked to" if run.asked_to_stop else "")
         sample = run.sample() if validates else ""
         per_step = (time.monotonic() - begun) / (run.step - start_step)
         report = Report(
             run.step,
             steps,
             part.name,
+            run.heard_bytes,
             nats / count,
             recipe.rate(part, run.phase_step - 1),
             norm,
@@ -458,7 +477,9 @@ def fit(run: Run, *, report_every: int = 20) -> Iterator[Report]:
             stopped,
         )
         run.folder.note(report)
-        if validates:
+        if validates or run.asked_to_stop:
             run.save()
         yield report
         nats, count = 0.0, 0
+        if run.asked_to_stop:
+            return

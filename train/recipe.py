@@ -246,6 +246,15 @@ def load_recipe(source: str, overrides: list[str]) -> Recipe:
     Raises:
         ConfigError: an unknown recipe or key, or a value that does not fit.
     """
+    return recipe_from_fields(read_fields(source, overrides), source)
+
+
+def read_fields(source: str, overrides: list[str]) -> dict[str, Any]:
+    """The fields of a recipe or of a comparison (train/compare.py), its name included, not yet checked.
+
+    Raises:
+        ConfigError: there is no such file, or it is no TOML.
+    """
     path = RECIPES / f"{source}.toml"
     if not path.is_file():
         path = Path(source)
@@ -257,7 +266,7 @@ def load_recipe(source: str, overrides: list[str]) -> Recipe:
         raise ConfigError(f"{path} is no recipe: {str(error)[:200]}") from error
     for override in overrides:
         _override(fields, override)
-    return recipe_from_fields({"name": path.stem, **fields}, path)
+    return {"name": path.stem, **fields}
 
 
 def recipe_from_fields(fields: Mapping[str, Any], path: Path | str) -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shutil
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from .limits import Limits
 from .owner import identify, reported
 from .registry import Registry, size_text
 from .sessions import Conversation, Sessions
-from .writing import ON_ZERO_GPU, batched, hear_and_write
+from .writing import MAX_SEED, ON_ZERO_GPU, batched, hear_and_write
 
 USER, BOT, END = "User: ", "\nBot:", b"\n"
 """The form of a dialogue that the shipped models were trained on: a line a turn."""
@@ -36,6 +37,7 @@ PLACEHOLDER = (
     "continue prose, byte by byte, and know nothing else."
 )
 MAX_ANSWER_BYTES = 2_000
+_MARKUP = re.compile("([<&])(?=[A-Za-z/!?#])")
 MAX_TURNS_SHOWN = 100
 """Older turns are still remembered, but no longer sent to the browser."""
 
@@ -85,12 +87,22 @@ def answer(conversation: Conversation, message: str, options: Sampling) -> Itera
             turn.heard = data[: stream.position_bytes - start]
 
 
+def inert(text: str) -> str:
+    """The same to look at, but nothing in it is markup: the chat component obeys some, whatever it is told."""
+    return _MARKUP.sub("\\1\u200b", text)
+
+
+def uttered(shown: str) -> str:
+    """What `inert` was made of."""
+    return re.sub("([<&])\u200b", "\\1", shown)
+
+
 def history(conversation: Conversation | None) -> list[dict[str, str]]:
     """The turns as the chat component takes them."""
     messages = []
     for turn in conversation.turns[-MAX_TURNS_SHOWN:] if conversation else []:
-        messages.append({"role": "user", "content": turn.message})
-        messages.append({"role": "assistant", "content": turn.answer or "…"})
+        messages.append({"role": "user", "content": inert(turn.message)})
+        messages.append({"role": "assistant", "content": inert(turn.answer) or "…"})
     return messages
 
 
@@ -179,7 +191,7 @@ class Chat:
         event: gr.EditData,
     ) -> Iterator[tuple[Any, ...]]:
         """Answer a changed message, from the state that the old one met."""
-        text = str(event.value)
+        text = uttered(str(event.value))
         options = self._options(text, temperature, top_p, length, seed)
         with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
             yield from self._again(conversation, _turn(conversation, event.index), text, options)
@@ -217,7 +229,9 @@ class Chat:
                 yield gr.skip(), line, *_buttons(writing=True)
             if not conversation.live.position_bytes:
                 raise DataError("the memory is empty: there is nothing to save yet")
-            path = self._folder_to_serve_from() / f"memory-{conversation.live.position_bytes}-bytes.safetensors"
+            title = re.sub(r"[^\w.-]+", "-", self.registry.title(model_id, conversation.owner))
+            heard = f"{title}-memory-after-{conversation.live.position_bytes}-bytes"
+            path = self._folder_to_serve_from() / f"{heard}.safetensors"
             conversation.live.save(path)
             saved = gr.File(str(path), visible=True)
             yield saved, self._status(conversation, note="memory saved"), *_buttons(writing=False)
@@ -226,7 +240,8 @@ class Chat:
         """Take over a saved memory."""
         with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
             conversation.live.load(path)
-            conversation.rebase("from a saved memory")
+            forgets = ", in place of the conversation before" if conversation.turns else ""
+            conversation.rebase(f"from a saved memory{forgets}")
             return history(conversation), self._status(conversation)
 
     def feed(self, path: str, model_id: str, secret: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
@@ -237,15 +252,19 @@ class Chat:
                 yield gr.skip(), line, *_buttons(writing=True)
             begun = time.monotonic()
             # Whatever becomes of the reading, what was read is what the next turn begins at.
+            forgets = " (what was said before is remembered, but no longer shown)" if conversation.turns else ""
             conversation.turns.clear()
-            conversation.base_text, conversation.base_due = f"read from a text of {len(data):,} bytes", True
+            conversation.base_due = True
             for batch in hear_and_write(conversation.live, data, None):
                 done = int(batch[-1])  # type: ignore[arg-type]
                 rate = done / max(time.monotonic() - begun, 1e-3)
                 left = (len(data) - done) / rate
                 note = f"reading {done:,} of {len(data):,} bytes, {left:,.0f} s left" if done < len(data) else ""
-                yield gr.skip(), self._status(conversation, rate, note), *_buttons(writing=True)
-            conversation.rebase(f"read a text of {len(data):,} bytes")
+                conversation.base_text = ""
+                line = self._status(conversation, rate, note)
+                conversation.base_text = f"read {done:,} of {len(data):,} bytes of a text{forgets}"
+                yield gr.skip(), line, *_buttons(writing=True)
+            conversation.rebase(f"read a text of {len(data):,} bytes{forgets}")
             yield history(conversation), self._status(conversation), *_buttons(writing=False)
 
     def api(
@@ -280,6 +299,9 @@ class Chat:
                 if progress.total_bytes:
                     yield conversation.turns[-1].answer
 
+    # Gradio describes an endpoint by its annotations as they stand, and a stream of texts as a text.
+    api.__annotations__["return"] = str
+
     def _folder_to_serve_from(self) -> Path:
         """A new folder; the page has copied what is in the older ones."""
         folder = Path(tempfile.mkdtemp(prefix="memory-"))
@@ -297,6 +319,8 @@ class Chat:
             numbers = (temperature, top_p, length, -1 if seed is None else seed)
             if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
                 raise DataError(f"temperature, top-p, length and seed must be numbers; given {numbers!r:.100}")
+            if numbers[3] > MAX_SEED:
+                raise DataError(f"the seed is {numbers[3]:.0f}; it must be at most {MAX_SEED}, or -1 to draw one")
             return Sampling(
                 temperature=temperature,
                 top_p=top_p,
@@ -435,9 +459,7 @@ def build_chat(
             load = gr.UploadButton(
                 "Load memory", file_types=[".safetensors"], size="sm", min_width=140, elem_id="memory-load"
             )
-            feed = gr.UploadButton(
-                "Feed a text file", file_types=["text"], size="sm", min_width=140, elem_id="memory-feed"
-            )
+            feed = gr.UploadButton("Feed a text file", size="sm", min_width=140, elem_id="memory-feed")
         saved = gr.File(label="Saved memory", visible=False, interactive=False, elem_id="memory-file")
 
     settings = [model, temperature, top_p, length, seed, owner]
@@ -464,6 +486,7 @@ def build_chat(
             concurrency_limit=1,
             concurrency_id="feeding",
             api_visibility="private",
+            trigger_mode="multiple",
         ),
     ]
     for event in writes:
@@ -474,7 +497,9 @@ def build_chat(
         [clear.click, chatbot.clear], chat.clear, [model, owner], [*shown, saved, send, stop], cancels=writes, **quick
     )
     model.change(chat.view, [model, owner], [*shown, send, stop], cancels=writes, **quick)
-    load.upload(chat.load, [load, model, owner], shown, **quick)
+    model.change(lambda: gr.File(visible=False), None, saved, **quick)
+    loaded = load.upload(chat.load, [load, model, owner], shown, api_name="load_memory", **quick)
+    loaded.failure(chat.view, [model, owner], [*shown, send, stop], **quick)
     greeting.then(chat.view, [model, owner], [*shown, send, stop], **quick)
     gr.api(  # type: ignore[attr-defined]
         chat.api, api_name="chat", concurrency_limit=limits.max_at_once, concurrency_id="writing"

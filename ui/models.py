@@ -17,7 +17,7 @@ from .limits import Limits
 from .owner import identify, reported
 from .registry import Entry, Owner, Registry, compact, size_text
 
-HEADERS = ["Model", "Kind", "Parameters", "Memory", "From", "Now"]
+HEADERS = ["Model", "Kind", "Parameters", "State", "From", "Now"]
 EMPTY = "There are no models yet. Load one from the Hub, or upload a file."
 CSS = """
 .model-details h3 { margin-top: 0; }
@@ -33,12 +33,12 @@ CSS = """
 LOADS_AT_ONCE = 2
 """Models fetched or taken in at the same time, for all visitors together."""
 _PROGRESS_S = 0.1
-_UNLOAD = "Unload from memory"
+_UNLOAD = "Unload"
 
 
 def row(entry: Entry) -> list[str]:
     """An entry as a row of the table."""
-    now = f"in use ({entry.in_use})" if entry.in_use else "in memory" if entry.loaded else "on disk"
+    now = f"in use ({entry.in_use})" if entry.in_use else "loaded" if entry.loaded else "on disk"
     source = f"{entry.source}, only you see it" if entry.private else entry.source
     return [entry.id, entry.kind, compact(entry.parameters), size_text(entry.state_bytes), source, now]
 
@@ -199,7 +199,7 @@ def build_models(
         with gr.Column(min_width=280):
             chosen = gr.Dropdown(choices=shelf.ids(""), value=first, label="About", elem_id="models-chosen")
             details = gr.HTML(facts, elem_id="models-details")
-            unload = gr.Button(_UNLOAD, size="sm", interactive=first is not None, elem_id="models-unload")
+            unload = gr.Button(_UNLOAD, size="sm", interactive=False, elem_id="models-unload")
         with gr.Column(min_width=280):
             source = gr.Textbox(
                 label="Load from the Hub",
@@ -224,7 +224,7 @@ def build_models(
                 elem_id="models-hint",
             )
             add = gr.Button("Add these files", elem_id="models-add")
-            told = gr.Markdown(elem_id="models-told", min_height=60)
+    told = gr.Markdown(elem_id="models-told", min_height=60)
     with gr.Accordion("Model card", open=True):
         card = gr.Markdown(about, elem_id="models-card")
 
@@ -233,7 +233,7 @@ def build_models(
         facts, about = shelf.look(pick, owner)
         entry = next((entry for entry in registry.entries(owner) if entry.id == pick), None)
         label = "Delete this upload" if entry is not None and entry.private else _UNLOAD
-        return facts, about, gr.Button(label, interactive=entry is not None)
+        return facts, about, gr.Button(label, interactive=entry is not None and (entry.loaded or entry.private))
 
     def lists(owner: Owner, pick: str | None, values: Sequence[str | None]) -> tuple[Any, ...]:
         """Everything that shows models, as it is now."""
@@ -302,8 +302,11 @@ def build_models(
     for ended in (fetched.success, fetched.failure):
         ended(lambda: gr.Button(visible=False), None, stop, **quick)
     stop.click(on_stop, owner, [told, stop], cancels=[fetched], **quick)
-    add.click(on_add, [files, *mine], [told, files, *everything], **slow)
-    unload.click(on_unload, mine, [told, *everything], **quick)
+    added = add.click(on_add, [files, *mine], [told, files, *everything], **slow)
+    unloaded = unload.click(on_unload, mine, [told, *everything], **quick)
+    # What went wrong is told in words above the page; a mark on the components would stay behind.
+    for event in (fetched, added, unloaded):
+        event.failure(lambda: "", None, told, **quick)
     gr.api(  # type: ignore[attr-defined]
         shelf.load, api_name="load", concurrency_limit=LOADS_AT_ONCE, concurrency_id="loading"
     )

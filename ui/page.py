@@ -28,6 +28,8 @@ CSS = """
 #chat-log .example { border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); }
 #chat-log .placeholder { padding: 0 var(--spacing-xxl); text-align: center; }
 #chat-log .message { overflow-wrap: anywhere; }
+#chat-log textarea { min-height: 6rem; }
+#chat-message textarea { border: 1px solid var(--input-border-color); }
 @media (max-width: 500px) {
   .gradio-container { padding: var(--spacing-md) !important; }
   .gradio-container h1 { font-size: var(--text-xl) !important; }
@@ -97,6 +99,11 @@ def theme() -> gr.themes.Base:
         block_info_text_color_dark="*neutral_300",
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
+        block_border_width="1px",
+        block_border_width_dark="1px",
+        block_border_color="*neutral_200",
+        block_border_color_dark="*neutral_700",
+        checkbox_border_color="*neutral_400",
         input_border_width="1px",
         input_border_color="*neutral_300",
         input_border_color_dark="*neutral_600",
@@ -110,6 +117,8 @@ def theme() -> gr.themes.Base:
         button_cancel_background_fill="#b91c1c",
         button_cancel_background_fill_hover="#991b1b",
         button_cancel_background_fill_dark="#b91c1c",
+        button_cancel_background_fill_hover_dark="#991b1b",
+        button_secondary_background_fill_hover_dark="*neutral_600",
         button_cancel_text_color="white",
         button_cancel_text_color_dark="white",
     )

@@ -142,15 +142,17 @@ class Registry:
         slot = self._slot(id, owner)
         file = slot.folder / checkpoint.WEIGHTS if slot.folder.is_dir() else slot.folder
         rows = {
-            "Kind": _kind(slot.config),
+            "Kind": f"{_kind(slot.config)}: {_KINDS[slot.config.kind]}",
             "Parameters": f"{parameter_count(slot.config):,}",
-            "Memory of one stream": f"{size_text(skeleton_state_bytes(slot.config))}, at any length",
+            "State": f"{size_text(skeleton_state_bytes(slot.config))} for one conversation, however long",
             "Checkpoint": size_text(file.stat().st_size) if file.is_file() else "not on this disk any more",
             "From": slot.source,
         }
         if slot.model is not None:
             rows["Runs on"] = f"{slot.model.device.type}, {str(slot.model.dtype).removeprefix('torch.')}"
-            rows["In use by"] = f"{slot.users} streams"
+            rows["In use by"] = (
+                "nobody" if not slot.users else f"conversations and texts, of all visitors: {slot.users}"
+            )
         return rows
 
     def config(self, id: str, owner: Owner) -> Any:
@@ -282,7 +284,12 @@ class Registry:
         if (root / checkpoint.CONFIG).is_file() and (root / checkpoint.WEIGHTS).is_file():
             return bdh.load(root, device=str(self.device), max_parameters=self.limits.max_parameters), root
         raw = next(path for path in root.iterdir() if path.suffix in _WEIGHTS)
-        model = bdh.convert.read_file(raw, allow_pickle=self.limits.allow_pickle).to(self.device)
+        try:
+            model = bdh.convert.read_file(raw, allow_pickle=self.limits.allow_pickle).to(self.device)
+        except CheckpointError as error:
+            if any(file.suffix == ".json" for file in files):
+                raise
+            raise CheckpointError(f"{error} Or choose its config.json together with it.") from error
         model.save_pretrained(root / "converted")
         raw.unlink()
         return model, root / "converted"
@@ -297,8 +304,8 @@ class Registry:
         self.park_idle(id)
         with self._lock:
             if slot.users:
-                streams = "a stream is" if slot.users == 1 else f"{slot.users} streams are"
-                raise HatcheryError(f"{slot.title} stays in memory: {streams} being written with it; try again then")
+                who = "a conversation or text is" if slot.users == 1 else f"{slot.users} conversations or texts are"
+                raise HatcheryError(f"{slot.title} stays loaded: {who} being written with it; try again later")
             freed, slot.model = slot.model is not None, None
             if slot.owner is not None:
                 del self._slots[id]
@@ -308,7 +315,7 @@ class Registry:
                 self.forget(id)
                 return f"{slot.title} was deleted."
         return (
-            f"{slot.title} left memory; it comes back when it is chosen." if freed else f"{slot.title} was not loaded."
+            f"{slot.title} was unloaded; it comes back when it is used." if freed else f"{slot.title} was not loaded."
         )
 
     def _slot(self, id: str, owner: Owner) -> _Slot:
@@ -328,7 +335,7 @@ class Registry:
                 f"{size_text(self.limits.max_state_bytes)} are allowed here"
             )
         with self._lock:
-            id = title if owner is None else f"{title}-{secrets.token_hex(4)}"
+            id = title = title if owner is None else f"{title}-{secrets.token_hex(2)}"
             known = self._slots.get(id)
             if known is not None and known.folder != folder and known.users:
                 id = title = pinned
@@ -390,6 +397,13 @@ class Registry:
 
 
 _LOADS_AT_ONCE = 2
+_KINDS = {
+    "flat": "BDH as released; one set of weights is used by every layer",
+    "hierarchical": "one part hears patches of some bytes, another the bytes within them",
+    "hebbian": "linear attention with a learned Hebbian rate",
+    "transformer": "an ordinary Transformer, to compare with",
+    "composed": "several models behind one front",
+}
 _MAX_SHARED = 64
 """Models from the Hub that everybody sees; beyond it, those unused longest leave the list."""
 _PICKLES = (".pt", ".pth", ".bin")

@@ -22,7 +22,7 @@ from . import tint
 from .limits import Limits
 from .owner import identify, reported
 from .registry import Owner, Registry
-from .writing import ON_ZERO_GPU, batched, hear_and_write
+from .writing import MAX_SEED, ON_ZERO_GPU, batched, hear_and_write
 
 T = TypeVar("T")
 
@@ -35,8 +35,6 @@ EXAMPLES = [
 ]
 """Prompts with their stop strings, in the forms that the shipped models were trained on."""
 NO_SECOND = ("No second model", "")
-MAX_SEED = 2**53 - 1
-"""The largest whole number that a browser keeps exactly."""
 SHOWN_PROMPT_CHARACTERS = 500
 """Of a longer prompt, the end is shown before what was written."""
 _SCORED_BYTES = 1_024

@@ -17,6 +17,8 @@ except ImportError:
     spaces = None
 
 ON_ZERO_GPU = spaces is not None and os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "true")
+MAX_SEED = 2**53 - 1
+"""The largest whole number that a browser keeps exactly."""
 UPDATE_S = 0.07
 """Seconds between two updates of the page: a browser keeps up with 10 to 20 a second, not with every byte."""
 _FEED_RATE, _WRITE_RATE = 5_000, 100
