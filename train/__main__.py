@@ -1,4 +1,7 @@
-"""python -m train RECIPE [key=value …]: train a model from a recipe and write its checkpoint."""
+"""python -m train RECIPE [key=value …]: train a model from a recipe and write its checkpoint.
+
+python -m train evaluate CHECKPOINT --data TEXT: measure a checkpoint; --help says how.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from pathlib import Path
 from bdh.errors import HatcheryError
 from bdh.models import check_size
 
+from .evaluate.command import main as evaluate
 from .export import export
 from .loop import Run, fit
 from .recipe import list_recipes, load_recipe
@@ -30,6 +34,10 @@ def keep_freed_memory() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0 on success, 2 on bad input, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["evaluate"]:
+        keep_freed_memory()
+        return evaluate(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__)
     parser.add_argument("recipe", nargs="?", help="a shipped recipe's name or a TOML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values laid over the recipe's")
