@@ -247,6 +247,8 @@ def _measure(
                 progress=progress,
             )
         result = replace(result, needle=grid)
+    elif "needle" in measures and not options.quiet:
+        print(f"{text.name} is too short for needles: {LENGTHS_BYTES[0]} bytes are needed", file=sys.stderr)
     return result
 
 

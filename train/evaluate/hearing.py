@@ -28,7 +28,8 @@ _CHUNK_BYTES = 512
 """Bytes a call, so that progress is seen."""
 _STATES_BYTES = 1 << 29
 """Of the memories of streams heard side by side; as much again where they are copied to try several endings."""
-_MOST_STREAMS = 32
+_MOST_STREAMS_CPU, _MOST_STREAMS = 8, 64
+"""Of them: a CPU is as fast with few, and its memory and the progress are the better for it."""
 
 
 @torch.no_grad()
@@ -163,7 +164,8 @@ def judge(model: Model[Any], heard: Heard, endings: Sequence[bytes]) -> list[Jud
 
 def streams_side_by_side(model: Model[Any]) -> int:
     """How many streams are heard at once, so that their memories stay within bounds."""
-    return max(1, min(_MOST_STREAMS, _STATES_BYTES // max(1, model.state_bytes())))
+    most = _MOST_STREAMS_CPU if model.device.type == "cpu" else _MOST_STREAMS
+    return max(1, min(most, _STATES_BYTES // max(1, model.state_bytes())))
 
 
 @contextlib.contextmanager

@@ -104,15 +104,16 @@ def long_range(
         near += [judged.bits.mean() for judged in judge(model, heard, endings)]
         tally.add(len(batch) * _WINDOW_BYTES)
     far = np.array([carried[start - 1 : start - 1 + _WINDOW_BYTES].mean() for start in starts])
-    ratio = float(far.mean() / np.mean(near))
+    near_mean = max(float(np.mean(near)), 1e-9)
+    ratio = float(far.mean()) / near_mean
     residual = far - ratio * np.array(near)
-    error = float(residual.std(ddof=1) / math.sqrt(_WINDOWS) / np.mean(near))
+    error = float(residual.std(ddof=1)) / math.sqrt(_WINDOWS) / near_mean
     return LongRange(
         far_bytes=len(text),
         near_bytes=near_bytes,
         bytes=_WINDOWS * _WINDOW_BYTES,
         far_bits_per_byte=float(far.mean()),
-        near_bits_per_byte=float(np.mean(near)),
+        near_bits_per_byte=near_mean,
         ratio=ratio,
         standard_error=error,
         holds=ratio <= HOLDS_RATIO,

@@ -76,9 +76,9 @@ def _about(text: Text) -> str:
     end = text.start_bytes + text.heard_bytes
     part = "the whole text" if text.heard_bytes == text.text_bytes else f"bytes {text.start_bytes:,} to {end:,}"
     trained = {
-        True: "the checkpoint trained on some of them",
-        False: "the checkpoint never trained on them",
-        None: "whether the checkpoint trained on them it does not say",
+        True: "by its provenance, the checkpoint trained on some of it",
+        False: "by its provenance, the checkpoint never trained on it",
+        None: "the checkpoint does not say whether it trained on it",
     }
     return f"{text.name}: {part} of {text.text_bytes:,}; {trained[text.trained_on]}"
 
