@@ -63,10 +63,15 @@ examples:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args(arguments)
+    return guarded(lambda: options.run(options))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """The exit status of a command, or of what stopped it, with one line on stderr for what a person can meet."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
         try:
-            status: int = options.run(options)
+            status = command()
             sys.stdout.flush()
             return status
         except HatcheryError as error:
@@ -145,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("checkpoint", metavar="CHECKPOINT", help="see python -m bdh --help")
     score.add_argument("file", metavar="FILE", help="the file to read; - is standard input")
-    _add_loading(score)
+    add_loading(score)
     _add_json(score)
 
     info = _command(
@@ -202,10 +207,11 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_CHECKPOINT,
         help=f"see python -m bdh --help (default: {DEFAULT_CHECKPOINT})",
     )
-    _add_loading(parser)
+    add_loading(parser)
 
 
-def _add_loading(parser: argparse.ArgumentParser) -> None:
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Options that say how a checkpoint is loaded, as `model_of` reads them."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="type of the weights (default: float32)")
     parser.add_argument("--login", action="store_true", help="read the Hub with this machine's login")
@@ -390,7 +396,7 @@ def _command_in_chat(stream: Stream, line: str) -> None:
 
 def _score(options: argparse.Namespace) -> int:
     stream = _stream(options)
-    meter = _Meter("read")
+    meter = Meter("read")
     bits, done, started = 0.0, 0, time.monotonic()
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(_Interrupt())
@@ -432,7 +438,7 @@ def _info(options: argparse.Namespace) -> int:
             for preset in presets:
                 print(f"{preset.name:<20} {preset.parameters:>12,}  {preset.state_bytes:>13,} bytes")
         return 0
-    model = _load(options)
+    model = model_of(options)
     origin = model.origin or checkpoint.Origin(options.checkpoint)
     facts = {
         "source": origin.source,
@@ -477,9 +483,10 @@ def _convert(options: argparse.Namespace) -> int:
 # What commands share
 
 
-def _load(options: argparse.Namespace) -> Model[Any]:
-    source = _resolved(options.checkpoint)
-    meter = _Meter("downloaded")
+def model_of(options: argparse.Namespace) -> Model[Any]:
+    """The checkpoint that the options name."""
+    source = resolved(options.checkpoint)
+    meter = Meter("downloaded", quiet=getattr(options, "quiet", False))
     try:
         return load(
             source,
@@ -493,7 +500,7 @@ def _load(options: argparse.Namespace) -> Model[Any]:
         meter.end()
 
 
-def _resolved(source: str) -> str:
+def resolved(source: str) -> str:
     """The folder of a shipped checkpoint for its name; anything else as it is."""
     if os.path.lexists(source) or not re.fullmatch(r"[\w.-]+", source):
         return source
@@ -509,7 +516,7 @@ def _stream(options: argparse.Namespace) -> Stream:
     """A stream on the checkpoint, with the memory that was asked for."""
     if getattr(options, "save_memory", None) == Path() and options.memory is None:
         raise DataError("--save-memory without a file saves to that of --memory, which is not given; name a file")
-    stream = Stream(_load(options))
+    stream = Stream(model_of(options))
     if getattr(options, "memory", None) is not None:
         stream.load(options.memory)
     return stream
@@ -590,16 +597,17 @@ def _print_json(**fields: object) -> None:
     print(json.dumps(fields, ensure_ascii=False))
 
 
-class _Meter:
+class Meter:
     """A line on the terminal that says how far something is; silent where there is no terminal."""
 
-    def __init__(self, verb: str) -> None:
+    def __init__(self, verb: str, *, quiet: bool = False) -> None:
         self._verb = verb
         self._started = self._shown = time.monotonic()
-        self._live = sys.stderr.isatty()
+        self._live = sys.stderr.isatty() and not quiet
         self._dirty = False
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Show so many bytes done, of `total` if it is not 0."""
         now = time.monotonic()
         if not self._live or (now - self._shown < 0.2 and done != total):
             return

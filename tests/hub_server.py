@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._body(request, self.hub.blob(match[1]) or b"")
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", request.path):
             return self._listing(request, match[1], unquote(match[2] or "main"))
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", request.path):
+        if match := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", request.path):
             return self._resolve(request, *match.groups())
         return self._fail(404, "")
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdh.errors import ConfigError, DataError
-from train.data import Split, Splits, Streams, load_split, read_bytes, split
+from train.data import Splits, Streams, read_bytes, split
 from train.sources import Prepared, Text, prepare
 
 
@@ -226,8 +226,5 @@ def test_bytes_of_a_corpus_and_of_a_file_are_read_into_memory(tmp_path: Path) ->
     (tmp_path / "a.txt").write_bytes(b"0123456789")
     assert read_bytes(str(tmp_path / "a.txt")).tobytes() == b"0123456789"
     assert read_bytes("chat")[:5].tobytes() == b"User:"
-    half = load_split(str(tmp_path / "a.txt"), 0.2)
-    assert isinstance(half, Split)
-    assert (half.train.tobytes(), half.held_out.tobytes()) == (b"01234567", b"89")
     with pytest.raises(DataError, match="is a folder; name one file of it"):
         read_bytes(str(tmp_path))

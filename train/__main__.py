@@ -1,4 +1,7 @@
-"""python -m train RECIPE [key=value …]: train a model from a recipe and write its checkpoint."""
+"""python -m train RECIPE [key=value …]: train a model from a recipe and write its checkpoint.
+
+python -m train evaluate CHECKPOINT --data TEXT: measure a checkpoint; --help says how.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from bdh.errors import ConfigError, HatcheryError
 from bdh.models import check_size
 
 from .compare import PLOT, RESULT, compare, contenders, judge, table
+from .evaluate.command import main as evaluate
 from .export import export
 from .folder import STATE
 from .loop import Report, Run, fit
@@ -50,6 +54,10 @@ def keep_freed_memory() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; 0 on success, 2 on bad input or a run that cannot go on, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["evaluate"]:
+        keep_freed_memory()
+        return evaluate(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="python -m train",
         description=__doc__,

@@ -96,13 +96,14 @@ def compare(recipes: Mapping[str, Recipe], folder: Path, *, resume: bool = False
 def judge(recipes: Mapping[str, Recipe], folder: Path) -> list[Contender]:
     """Measure what `compare` trained, and write it to the folder as JSON, the best first."""
     found = sorted((_measured(name, recipe, folder) for name, recipe in recipes.items()), key=lambda c: c.bits_per_byte)
+    learning = {name: measures(folder / name) for name in recipes}
     result = {
         "winner": found[0].name,
         "contenders": [dataclasses.asdict(one) for one in found],
-        "measures": {name: measures(folder / name) for name in recipes},
+        "measures": learning,
     }
     (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw_learning(result["measures"], folder / PLOT)
+    draw_learning(learning, folder / PLOT)
     return found
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,29 +25,6 @@ def read_bytes(source: str) -> Bytes:
     if path.is_dir():
         raise DataError(f"{source!r:.200} is a folder; name one file of it")
     return np.frombuffer(b"".join(read_file(path)), dtype=np.uint8)
-
-
-@dataclass(frozen=True)
-class Split:
-    """One text cut once: what comes first is trained on, what comes last is held out."""
-
-    name: str
-    train: Bytes
-    held_out: Bytes
-
-    @property
-    def sha256(self) -> str:
-        """Checksum of the whole text."""
-        digest = hashlib.sha256(self.train.tobytes())
-        digest.update(self.held_out.tobytes())
-        return digest.hexdigest()
-
-
-def load_split(source: str, held_out: float) -> Split:
-    """The text with its last part, a fraction `held_out`, kept from training."""
-    data = read_bytes(source)
-    cut = len(data) - int(len(data) * held_out)
-    return Split(Path(source).stem, data[:cut], data[cut:])
 
 
 @dataclass(frozen=True)
@@ -114,7 +89,7 @@ class Streams:
 
     def __init__(
         self,
-        splits: Sequence[Split | Splits],
+        splits: Sequence[Splits],
         rows: Sequence[int],
         length: int,
         seed: int,

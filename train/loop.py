@@ -447,15 +447,15 @@ def fit(run: Run, *, report_every: int = 20) -> Iterator[Report]:
         run.elapsed_s = time.monotonic() - started
         if activity.fractions:
             active = {name: activity.mean(name) for name in activity.fractions}
-        over = run.phase_step == part.steps
+        over, asked = run.phase_step == part.steps, run.asked_to_stop
         validates = run.phase_step % recipe.evaluate_every == 0 or over
-        if not (validates or run.asked_to_stop or run.step % report_every == 0):
+        if not (validates or asked or run.step % report_every == 0):
             continue
         validation = run.validate() if validates else {}
         if validation:
             run.weigh(validation)
         stopped = f"no better validation since step {run.best['step']}" if run.stale and not over else ""
-        stopped = stopped or ("it was asked to" if run.asked_to_stop else "")
+        stopped = stopped or ("it was asked to" if asked else "")
         sample = run.sample() if validates else ""
         per_step = (time.monotonic() - begun) / (run.step - start_step)
         report = Report(
@@ -477,9 +477,9 @@ def fit(run: Run, *, report_every: int = 20) -> Iterator[Report]:
             stopped,
         )
         run.folder.note(report)
-        if validates or run.asked_to_stop:
+        if validates or asked:
             run.save()
         yield report
         nats, count = 0.0, 0
-        if run.asked_to_stop:
+        if asked:
             return

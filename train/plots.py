@@ -1,0 +1,167 @@
+"""Drawings of what was measured, for a file: legible at the width of a phone, told apart without colour."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bdh.errors import DataError
+
+from .evaluate import NeedleGrid, Position
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".svg")
+
+# Okabe and Ito's colours, which the colour-blind tell apart; markers say the same again.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_WIDTH_INCHES, _PANEL_INCHES = 4.8, 3.1
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+}
+_FIRST_SHOWN_BYTES = 100
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that `draw` could not write, before anything is measured.
+
+    Raises:
+        DataError: says what to change.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"a plot goes to a file that ends in {' or '.join(SUFFIXES)}; given {path.name[:100]!r}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DataError("plots need matplotlib, which is not installed; pip install matplotlib, or leave the plot out")
+
+
+def draw(positions: Mapping[str, Sequence[Position]], needles: Mapping[str, NeedleGrid], path: Path) -> None:
+    """Write one figure: bits per byte against position for all names, and a grid of needles for each.
+
+    Raises:
+        DataError: there is nothing to draw, or the file cannot be written.
+    """
+    check_file(path)
+    if not positions and not needles:
+        raise DataError("there is nothing to draw: neither bits per byte against position nor needles were measured")
+    # These take a second to import, and only drawing needs them.
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    panels = bool(positions) + len(needles)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH_INCHES, _PANEL_INCHES * panels), layout="constrained")
+        axes = iter(figure.subplots(panels, squeeze=False)[:, 0])
+        if positions:
+            _draw_positions(next(axes), positions)
+        for name, grid in needles.items():
+            _draw_needles(figure, next(axes), name, grid)
+        try:
+            figure.savefig(path, dpi=200)
+        except OSError as error:
+            raise DataError(f"the plot cannot be written to {str(path)[:200]}: {error.strerror}") from error
+
+
+def draw_learning(measures: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Write four panels against the bytes heard: validation loss, perplexity, bits per byte, and the gap to training.
+
+    Args:
+        measures: by name, validations in order, each with `heard_bytes`, and in bits per byte `train` and `validation`.
+
+    Raises:
+        DataError: there is nothing to draw, or the file cannot be written.
+    """
+    check_file(path)
+    if not any(measures.values()):
+        raise DataError("there is nothing to draw yet: no validation was made")
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    panels: Sequence[tuple[str, Callable[[Mapping[str, Any]], float]]] = (
+        ("validation loss, nats a byte", lambda one: one["validation"] * math.log(2)),
+        ("validation perplexity of a byte", lambda one: 2 ** one["validation"]),
+        ("validation, bits per byte", lambda one: one["validation"]),
+        ("validation above training, bits per byte", lambda one: one["validation"] - one["train"]),
+    )
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(2 * _WIDTH_INCHES, 2 * _PANEL_INCHES), layout="constrained")
+        for axes, (label, value) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+            for index, (name, found) in enumerate(measures.items()):
+                colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+                heard = [one["heard_bytes"] / 1e6 for one in found]
+                values = [value(one) for one in found]
+                axes.plot(heard, values, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
+            axes.set_xlabel("bytes heard, millions")
+            axes.set_ylabel(label)
+            axes.grid(True, color="0.9", linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.legend(frameon=False)
+        try:
+            figure.savefig(path, dpi=160)
+        except OSError as error:
+            raise DataError(f"the plot cannot be written to {str(path)[:200]}: {error.strerror}") from error
+
+
+def _draw_positions(axes: Axes, positions: Mapping[str, Sequence[Position]]) -> None:
+    """One line a name, at the geometric middle of each stretch, with a band of two standard errors."""
+    for index, (name, stretches) in enumerate(positions.items()):
+        # Of the first bytes of one stream there are too few for a mean: they would only stretch the scale.
+        shown = [s for s in stretches if s.start_bytes >= _FIRST_SHOWN_BYTES] or list(stretches)
+        middles = [(s.start_bytes * s.end_bytes) ** 0.5 for s in shown]
+        means = [s.bits_per_byte for s in shown]
+        errors = [2 * (s.standard_error or 0.0) for s in shown]
+        colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+        axes.plot(middles, means, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
+        low = [mean - error for mean, error in zip(means, errors, strict=True)]
+        high = [mean + error for mean, error in zip(means, errors, strict=True)]
+        axes.fill_between(middles, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel("position in the stream, bytes")
+    axes.set_ylabel("bits per byte")
+    of = f" in {next(iter(positions))}" if len(positions) == 1 else ""
+    axes.set_title(f"Bits per byte against position{of}\n(band: two standard errors)", loc="left")
+    axes.grid(True, which="major", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    if len(positions) > 1:
+        axes.legend(frameon=False)
+
+
+def _draw_needles(figure: Figure, axes: Axes, name: str, grid: NeedleGrid) -> None:
+    """Rows are depths, columns lengths; each field says its rate in per cent."""
+    lengths = sorted({cell.length_bytes for cell in grid.cells})
+    depths = sorted({cell.depth for cell in grid.cells})
+    rates: Any = [[float("nan")] * len(lengths) for _ in depths]
+    for cell in grid.cells:
+        rates[depths.index(cell.depth)][lengths.index(cell.length_bytes)] = 100 * cell.found / cell.trials
+    image = axes.pcolormesh(rates, cmap="cividis", vmin=0, vmax=100, edgecolors="white", linewidth=1.5)
+    axes.invert_yaxis()
+    for row, of_depth in enumerate(rates):
+        for column, rate in enumerate(of_depth):
+            shade = "white" if rate < 55 else "black"
+            axes.text(column + 0.5, row + 0.5, f"{rate:.0f}", ha="center", va="center", color=shade)
+    axes.set_xticks([column + 0.5 for column in range(len(lengths))], [f"{length:,}" for length in lengths])
+    axes.set_yticks([row + 0.5 for row in range(len(depths))], [f"{100 * depth:.4g}" for depth in depths])
+    axes.set_xlabel("bytes of haystack")
+    axes.set_ylabel("depth of the needle, %")
+    trials = grid.cells[0].trials
+    axes.set_title(
+        f"Needle in {name}: likeliest of {grid.candidates} words, %\n"
+        f"(guessing {100 * grid.chance:.3g} %, {trials} trials a field)",
+        loc="left",
+    )
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, ticks=[0, 25, 50, 75, 100])
+    bar.ax.axhline(100 * grid.chance, color="white", linewidth=1.5)
+    bar.outline.set_visible(False)
