@@ -118,3 +118,10 @@ def test_four_people_are_answered_at_once_each_with_their_own_bytes(page: gr.Blo
     for thread in threads:
         thread.join(timeout=60)
     assert [together[seed] for seed in range(4)] == alone
+
+
+def test_the_page_offers_chat_generate_and_load_and_nothing_else(page: gr.Blocks) -> None:
+    offered = client(page).view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert sorted(offered) == ["/chat", "/generate", "/load"]
+    assert [returned["python_type"]["type"] for returned in offered["/chat"]["returns"]] == ["str"]
+    assert [p["parameter_name"] for p in offered["/chat"]["parameters"]][:2] == ["message", "model"]

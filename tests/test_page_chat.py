@@ -146,3 +146,26 @@ def test_a_message_that_is_edited_is_answered_anew_and_what_came_after_is_gone(p
     expect(page.locator("#chat-send")).to_be_visible(timeout=WAIT_MS)
     # A line break before a later message; "User: good morning", a line break, "Bot:"; and 30 bytes of answer.
     assert heard(page) == 1 + len("User: good morning\nBot:") + 30
+
+
+def test_what_looks_like_markup_is_shown_as_it_was_typed_and_comes_back_so_for_editing(page: Page) -> None:
+    typed = 'if a<b and <i>x</i> & <img src=x onerror="hurt()"> &lt; </div> **bold**'
+    set_length(page, 30)
+    send(page, typed, 1)
+    shown = page.get_by_test_id("user").first
+    assert shown.inner_text().replace("\u200b", "") == typed
+    assert shown.locator("img, i, b, strong").count() == 0
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#chat-message textarea")).to_have_value(typed, timeout=WAIT_MS)
+
+
+def test_a_wrong_memory_leaves_the_conversation_in_sight(page: Page, tmp_path: Path) -> None:
+    set_length(page, 30)
+    send(page, "hello", 1)
+    file = tmp_path / "memory.safetensors"
+    file.write_bytes(b"no memory at all")
+    page.locator("#memory > button").click()
+    upload(page, "#memory-load", file)
+    expect(page.get_by_test_id("toast-body")).to_contain_text("no saved memory", timeout=WAIT_MS)
+    expect(page.locator("#chat-log").get_by_text("Error")).to_be_hidden(timeout=WAIT_MS)
+    expect(page.get_by_test_id("user")).to_have_text(["hello"])

@@ -88,13 +88,11 @@ def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: di
     rows = ", ".join(f"{one.rows} of {run.rows} rows {one.name}" for one in splits)
     parts = [
         "---\n" + "\n".join(front) + f"\ntags:\n{tags}\n---\n# {recipe.name}\n\n{recipe.description}",
-        f"""| | |
-|---|---|
-| kind | {model.config.kind} |
-| parameters | {model.parameter_count():,} |
-| memory of one stream | {model.state_bytes() / 1e6:.1f} MB, at any length |
-| trained on | {provenance["bytes_heard"]:,} bytes in {run.step:,} steps ({rows}) |
-| time | {run.elapsed_s / 60:.0f} minutes of wall clock on {provenance["machine"]} |""",
+        f"""- **kind**: {model.config.kind}
+- **parameters**: {model.parameter_count():,}
+- **state of one stream**: {model.state_bytes() / 1e6:.1f} MB, at any length
+- **trained on**: {provenance["bytes_heard"]:,} bytes in {run.step:,} steps ({rows})
+- **time**: {run.elapsed_s / 60:.0f} minutes of wall clock on {provenance["machine"]}""",
         f"""## Measured
 
 Bits per byte on the last part of each text, which was neither trained on nor looked at in training, heard as

@@ -24,9 +24,9 @@ CSS = """
 .model-details dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: 4px 16px; margin: 0; }
 .model-details dt { color: var(--body-text-color-subdued); }
 .model-details dd { margin: 0; overflow-wrap: anywhere; }
-@media (max-width: 500px) { .model-details h3 { margin-top: 0; }
-.model-details dl { grid-template-columns: 1fr; gap: 0; }
+@media (max-width: 500px) { .model-details dl { grid-template-columns: 1fr; gap: 0; }
   .model-details dd { margin-bottom: 6px; } }
+#models-card pre, #models-card code { white-space: pre-wrap; overflow-wrap: anywhere; }
 #models-card h1 { font-size: 1.3rem; } #models-card h2 { font-size: 1.1rem; }
 """
 """The looks, for the page's style sheet."""
@@ -224,7 +224,7 @@ def build_models(
                 elem_id="models-hint",
             )
             add = gr.Button("Add these files", elem_id="models-add")
-    told = gr.Markdown(elem_id="models-told", min_height=60)
+    told = gr.Markdown(elem_id="models-told")
     with gr.Accordion("Model card", open=True):
         card = gr.Markdown(about, elem_id="models-card")
 

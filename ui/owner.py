@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +17,11 @@ from bdh.errors import HatcheryError
 from .registry import Owner
 
 _SECRET = re.compile(r"[A-Za-z0-9_-]{32,64}")
+_GREETING_S = 5.0
+_MOST_GREETED = 10_000
+_greeting = threading.Condition()
+_greeted: OrderedDict[str, str] = OrderedDict()
+"""The secret of each session that opened the page, newest last."""
 
 
 def new_secret(kept: str | None) -> str:
@@ -22,10 +29,29 @@ def new_secret(kept: str | None) -> str:
     return kept if isinstance(kept, str) and _SECRET.fullmatch(kept) else secrets.token_urlsafe(32)
 
 
+def greet(request: gr.Request, kept: str | None) -> str:
+    """The secret of a browser that opened the page, noted for what it asks before it knows its secret itself."""
+    secret = new_secret(kept)
+    with _greeting:
+        _greeted[request.session_hash or ""] = secret
+        while len(_greeted) > _MOST_GREETED:
+            _greeted.popitem(last=False)
+        _greeting.notify_all()
+    return secret
+
+
 def identify(secret: str | None, request: gr.Request) -> Owner:
-    """The owner of a request; without a valid secret it is the session, which ends with the tab."""
+    """The owner of a request; without a valid secret it is the session, which ends with the tab.
+
+    An empty secret is that of a page which is still being greeted: that is waited for. None comes from no page.
+    """
     if isinstance(secret, str) and _SECRET.fullmatch(secret):
         return f"browser:{secret}"
+    if secret == "" and request.session_hash:
+        with _greeting:
+            _greeting.wait_for(lambda: request.session_hash in _greeted, timeout=_GREETING_S)
+            if known := _greeted.get(request.session_hash):
+                return f"browser:{known}"
     if not request.session_hash:
         raise gr.Error("send a session_hash, as every Gradio client does", title="No session", print_exception=False)
     return f"session:{request.session_hash}"

@@ -14,7 +14,7 @@ from . import models, tint
 from .chat import build_chat
 from .limits import Limits
 from .models import build_models
-from .owner import new_secret
+from .owner import greet
 from .registry import Registry
 from .sessions import Sessions
 from .write import build_write
@@ -58,7 +58,7 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
             "never grows."
         )
         greeting = page.load(
-            new_secret, owner, owner, concurrency_limit=None, api_visibility="private", show_progress="hidden"
+            greet, owner, owner, concurrency_limit=None, api_visibility="private", show_progress="hidden"
         )
         with gr.Tabs():
             with gr.Tab("Chat", id="chat"):
