@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -119,7 +120,8 @@ def trial(text: Bytes, length: int, depth: float, candidates: int, seed: Sequenc
     size = length - _NEEDLE_BYTES
     start = int(random.integers(len(text) - size + 1))
     piece = text[start : start + size].tobytes()
-    random = np.random.default_rng((*seed, round(1e6 * depth)))
+    # What is likely of itself among words must not be the same at every depth and in every text.
+    random = np.random.default_rng((*seed, round(1e6 * depth), zlib.crc32(piece)))
     name = _invented(random, _NAME_SYLLABLES).capitalize()
     words: list[str] = []
     while len(words) < candidates:
