@@ -123,7 +123,7 @@ def test_foreign_weights_in_a_folder_are_converted(tmp_path: Path) -> None:
 
 
 def test_missing_things_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nothing here has that path"):
+    with pytest.raises(CheckpointError, match="there is no such file or folder"):
         bdh.load(str(tmp_path / "nowhere"))
     with pytest.raises(CheckpointError, match="does not exist"):
         bdh.Model.from_pretrained(tmp_path / "nowhere")
