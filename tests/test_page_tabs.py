@@ -115,6 +115,17 @@ def test_an_uploaded_model_is_added_chosen_everywhere_and_deleted_and_nobody_els
     expect(page.locator("#models-table")).not_to_contain_text("only you see it", timeout=WAIT_MS)
 
 
+def test_a_folder_is_added_with_what_belongs_to_a_checkpoint(page: Page, tmp_path: Path) -> None:
+    folder = build(FLAT, seed=6).save_pretrained(tmp_path / "whole")
+    (folder / "notes.txt").write_text("something else")
+    open_tab(page, "Models")
+    upload(page, "#models-folder", folder)
+    expect(page.locator("#models-told")).to_contain_text("It can be chosen in every tab", timeout=WAIT_MS)
+    expect(page.locator("#models-table")).to_contain_text("only you see it", timeout=WAIT_MS)
+    page.get_by_role("button", name="Delete this upload").click()
+    expect(page.locator("#models-told")).to_contain_text("was deleted", timeout=WAIT_MS)
+
+
 def test_a_name_that_is_none_is_refused_in_words_and_the_stop_button_goes_away_again(page: Page) -> None:
     open_tab(page, "Models")
     page.locator("#models-source input").fill("no name at all")

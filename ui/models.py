@@ -6,11 +6,13 @@ import html
 import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
 
+from bdh.checkpoint import FILES
 from bdh.errors import HatcheryError
 
 from .limits import Limits
@@ -138,7 +140,7 @@ class Shelf:
             HatcheryError: no file was chosen, or what the registry says.
         """
         if not paths:
-            raise HatcheryError("choose files first: model.safetensors, and its config.json beside it")
+            raise HatcheryError("choose files first: model.safetensors and config.json, or a folder that holds them")
         return self.registry.load_files(paths, owner)
 
     def load(self, source: str, request: gr.Request) -> dict[str, Any]:
@@ -223,7 +225,9 @@ def build_models(
                 f"{size_text(limits.max_upload_bytes)} a file. Only you will see it.",
                 elem_id="models-hint",
             )
-            add = gr.Button("Add these files", elem_id="models-add")
+            with gr.Row():
+                add = gr.Button("Add these files", min_width=140, elem_id="models-add")
+                folder = gr.UploadButton("Add a folder", file_count="directory", min_width=140, elem_id="models-folder")
     told = gr.Markdown(elem_id="models-told")
     with gr.Accordion("Model card", open=True):
         card = gr.Markdown(about, elem_id="models-card")
@@ -277,6 +281,12 @@ def build_models(
             id = shelf.take(paths, owner)
         return f"Added **{quiet(id)}**. It can be chosen in every tab.", None, *lists(owner, id, values)
 
+    def on_folder(
+        request: gr.Request, paths: list[str] | None, secret: str, pick: str | None, *values: str | None
+    ) -> tuple[Any, ...]:
+        # Of a folder, what belongs to a checkpoint; whatever else lies there is left alone.
+        return on_add(request, [path for path in paths or [] if Path(path).name in FILES], secret, pick, *values)
+
     def on_unload(request: gr.Request, secret: str, pick: str | None, *values: str | None) -> tuple[Any, ...]:
         owner = identify(secret, request)
         with reported():
@@ -303,9 +313,10 @@ def build_models(
         ended(lambda: gr.Button(visible=False), None, stop, **quick)
     stop.click(on_stop, owner, [told, stop], cancels=[fetched], **quick)
     added = add.click(on_add, [files, *mine], [told, files, *everything], **slow)
+    taken = folder.upload(on_folder, [folder, *mine], [told, files, *everything], **slow)
     unloaded = unload.click(on_unload, mine, [told, *everything], **quick)
     # What went wrong is told in words above the page; a mark on the components would stay behind.
-    for event in (fetched, added, unloaded):
+    for event in (fetched, added, taken, unloaded):
         event.failure(lambda: "", None, told, **quick)
     gr.api(  # type: ignore[attr-defined]
         shelf.load, api_name="load", concurrency_limit=LOADS_AT_ONCE, concurrency_id="loading"

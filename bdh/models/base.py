@@ -159,7 +159,7 @@ class Model(nn.Module, ABC, Generic[C]):
                 f"bytes must be whole numbers of shape (at least 1 stream, at least 1 byte); "
                 f"given {ids.dtype} {tuple(ids.shape)}"
             )
-        known = ids.dtype == torch.uint8 or ids.device.type != "cpu"
+        known = ids.dtype == torch.uint8 or ids.device.type != "cpu" or torch.compiler.is_compiling()
         ids = ids.long()
         if not known and not 0 <= int(ids.min()) <= int(ids.max()) < VOCAB_SIZE:
             raise DataError(f"bytes must be from 0 to 255; given {int(ids.min())} to {int(ids.max())}")
