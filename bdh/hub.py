@@ -133,6 +133,11 @@ class _Remote:
     size: int
 
 
+def without_address(text: str) -> str:
+    """`user/repo` for the address of its page; any other text as it is, but for slashes at its end."""
+    return text.removeprefix("https://huggingface.co/").rstrip("/")
+
+
 def parse_source(source: str | Path | Source, *, local: bool = True) -> Source:
     """Read `folder`, `file`, `user/repo`, `user/repo@revision`, `user/repo:subfolder` or both.
 
@@ -146,8 +151,7 @@ def parse_source(source: str | Path | Source, *, local: bool = True) -> Source:
     """
     if isinstance(source, Source):
         return source
-    text = str(source)
-    text = text.removeprefix("https://huggingface.co/").rstrip("/") if isinstance(source, str) else text
+    text = without_address(source) if isinstance(source, str) else str(source)
     if not text.strip() or len(text) > 4096 or not text.isprintable():
         raise CheckpointError("the source is empty, too long or has control characters; give a path or user/repo")
     path = Path(text).expanduser()

@@ -6,9 +6,14 @@ from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import huggingface_hub
 import pytest
 import torch
+from hub_server import Hub, serve
+from huggingface_hub import constants
 from hypothesis import settings
+
+from bdh import hub
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -21,6 +26,17 @@ settings.load_profile("default")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that the real client talks to."""
+    with serve() as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(hub, "_PAUSE_S", 0.0)
+        huggingface_hub.close_session()
+        yield served
 
 
 @pytest.fixture(scope="module")

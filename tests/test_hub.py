@@ -9,15 +9,13 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
-from hub_server import MAIN, OTHER, Hub, serve
+from hub_server import MAIN, OTHER, Hub
 from huggingface_hub import constants
 from safetensors.torch import save
 from zoo import FLAT, fresh
@@ -29,16 +27,6 @@ from bdh.errors import CheckpointError
 
 LARGER = FlatConfig(n_layer=1, n_embd=64, n_head=2, mlp_internal_dim_multiplier=64)
 """About a megabyte, so that a connection can be cut in its middle."""
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serve() as served:
-        monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(hub, "_PAUSE_S", 0.0)
-        huggingface_hub.close_session()
-        yield served
 
 
 @pytest.fixture

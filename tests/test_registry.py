@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import zoo
-from hub_server import MAIN, OTHER, Hub, serve
-from huggingface_hub import constants
+from hub_server import MAIN, OTHER, Hub
 
 import bdh
-from bdh import checkpoint, hub
+from bdh import checkpoint
 from bdh.config import FlatConfig
 from bdh.errors import HatcheryError
 from ui import models as models_module
@@ -24,16 +21,6 @@ from ui.registry import Registry
 
 OWNER, STRANGER = "browser:somebody", "browser:a stranger"
 LARGER = FlatConfig(n_layer=1, n_embd=64, n_head=2, mlp_internal_dim_multiplier=64)
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with serve() as served:
-        monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(hub, "_PAUSE_S", 0.0)
-        huggingface_hub.close_session()
-        yield served
 
 
 @pytest.fixture

@@ -394,6 +394,15 @@ def test_the_command_trains_and_writes_a_checkpoint_that_loads(text: Path, tmp_p
     assert main([str(path), "--out", str(tmp_path / "run")]) == 2
 
 
+def test_a_run_begun_anew_in_the_folder_of_another_has_its_own_measures_alone(text: Path, tmp_path: Path) -> None:
+    path = toml(tmp_path / "tiny.toml", fields(text))
+    command = [str(path), "--out", str(tmp_path / "run"), "--quiet"]
+    assert main(command) == 0
+    assert main([*command, "--overwrite", "steps=6", "evaluate_every=3"]) == 0
+    lines = (tmp_path / "run" / METRICS).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [3, 6]
+
+
 def test_the_recipe_on_a_card_is_the_recipe(text: Path, tmp_path: Path) -> None:
     path = toml(tmp_path / "tiny.toml", fields(text, steps=2, evaluate_every=2))
     assert main([str(path), "--out", str(tmp_path / "run"), "--quiet"]) == 0

@@ -114,17 +114,9 @@ def _train(options: argparse.Namespace) -> int:
         raise ConfigError(f"{folder} holds a run already; go on with it (--resume), replace it (--overwrite), or --out")
     else:
         run.begin()
-    teller = _Teller(options, run)
-    teller.say(_opening(run))
     with _interruptible(run):
-        try:
-            for report in fit(run):
-                teller.tell(report)
-        finally:
-            teller.close()
-        again = shlex.join(["python", "-m", "train", options.recipe, *options.overrides, "--out", str(folder)])
+        teller = _fit(run, options, folder)
         if run.asked_to_stop:
-            teller.say(f"stopped after step {run.step}; go on with: {again} --resume")
             return 130
         if not run.accelerator.is_main_process:
             return 0
@@ -132,7 +124,8 @@ def _train(options: argparse.Namespace) -> int:
         try:
             made = export(run, options.checkpoint or folder / "checkpoint")
         except KeyboardInterrupt:
-            teller.say(f"stopped while measuring; the training is done and saved, finish with: {again} --resume")
+            again = _again(options, folder)
+            teller.say(f"stopped while measuring; the training is done and saved, finish with: {again}")
             return 130
     print(json.dumps({"checkpoint": str(made)}) if options.json else f"checkpoint: {made}")
     return 0
@@ -145,18 +138,10 @@ def _compare(options: argparse.Namespace, recipes: dict[str, Recipe], folder: Pa
     if not (options.resume or options.overwrite) and any((folder / name / STATE).is_file() for name in recipes):
         raise ConfigError(f"{folder} holds runs already; go on with them (--resume), --overwrite, or --out")
     runs = compare(recipes, folder, resume=options.resume)
-    for name, run in runs:
-        teller = _Teller(options, run)
-        teller.say(f"{name}: {_opening(run)}")
+    for run in runs:
         with _interruptible(run):
-            try:
-                for report in fit(run):
-                    teller.tell(report)
-            finally:
-                teller.close()
+            _fit(run, options, folder)
         if run.asked_to_stop:
-            again = shlex.join(["python", "-m", "train", options.recipe, *options.overrides, "--out", str(folder)])
-            teller.say(f"stopped after step {run.step} of {name}; go on with: {again} --resume")
             return 130
     found = judge(recipes, folder)
     if options.json:
@@ -167,6 +152,26 @@ def _compare(options: argparse.Namespace, recipes: dict[str, Recipe], folder: Pa
             print(f"\n{one.name}: {one.sample!r}")
         print(f"\n{folder / RESULT}, {folder / PLOT}")
     return 0
+
+
+def _fit(run: Run, options: argparse.Namespace, folder: Path) -> _Teller:
+    """Train a run to its end or until it is asked to stop, telling how it goes."""
+    teller = _Teller(options, run)
+    teller.say(_opening(run))
+    try:
+        for report in fit(run):
+            teller.tell(report)
+    finally:
+        teller.close()
+    if run.asked_to_stop:
+        teller.say(f"stopped after step {run.step}; go on with: {_again(options, folder)}")
+    return teller
+
+
+def _again(options: argparse.Namespace, folder: Path) -> str:
+    """The command that goes on with a run."""
+    told = [options.recipe, *options.overrides, "--out", str(folder), "--resume"]
+    return shlex.join(["python", "-m", "train", *told])
 
 
 @contextmanager

@@ -19,15 +19,13 @@ from bdh.models import Model
 from bdh.sampling import Sampling
 from bdh.stream import Stream
 
-from .evaluate import bits_per_byte
-from .export import export, held_out_bytes
+from .export import export
 from .loop import Run
 from .plots import draw_learning
 from .recipe import Recipe, recipe_from_fields
 
 RESULT, PLOT = "comparison.json", "comparison.png"
 _SAMPLE_BYTES = 240
-_STREAMS = 8
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def contenders(fields: Mapping[str, Any], path: Path | str) -> dict[str, Recipe]
     }
 
 
-def compare(recipes: Mapping[str, Recipe], folder: Path, *, resume: bool = False) -> Iterator[tuple[str, Run]]:
+def compare(recipes: Mapping[str, Recipe], folder: Path, *, resume: bool = False) -> Iterator[Run]:
     """The run of each contender, in a folder of its own, to be trained by `fit` before the next is asked for.
 
     With `resume` each goes on where it was; the weights of one that was trained to its end are exported.
@@ -86,7 +84,7 @@ def compare(recipes: Mapping[str, Recipe], folder: Path, *, resume: bool = False
         else:
             run.begin()
         before = run.step
-        yield name, run
+        yield run
         if run.asked_to_stop:
             return
         if run.step > before or not (folder / name / "checkpoint").is_dir():
@@ -151,8 +149,8 @@ def _measured(name: str, recipe: Recipe, folder: Path) -> Contender:
     run = Run(recipe, folder / name, cache=folder / "texts")
     run.resume()
     model = load(folder / name / "checkpoint")
-    splits = run.splits[run.phase]
-    bits = [bits_per_byte(model, held_out_bytes(one), streams=_STREAMS) for one in splits]
+    assert model.origin is not None
+    bits = model.origin.provenance["held_out_bits_per_byte"].values()
     mean = sum(bits) / len(bits)
     last = run.folder.measures()[-1]
     sample, rate = _written(model, recipe.prompt)

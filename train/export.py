@@ -16,11 +16,12 @@ from bdh.models import Model, build
 from bdh.sampling import Sampling
 from bdh.stream import Stream
 
-from .data import CORPORA, Bytes, Splits
+from .data import Bytes, Splits
 from .evaluate import bits_per_byte
 from .folder import environment
 from .loop import Run
 from .recipe import Recipe
+from .sources import is_shipped
 from .strategy import plain_tensors
 
 _QUESTIONS = ['What does "river" mean?', 'Tell me what "courage" means.', "What kind of thing is it?"]
@@ -78,7 +79,7 @@ def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: di
     """The model card in Markdown, with the Hub's front matter; it says no more than the run knows."""
     recipe, splits = run.recipe, run.splits[run.phase]
     sources = recipe.sources(run.parts[run.phase])
-    shipped = all((CORPORA / f"{text.source or text.name}.txt.xz").is_file() and not text.dataset for text in sources)
+    shipped = all(is_shipped(text.source or text.name) and not text.dataset for text in sources)
     front = ["library_name: bdh-hatchery", "pipeline_tag: text-generation"]
     if shipped:
         spoken = sorted({"es" if (text.source or text.name) == "spanish" else "en" for text in sources})

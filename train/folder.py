@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,11 @@ class Folder:
         return self.state.is_file()
 
     def begin(self, recipe: Recipe, texts: TextSums) -> None:
-        """Note what is begun, and where."""
+        """Note what is begun, and where; of a run that was there before, nothing is left to be taken for this one's."""
+        if self._writes:
+            for name in (STATE, METRICS):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / BEST, ignore_errors=True)
         self._write_json("recipe.json", dataclasses.asdict(recipe))
         self._write_json("texts.json", [dict(phase) for phase in texts])
         self._write_json("environment.json", environment())

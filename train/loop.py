@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -326,7 +327,7 @@ class Run:
                     raise TrainingError(
                         "memory ran out on a single row; take a smaller chunk_bytes, recompute=on or a smaller model"
                     ) from error
-            self.plan = Plan(micro // 2, self.plan.recompute, self.plan.bytes_a_row, self.plan.step_bytes)  # type: ignore[union-attr]
+            self.plan = dataclasses.replace(self.planned(), micro_rows=micro // 2)
             self._optimizer.zero_grad(set_to_none=True)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -369,14 +370,18 @@ class Run:
 
     def _loss(self, ids: Tensor, targets: Tensor, state: Any, activity: Activity | None) -> tuple[Tensor, Any]:
         """Mean nats a byte of one chunk, and the state after it."""
-        half = self.recipe.precision == "bfloat16"
         with (
-            torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=half),
+            self._precision(),
             observing(activity) if activity is not None else nullcontext(),
         ):
             output = self._called(ids, state, keep_state=self.recipe.carried)
         nats = F.cross_entropy(output.logits.float().flatten(0, 1), targets.flatten())
         return nats, output.state if self.recipe.carried else ()
+
+    def _precision(self) -> torch.autocast:
+        """The type that products have inside the block."""
+        half = self.recipe.precision == "bfloat16"
+        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=half)
 
     def _forget(self) -> None:
         """Let each row lose its memory by chance; every process draws for all rows and keeps its own."""
@@ -392,8 +397,7 @@ class Run:
 
     def validate(self) -> dict[str, float]:
         """Bits per byte of each text's validation part, its first bytes as several streams."""
-        half = self.recipe.precision == "bfloat16"
-        with torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16, enabled=half):
+        with self._precision():
             return {
                 one.name: bits_per_byte(
                     self.model, one.validation[: self.recipe.validation_bytes], streams=_EVALUATION_STREAMS

@@ -229,15 +229,19 @@ def prepare(
     return replace(prepared, text=text)
 
 
+def is_shipped(source: str) -> bool:
+    """Whether a source names a corpus that comes with the repository."""
+    return bool(re.fullmatch(r"[\w-]+", source)) and os.path.isfile(CORPORA / f"{source}.txt.xz")
+
+
 def find_source(source: str) -> Path:
     """The file or folder that a source names: a shipped corpus before a path.
 
     Raises:
         DataError: there is neither.
     """
-    shipped = CORPORA / f"{source}.txt.xz"
-    if re.fullmatch(r"[\w-]+", source) and os.path.isfile(shipped):
-        return shipped
+    if is_shipped(source):
+        return CORPORA / f"{source}.txt.xz"
     path = Path(os.path.expanduser(source))
     if os.path.isfile(path) or os.path.isdir(path):  # pathlib's own raise where a name is too long
         return path

@@ -22,7 +22,7 @@ from bdh.stream import Written
 from .limits import Limits
 from .owner import identify, reported
 from .registry import Registry, size_text
-from .sessions import Conversation, Sessions
+from .sessions import Conversation, Sessions, heard_in
 from .writing import MAX_SEED, ON_ZERO_GPU, batched, hear_and_write
 
 USER, BOT, END = "User: ", "\nBot:", b"\n"
@@ -344,7 +344,7 @@ class Chat:
         finally:
             if conversation.unheard:
                 conversation.turns += dropped
-                conversation.unheard += b"".join(old.heard + old.written for old in dropped)
+                conversation.unheard += heard_in(dropped)
         yield from self._streamed(conversation, text, options)
 
     def _streamed(self, conversation: Conversation, text: str, options: Sampling) -> Iterator[tuple[Any, ...]]:

@@ -12,12 +12,13 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from bdh import hub
 from bdh.checkpoint import FILES
 from bdh.errors import HatcheryError
 
 from .limits import Limits
 from .owner import identify, reported
-from .registry import Entry, Owner, Registry, compact, size_text
+from .registry import LOADS_AT_ONCE, Entry, Owner, Registry, compact, size_text
 
 HEADERS = ["Model", "Kind", "Parameters", "State", "From", "Now"]
 EMPTY = "There are no models yet. Load one from the Hub, or upload a file."
@@ -32,8 +33,6 @@ CSS = """
 #models-card h1 { font-size: 1.3rem; } #models-card h2 { font-size: 1.1rem; }
 """
 """The looks, for the page's style sheet."""
-LOADS_AT_ONCE = 2
-"""Models fetched or taken in at the same time, for all visitors together."""
 _PROGRESS_S = 0.1
 _UNLOAD = "Unload"
 
@@ -117,7 +116,7 @@ class Shelf:
             HatcheryError: no name was given, or what the registry says.
         """
         source = source.strip() if isinstance(source, str) else ""
-        source = source.removeprefix("https://huggingface.co/").rstrip("/")
+        source = hub.without_address(source)
         if not source:
             raise HatcheryError("give the name of a model on the Hub, such as user/repo")
         under_way = (owner, Download(tell))

@@ -22,6 +22,8 @@ from bdh.models.base import expected_shapes
 
 from .limits import Limits
 
+LOADS_AT_ONCE = 2
+"""Models fetched or taken in at the same time, for all visitors together."""
 Owner = str
 """A secret that a browser or an API client's session is known by."""
 
@@ -223,7 +225,7 @@ class Registry:
     def _one_of_few(self) -> Iterator[None]:
         """At most two models are fetched or taken in at once, also when their requests were given up."""
         with self._lock:
-            if self._arriving >= _LOADS_AT_ONCE:
+            if self._arriving >= LOADS_AT_ONCE:
                 raise HatcheryError("two models are being loaded right now; try again when they are done")
             self._arriving += 1
         try:
@@ -396,7 +398,6 @@ class Registry:
             )
 
 
-_LOADS_AT_ONCE = 2
 _KINDS = {
     "flat": "BDH as released; one set of weights is used by every layer",
     "hierarchical": "one part hears patches of some bytes, another the bytes within them",

@@ -7,7 +7,7 @@ import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,11 @@ class Turn:
     def answer(self) -> str:
         """The answer as text; a character still open at its end is left out."""
         return codecs.getincrementaldecoder("utf-8")(errors="replace").decode(self.written).strip()
+
+
+def heard_in(turns: Iterable[Turn]) -> bytes:
+    """What the stream heard in these turns, its own answers included."""
+    return b"".join(turn.heard + turn.written for turn in turns)
 
 
 @dataclass
@@ -107,7 +112,7 @@ class Conversation:
         else:
             stream.clear()
         del self.turns[count:]
-        self.unheard = b"".join(turn.heard + turn.written for turn in self.turns[start:])
+        self.unheard = heard_in(self.turns[start:])
 
     def rebase(self, text: str) -> None:
         """Make the state of now the one that the turns begin at."""
@@ -123,7 +128,7 @@ class Conversation:
             self.live.clear()
         if self.base_due:
             self.base_text, self.base_due = self.base_text if self.base is not None else "", False
-        self.unheard = b"".join(turn.heard + turn.written for turn in self.turns)
+        self.unheard = heard_in(self.turns)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -295,7 +300,7 @@ class Sessions:
         elif conversation.base_text:
             conversation.turns.clear()
             conversation.base_text = ""
-        conversation.unheard = b"".join(turn.heard + turn.written for turn in conversation.turns)
+        conversation.unheard = heard_in(conversation.turns)
 
     def _with_room(self, conversation: Conversation, model: Model[Any]) -> Stream:
         """A fresh stream for the conversation; idle ones are put aside, oldest first, until there is room for it.

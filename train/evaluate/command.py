@@ -27,7 +27,8 @@ from bdh.errors import DataError
 from bdh.models import Model
 
 from .. import plots
-from ..data import CORPORA, Bytes, read_bytes
+from ..data import Bytes, read_bytes
+from ..sources import is_shipped
 from .hearing import Progress, carried_bits, cold_bits
 from .last_word import LastWord, dataset_file, last_word, read_passages
 from .needle import LENGTHS_BYTES, check_grid, needle_grid
@@ -180,7 +181,7 @@ def _check(options: argparse.Namespace, measures: Sequence[str]) -> None:
 
 
 def _text(source: str, options: argparse.Namespace) -> tuple[Text, Bytes]:
-    shipped = (CORPORA / f"{source}.txt.xz").is_file()
+    shipped = is_shipped(source)
     data = read_bytes(source)
     # Recipes hold out half of it to validate on and half to test on, each in whole bytes.
     start = len(data) - 2 * int(len(data) * HELD_OUT / 2) if shipped and not options.whole else 0
