@@ -324,9 +324,12 @@ def read(
         CheckpointError: anything about the folder that is missing, damaged or not allowed.
     """
     failure = None
-    for _ in range(8):
+    for attempt in range(8):
         found = recovered(folder)
-        with _held(found):
+        with contextlib.ExitStack() as kept:
+            kept.enter_context(_held(found))
+            if attempt >= 3 and found.exists():  # its writers are faster than reading is: let them wait
+                kept.enter_context(_locked(Path(os.path.realpath(found)).parent, shared=True))
             before = _identity(found)
             try:
                 config = read_config(found)
@@ -473,7 +476,7 @@ def write(
     fresh = _beside(folder, "new")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _only_writer(folder.parent):
+        with _locked(folder.parent):
             _refuse_other_contents(recovered(folder))
         _sweep(folder)
         os.mkdir(fresh)
@@ -499,7 +502,7 @@ def write(
 def _exchange(fresh: Path, folder: Path) -> None:
     """Put `fresh` in the place of `folder`, and what stood there under the name of `fresh`, by renaming."""
     aside = _aside(folder)
-    with _only_writer(folder.parent):
+    with _locked(folder.parent):
         if recovered(folder).exists() and aside.exists():  # its writer was killed before it could clear up
             os.rename(aside, gone := _beside(folder, "gone"))
             shutil.rmtree(gone, ignore_errors=True)
@@ -518,18 +521,18 @@ def _exchange(fresh: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _only_writer(parent: Path) -> Iterator[None]:
-    """Keep other writers below `parent` waiting, for the few milliseconds that the renaming takes."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(parent, os.O_RDONLY)
+def _locked(parent: Path, *, shared: bool = False) -> Iterator[None]:
+    """Keep (other) writers below `parent` waiting; they hold this for the few milliseconds that renaming takes."""
+    handle = None
+    with contextlib.suppress(OSError):  # a folder one may not list; some network file systems lock no folders
+        if fcntl is not None:
+            handle = os.open(parent, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
-        with contextlib.suppress(OSError):  # some network file systems lock no folders
-            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 def recovered(folder: str | Path) -> Path:

@@ -293,7 +293,6 @@ def test_readers_and_two_writers_of_one_folder_see_whole_checkpoints(tmp_path: P
                 kinds[kind].save_pretrained(folder, provenance={"kind": kind})
             except Exception as error:
                 failures.append(error)
-            time.sleep(0.01)  # writers that never rest leave no moment to read in
 
     writers = [threading.Thread(target=write, args=(kind,)) for kind in kinds]
     for writer in writers:
