@@ -34,14 +34,14 @@ def test_the_same_seed_writes_the_same_text_again_and_another_seed_another(page:
     page.get_by_text("How it writes").click()
     settle(page, "Bytes to write", "60")
     texts = []
-    for seed in ("7", "7", "8"):
+    for seed in ("7", "8", "7"):
         settle(page, "Seed", seed)
         page.locator("#write-go").click()
         expect(page.locator("#write-note")).to_contain_text(f"Seed {seed}", timeout=WAIT_MS)
         expect(page.locator("#write-go")).to_be_enabled(timeout=WAIT_MS)
         expect(page.locator("#write-first-summary")).to_contain_text("60 bytes", timeout=WAIT_MS)
         texts.append(page.locator("#write-first").inner_text())
-    assert texts[0] == texts[1] != texts[2]
+    assert texts[0] == texts[2] != texts[1]
 
 
 def test_two_models_write_side_by_side_in_shades_of_surprise(page: Page) -> None:

@@ -18,10 +18,12 @@ import pytest
 import torch
 
 import bdh
+from bdh import checkpoint
 from bdh.errors import ConfigError, DataError, TrainingError
 from train.__main__ import main
 from train.compare import contenders
-from train.folder import METRICS, STATE
+from train.export import export
+from train.folder import METRICS, STATE, Folder
 from train.loop import Report, Run, fit
 from train.recipe import Recipe, list_recipes, load_recipe, read_fields, recipe_from_fields
 from train.sources import Text
@@ -146,7 +148,7 @@ def test_every_shipped_recipe_starts_on_a_few_bytes_of_its_own_format(shipped: R
         evaluate_every=2, sample_bytes=8, validation_bytes=256,
     )  # fmt: skip
     reports = list(fit(Run(small, tmp_path / "run"), report_every=1))
-    assert len(reports) == small.total_steps == 2 * max(1, len(phases))
+    assert [report.step for report in reports if report.step] == list(range(1, 2 * max(1, len(phases)) + 1))
     assert all(0 < report.bits_per_byte < 20 for report in reports)
     assert reports[-1].validation.keys() == small.parts()[-1].texts.keys()
     assert reports[-1].sample
@@ -422,6 +424,61 @@ def test_a_base_is_gone_on_from_and_its_shape_cannot_be_changed(text: Path, tmp_
         Run(recipe(text, **(changes | {"model": {"n_embd": 32}})), tmp_path / "other")
     with pytest.raises(ConfigError, match="is a flat model"):
         Run(recipe(text, **(changes | {"model": {"kind": "hierarchical"}})), tmp_path / "other")
+
+
+def test_a_run_from_a_base_begins_with_what_the_base_scores_and_the_card_says_both(text: Path, tmp_path: Path) -> None:
+    base = bdh.build(bdh.FlatConfig(**{key: value for key, value in MODEL.items() if key != "kind"}), seed=3)
+    base.save_pretrained(tmp_path / "base")
+    run = Run(recipe(text, base=str(tmp_path / "base"), model={}, learning_rate=1e-2), tmp_path / "run")
+    first, *rest = fit(run)
+    assert first.step == 0 and first.best_step == 0
+    assert first.validation == {"rhyme": pytest.approx(first.bits_per_byte)}
+    assert rest[-1].validation["rhyme"] < first.bits_per_byte - 0.1
+    folder = export(run, tmp_path / "made")
+    told = checkpoint.read_provenance(folder)
+    before, after = told["base_held_out_bits_per_byte"]["rhyme"], told["held_out_bits_per_byte"]["rhyme"]
+    assert after < before
+    assert f"| rhyme | {before:.3f} | {after:.3f} |" in checkpoint.read_card(folder)
+
+
+def test_minutes_bound_a_run_by_the_clock_and_its_schedule_with_it(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("train.loop.time.monotonic", lambda: now[0])
+    run = Run(recipe(text, minutes=1, steps=100, warmup_steps=0, decay_steps=50, evaluate_every=25), tmp_path / "run")
+    step = run.train_step
+
+    def ten_seconds() -> Any:
+        now[0] += 10
+        return step()
+
+    monkeypatch.setattr(run, "train_step", ten_seconds)
+    reports = list(fit(run, report_every=1))
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
+    rates = [report.learning_rate / 2e-3 for report in reports]
+    assert rates == pytest.approx([1, 1, 1, 1, 0.68, 0.34])  # after 0, 16, 33, 50, 66 and 83 of 100 steps
+    assert [report.remaining_s for report in reports] == [50, 40, 30, 20, 10, 0]
+    assert {report.steps for report in reports} == {6}
+    assert [bool(report.validation) for report in reports] == [False, True, True, False, True, True]
+
+
+def test_minutes_and_phases_do_not_go_together(text: Path) -> None:
+    with pytest.raises(ConfigError, match="bounded by their steps"):
+        recipe(text, minutes=1, phases=({"name": "one"},))
+
+
+def test_a_run_leaves_behind_how_it_ended(text: Path, tmp_path: Path) -> None:
+    path = toml(tmp_path / "tiny.toml", fields(text))
+    arguments = [str(path), "--out", str(tmp_path / "run"), "--quiet"]
+    assert main(arguments) == 0
+    assert Folder(tmp_path / "run").ended() == ("finished", "")
+    assert main([*arguments, "--resume", "learning_rate=0.5"]) == 2
+    run = Run(recipe(text), tmp_path / "other")
+    run.folder.end("failed", "the disk is full")
+    assert run.folder.ended() == ("failed", "the disk is full")
+    run.folder.end("")
+    assert run.folder.ended() == ("", "")
 
 
 def test_a_dry_run_says_what_it_takes_and_leaves_nothing_to_resume(

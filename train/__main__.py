@@ -72,6 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, help="where the checkpoint goes (default: checkpoint/ in the run)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     parser.add_argument("--overwrite", action="store_true", help="begin anew where a run was begun before")
+    parser.add_argument(
+        "--export-stopped", action="store_true", help="write the checkpoint of the best so far also when stopped"
+    )
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors and the result")
     parser.add_argument("--json", action="store_true", help="print each report as a line of JSON")
     options = parser.parse_intermixed_args(arguments)
@@ -114,21 +117,38 @@ def _train(options: argparse.Namespace) -> int:
         raise ConfigError(f"{folder} holds a run already; go on with it (--resume), replace it (--overwrite), or --out")
     else:
         run.begin()
-    with _interruptible(run):
+    run.folder.end("")
+    with _interruptible(run), _ending_noted(run):
         teller = _fit(run, options, folder)
-        if run.asked_to_stop:
+        if run.asked_to_stop and not options.export_stopped:
             return 130
         if not run.accelerator.is_main_process:
-            return 0
+            return 130 if run.asked_to_stop else 0
         teller.say("measuring on all held-out text …")
         try:
             made = export(run, options.checkpoint or folder / "checkpoint")
         except KeyboardInterrupt:
             again = _again(options, folder)
+            run.asked_to_stop = True
             teller.say(f"stopped while measuring; the training is done and saved, finish with: {again}")
             return 130
     print(json.dumps({"checkpoint": str(made)}) if options.json else f"checkpoint: {made}")
-    return 0
+    return 130 if run.asked_to_stop else 0
+
+
+@contextmanager
+def _ending_noted(run: Run) -> Iterator[None]:
+    """Leave in the run's folder how it ended; of a run that is killed nothing is said."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run.folder.end("stopped", "at once; what was saved last is kept")
+        raise
+    except Exception as error:
+        name = "" if isinstance(error, HatcheryError) else f"{type(error).__name__}: "
+        run.folder.end("failed", f"{name}{error}"[:500])
+        raise
+    run.folder.end("stopped" if run.asked_to_stop else "finished")
 
 
 def _compare(options: argparse.Namespace, recipes: dict[str, Recipe], folder: Path) -> int:
@@ -179,7 +199,7 @@ def _interruptible(run: Run) -> Iterator[None]:
     """Let the first Ctrl-C (or SIGTERM) end the run after the step under way, and a second one at once."""
 
     def ask(number: int, frame: object) -> None:
-        if run.asked_to_stop or run.step >= run.recipe.total_steps:
+        if run.asked_to_stop or run.over:
             raise KeyboardInterrupt
         run.asked_to_stop = True
 
@@ -200,7 +220,7 @@ class _Teller:
     def __init__(self, options: argparse.Namespace, run: Run) -> None:
         self._json, main = options.json, run.accelerator.is_main_process
         self._quiet = options.quiet or not main
-        self._steps = run.recipe.total_steps
+        self._steps = run.steps
         self._bar = None
         if not (self._quiet or self._json) and sys.stderr.isatty():
             self._bar = tqdm(total=self._steps, initial=run.step, unit="step", dynamic_ncols=True)
@@ -219,6 +239,7 @@ class _Teller:
         line = f"{report.bits_per_byte:.3f} bits/byte  {report.bytes_per_s:,.0f} bytes/s"
         if self._bar is not None:
             self._bar.set_postfix_str(line, refresh=False)
+            self._bar.total = report.steps
             self._bar.update(report.step - self._bar.n)
         told = []
         if report.validation:
@@ -265,6 +286,9 @@ def _dry_run(run: Run, options: argparse.Namespace) -> int:
     plan = run.plan
     assert plan is not None
     rate = run.rows * run.parts[0].chunk_bytes / min(taken)
+    if recipe.minutes:
+        heard = int(rate * recipe.minutes * 60)
+    steps = heard // (run.rows * run.parts[0].chunk_bytes) if recipe.minutes else recipe.total_steps
     free = free_bytes(run.accelerator.device)
     found = {
         "parameters": run.model.parameter_count(),
@@ -272,6 +296,7 @@ def _dry_run(run: Run, options: argparse.Namespace) -> int:
         "device": str(run.accelerator.device),
         "text_bytes": sum(len(one.train) for splits in run.splits for one in splits),
         "heard_bytes": heard,
+        "steps": steps,
         "memory_bytes": plan.step_bytes,
         "free_bytes": free,
         "micro_rows": plan.micro_rows,
@@ -287,7 +312,7 @@ def _dry_run(run: Run, options: argparse.Namespace) -> int:
         f"device      {found['device']}, {'recomputing activations, ' if plan.recompute else ''}"
         f"{plan.micro_rows} of {run.rows} rows at once\n"
         f"memory      {plan.step_bytes / 1e9:.2f} GB beside the weights, {free / 1e9:.1f} GB free\n"
-        f"to hear     {heard:,} bytes in {recipe.total_steps:,} steps\n"
+        f"to hear     {heard:,} bytes in {steps:,} steps\n"
         f"time        {heard / rate / 60:,.0f} minutes at {rate:,.0f} bytes/s (of the fastest of three steps)"
     )
     return 0

@@ -47,10 +47,9 @@ def export(run: Run, folder: Path) -> Path:
     model.load_state_dict(tensors)
     model.eval()
     splits = run.splits[run.phase]
-    held_out = {
-        one.name: round(bits_per_byte(model, held_out_bytes(one), streams=_HELD_OUT_STREAMS), 4) for one in splits
-    }
-    provenance = {
+    held_out = _held_out(model, splits)
+    before = _held_out(load(run.recipe.base, device="cpu"), splits) if run.recipe.base else {}
+    provenance: dict[str, Any] = {
         "recipe": dataclasses.asdict(run.recipe),
         "texts": {one.name: {"sha256": one.sha256, "trained_bytes": len(one.train)} for one in splits},
         "steps": run.step,
@@ -60,6 +59,8 @@ def export(run: Run, folder: Path) -> Path:
         **environment(),
         "held_out_bits_per_byte": held_out,
     }
+    if before:
+        provenance["base_held_out_bits_per_byte"] = before
     return checkpoint.write(
         folder,
         model.config,
@@ -68,6 +69,11 @@ def export(run: Run, folder: Path) -> Path:
         provenance=provenance,
         dtype=torch.bfloat16,
     )
+
+
+def _held_out(model: Model[Any], splits: list[Splits]) -> dict[str, float]:
+    """Bits per byte of what each text keeps to the end."""
+    return {one.name: round(bits_per_byte(model, held_out_bytes(one), streams=_HELD_OUT_STREAMS), 4) for one in splits}
 
 
 def held_out_bytes(splits: Splits) -> Bytes:
@@ -85,7 +91,13 @@ def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: di
         spoken = sorted({"es" if (text.source or text.name) == "spanish" else "en" for text in sources})
         front += ["license: mit", f"language: [{', '.join(spoken)}]"]
     tags = "\n".join(f"- {tag}" for tag in ("bdh", "byte-level", model.config.kind))
-    scores = "\n".join(f"| {one.name} | {held_out[one.name]:.3f} | {len(held_out_bytes(one)):,} |" for one in splits)
+    before = provenance.get("base_held_out_bits_per_byte", {})
+    columns = ["text", *(["the base"] if before else []), "bits per byte", "bytes"]
+    table = [columns, ["---"] * len(columns)]
+    for one in splits:
+        base = [f"{before[one.name]:.3f}"] if before else []
+        table.append([one.name, *base, f"{held_out[one.name]:.3f}", f"{len(held_out_bytes(one)):,}"])
+    scores = "\n".join(f"| {' | '.join(row)} |" for row in table)
     rows = ", ".join(f"{one.rows} of {run.rows} rows {one.name}" for one in splits)
     parts = [
         "---\n" + "\n".join(front) + f"\ntags:\n{tags}\n---\n# {recipe.name}\n\n{recipe.description}",
@@ -99,8 +111,6 @@ def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: di
 Bits per byte on the last part of each text, which was neither trained on nor looked at in training, heard as
 {_HELD_OUT_STREAMS} streams with their state carried from end to end, with the weights of this file in float32.
 
-| text | bits per byte | bytes |
-|---|---|---|
 {scores}""",
         f"""## Use
 

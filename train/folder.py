@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,9 +21,9 @@ from bdh.errors import CheckpointError, ConfigError, TrainingError
 
 from .recipe import Recipe
 
-STATE, METRICS, BEST = "run.pt", "metrics.jsonl", "best"
+STATE, METRICS, BEST, END = "run.pt", "metrics.jsonl", "best", "end.json"
 _MAY_CHANGE = {
-    *("name", "description", "steps", "phases", "decay_steps", "evaluate_every", "patience", "validation_bytes"),
+    *("name", "description", "steps", "minutes", "phases", "decay_steps", "evaluate_every", "patience", "validation_bytes"),
     *("prompt", "sample_bytes", "micro_rows", "recompute", "compile"),
 }
 """Of a recipe, what a run may go on with another value of: it is still the same run."""
@@ -130,6 +131,22 @@ class Folder:
             written = path.with_suffix(".new")
             written.write_text("".join(kept), encoding="utf-8")
             os.replace(written, path)
+
+    def end(self, how: str, message: str = "") -> None:
+        """Note how the run ended: `finished`, `stopped` or `failed`, and why; an empty text is that it goes on."""
+        if how:
+            with contextlib.suppress(OSError):  # a full disk must not hide why it is said
+                self._write_json(END, {"how": how, "message": message})
+        elif self._writes:
+            (self.path / END).unlink(missing_ok=True)
+
+    def ended(self) -> tuple[str, str]:
+        """What `end` noted last; two empty texts while the run goes on, and after a kill."""
+        try:
+            found = json.loads((self.path / END).read_text(encoding="utf-8"))
+            return str(found["how"]), str(found["message"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return "", ""
 
     def save_best(self, config: Config, tensors: Mapping[str, Tensor], phase: str) -> None:
         """Keep these weights as the best of their phase, and of the run so far."""

@@ -51,7 +51,7 @@ class Report:
     heard_bytes: int
     """Trained on so far, in all phases."""
     bits_per_byte: float
-    """Of the training chunks, mean since the last report."""
+    """Of the training chunks, mean since the last report; of a base before its first step, that of `validation`."""
     learning_rate: float
     gradient_norm: float
     """Before clipping, at the last step."""
@@ -199,6 +199,28 @@ class Run:
         )
 
     @property
+    def place(self) -> int:
+        """How far the phase's schedule is, in its steps: those taken, or what the clock says of the time there is."""
+        part = self.parts[self.phase]
+        if not self.recipe.minutes:
+            return self.phase_step
+        return min(part.steps, int(part.steps * self.elapsed_s / (60 * self.recipe.minutes)))
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run; where the clock bounds it, what they will be at the pace so far."""
+        part = self.parts[self.phase]
+        if not self.recipe.minutes:
+            return self.recipe.total_steps
+        return max(self.step, round(self.step * part.steps / self.place)) if self.place else part.steps
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no step left to take."""
+        last = self.phase + 1 == len(self.parts)
+        return last and (self.place >= self.parts[self.phase].steps or self.stale)
+
+    @property
     def stale(self) -> bool:
         """Whether the phase has gone on for too long without a better validation."""
         return 0 < self.recipe.patience <= self.misses
@@ -287,6 +309,23 @@ class Run:
         parts = self.accelerator.gather(tensor).view(self.accelerator.num_processes, *tensor.shape)
         return parts.transpose(0, 1).reshape(-1, *tensor.shape[1:])
 
+    def agreed(self, elapsed_s: float) -> float:
+        """The time that all processes go by: their clocks differ, and they must end at the same step."""
+        if self.accelerator.num_processes == 1 or not self.recipe.minutes:
+            return elapsed_s
+        mine = torch.tensor(elapsed_s, dtype=torch.float32, device=self.accelerator.device)
+        return float(self.accelerator.reduce(mine, "mean"))
+
+    def look_at_base(self) -> Report:
+        """A report on the base before its first step: what the run has to be better than."""
+        validation = self.validate()
+        self.weigh(validation)
+        mean = sum(validation.values()) / len(validation)
+        report = Report(0, self.steps, self.parts[0].name, 0, mean, 0.0, 0.0, validation=validation)
+        report = dataclasses.replace(report, sample=self.sample())
+        self.folder.note(report)
+        return report
+
     def planned(self) -> Plan:
         """How many rows go through at once: what the run was begun with, if it still fits."""
         if self.plan is None:
@@ -311,7 +350,7 @@ class Run:
         """
         part = self.parts[self.phase]
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate(part, self.phase_step)
+            group["lr"] = self.recipe.rate(part, self.place)
         if self.recipe.carried:
             self._forget()
         ids, targets = (tensor.to(self.accelerator.device) for tensor in self.streams.next())
@@ -438,21 +477,23 @@ def fit(run: Run, *, report_every: int = 20) -> Iterator[Report]:
     started, begun, start_step = time.monotonic() - run.elapsed_s, time.monotonic(), run.step
     nats, count = 0.0, 0
     active: dict[str, float] = {}
-    steps = recipe.total_steps
+    if recipe.base and not run.step:
+        yield run.look_at_base()
     while True:
+        if run.over:
+            return
         part = run.parts[run.phase]
-        if run.phase_step >= part.steps or run.stale:
-            if run.phase + 1 == len(run.parts):
-                return
+        if run.place >= part.steps or run.stale:
             run.enter(run.phase + 1)
             continue
+        before = run.place
         bits, norm, activity = run.train_step()
         nats, count = nats + bits, count + 1
-        run.elapsed_s = time.monotonic() - started
+        run.elapsed_s = run.agreed(time.monotonic() - started)
         if activity.fractions:
             active = {name: activity.mean(name) for name in activity.fractions}
-        over, asked = run.phase_step == part.steps, run.asked_to_stop
-        validates = run.phase_step % recipe.evaluate_every == 0 or over
+        over, asked = run.place == part.steps, run.asked_to_stop
+        validates = run.place // recipe.evaluate_every > before // recipe.evaluate_every or over
         if not (validates or asked or run.step % report_every == 0):
             continue
         validation = run.validate() if validates else {}
@@ -462,13 +503,14 @@ def fit(run: Run, *, report_every: int = 20) -> Iterator[Report]:
         stopped = stopped or ("it was asked to" if asked else "")
         sample = run.sample() if validates else ""
         per_step = (time.monotonic() - begun) / (run.step - start_step)
+        remaining_s = 60 * recipe.minutes - run.elapsed_s if recipe.minutes else (run.steps - run.step) * per_step
         report = Report(
             run.step,
-            steps,
+            run.steps,
             part.name,
             run.heard_bytes,
             nats / count,
-            recipe.rate(part, run.phase_step - 1),
+            recipe.rate(part, before),
             norm,
             active,
             run.steering.weight if run.steering else 0.0,
@@ -477,7 +519,7 @@ def fit(run: Run, *, report_every: int = 20) -> Iterator[Report]:
             sample,
             run.rows * part.chunk_bytes / per_step,
             run.elapsed_s,
-            (steps - run.step) * per_step,
+            max(0.0, remaining_s),
             stopped,
         )
         run.folder.note(report)

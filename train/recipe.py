@@ -40,6 +40,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "chunk_bytes": (1, 2**20),
     "micro_rows": (0, 4096),
     "steps": (1, 10**9),
+    "minutes": (0.0, 10**6),
     "warmup_steps": (0, 10**9),
     "decay_steps": (0, 10**9),
     "learning_rate": (1e-9, 1.0),
@@ -107,6 +108,9 @@ class Recipe:
     """Rows that go through the model at once; gradients add up to those of all rows. 0 finds what fits."""
     steps: int = 1000
     """Optimizer steps."""
+    minutes: float = 0.0
+    """Wall clock that the run may take; the schedule of `steps` is then stretched or shrunk to it, so that a slow
+    machine takes fewer steps. 0 takes all steps however long they last. Not for recipes with phases."""
     schedule: str = "stable-decay"
     """Of the learning rate after its warm-up: `stable-decay` stays level and falls at the end, or `cosine`."""
     warmup_steps: int = 100
@@ -169,6 +173,8 @@ class Recipe:
             raise ConfigError(f"validation and test take {self.validation + self.test} of a text; leave 0.1 at least")
         if not isinstance(self.phases, (list, tuple)) or not all(isinstance(phase, dict) for phase in self.phases):
             raise ConfigError("phases must be a list of tables ([[phases]])")
+        if self.phases and self.minutes:
+            raise ConfigError(f"minutes is {self.minutes}; a recipe with phases is bounded by their steps")
         names = [phase.name for phase in self.parts()]
         if len(set(names)) < len(names):
             raise ConfigError(f"phases need names that differ; given {', '.join(names)[:200]}")
