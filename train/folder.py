@@ -21,10 +21,20 @@ from bdh.errors import CheckpointError, ConfigError, TrainingError
 
 from .recipe import Recipe
 
-STATE, METRICS, BEST, END = "run.pt", "metrics.jsonl", "best", "end.json"
+STATE, METRICS, BEST, END, STOP = "run.pt", "metrics.jsonl", "best", "end.json", "stop"
 _MAY_CHANGE = {
-    *("name", "description", "steps", "minutes", "phases", "decay_steps", "evaluate_every", "patience", "validation_bytes"),
-    *("prompt", "sample_bytes", "micro_rows", "recompute", "compile"),
+    *(
+        "name",
+        "description",
+        "steps",
+        "minutes",
+        "phases",
+        "decay_steps",
+        "evaluate_every",
+        "patience",
+        "validation_bytes",
+    ),
+    *("validation_bytes", "prompt", "sample_bytes", "micro_rows", "recompute", "compile"),
 }
 """Of a recipe, what a run may go on with another value of: it is still the same run."""
 
@@ -138,7 +148,17 @@ class Folder:
             with contextlib.suppress(OSError):  # a full disk must not hide why it is said
                 self._write_json(END, {"how": how, "message": message})
         elif self._writes:
-            (self.path / END).unlink(missing_ok=True)
+            for name in (END, STOP):
+                (self.path / name).unlink(missing_ok=True)
+
+    def ask_to_stop(self) -> None:
+        """Let the run end after the step under way, whatever process it is in."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / STOP).touch()
+
+    def asked_to_stop(self) -> bool:
+        """Whether `ask_to_stop` was called since the run was begun or resumed."""
+        return os.path.exists(self.path / STOP)
 
     def ended(self) -> tuple[str, str]:
         """What `end` noted last; two empty texts while the run goes on, and after a kill."""

@@ -309,6 +309,12 @@ class Run:
         parts = self.accelerator.gather(tensor).view(self.accelerator.num_processes, *tensor.shape)
         return parts.transpose(0, 1).reshape(-1, *tensor.shape[1:])
 
+    def is_asked_to_stop(self) -> bool:
+        """Whether a signal, another thread or another process wants the run to end here."""
+        if self.accelerator.num_processes == 1 and self.folder.asked_to_stop():
+            self.asked_to_stop = True
+        return self.asked_to_stop
+
     def agreed(self, elapsed_s: float) -> float:
         """The time that all processes go by: their clocks differ, and they must end at the same step."""
         if self.accelerator.num_processes == 1 or not self.recipe.minutes:
@@ -492,7 +498,7 @@ def fit(run: Run, *, report_every: int = 20) -> Iterator[Report]:
         run.elapsed_s = run.agreed(time.monotonic() - started)
         if activity.fractions:
             active = {name: activity.mean(name) for name in activity.fractions}
-        over, asked = run.place == part.steps, run.asked_to_stop
+        over, asked = run.place == part.steps, run.is_asked_to_stop()
         validates = run.place // recipe.evaluate_every > before // recipe.evaluate_every or over
         if not (validates or asked or run.step % report_every == 0):
             continue

@@ -38,6 +38,20 @@ class Limits:
     """Parameters of one model."""
     max_at_once: int = 4
     """Answers written at the same time; further requests wait in a queue."""
+    max_train_minutes: int = 1_000_000
+    """Minutes that one run may train."""
+    max_train_bytes: int = 2_000 * _MB
+    """Bytes of text that one run may read."""
+    max_train_parameters: int = 500_000_000
+    """Parameters of a model that is trained."""
+    max_runs_at_once: int = 1
+    """Runs that train at the same time; others wait their turn."""
+    max_runs_waiting: int = 16
+    """Runs that wait, of all visitors."""
+    max_runs_each: int = 8
+    """Runs of one visitor that wait or train."""
+    runs_hours: int = 1_000_000
+    """Hours after which a run that has ended is deleted."""
     parked_hours: int = 24
     """Hours after which a memory put aside is deleted."""
     allow_pickle: bool = False
@@ -61,7 +75,7 @@ class Limits:
         """
         env = dict(os.environ) if environment is None else environment
         public = "SPACE_ID" in env or env.get("GRADIO_SERVER_NAME", "") not in _THIS_MACHINE
-        values: dict[str, int | bool] = {"public": public, "allow_pickle": not public}
+        values: dict[str, int | bool] = {"public": public}
         for field in dataclasses.fields(cls):
             name = f"BDH_{field.name.upper()}"
             if name not in env:
@@ -75,4 +89,15 @@ class Limits:
                 values[field.name] = int(text)
             else:
                 raise ConfigError(f"{name} is {text!r:.40}; it must be a whole number")
-        return cls(**values)  # type: ignore[arg-type]
+        usual = _PUBLIC if values["public"] else {"allow_pickle": True}
+        return cls(**{**usual, **values})  # type: ignore[arg-type]
+
+
+_PUBLIC: dict[str, int | bool] = {
+    "max_train_minutes": 20,
+    "max_train_bytes": 20 * _MB,
+    "max_train_parameters": 30_000_000,
+    "max_runs_each": 1,
+    "runs_hours": 48,
+}
+"""What else is allowed where strangers come."""

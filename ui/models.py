@@ -18,7 +18,7 @@ from bdh.errors import HatcheryError
 
 from .limits import Limits
 from .owner import identify, reported
-from .registry import LOADS_AT_ONCE, Entry, Owner, Registry, compact, size_text
+from .registry import LOADS_AT_ONCE, TRAINED_HERE, Entry, Owner, Registry, compact, size_text
 
 HEADERS = ["Model", "Kind", "Parameters", "State", "From", "Now"]
 EMPTY = "There are no models yet. Load one from the Hub, or upload a file."
@@ -236,6 +236,7 @@ def build_models(
         facts, about = shelf.look(pick, owner)
         entry = next((entry for entry in registry.entries(owner) if entry.id == pick), None)
         label = "Delete this upload" if entry is not None and entry.private else _UNLOAD
+        label = "Take off the list" if entry is not None and entry.source == TRAINED_HERE else label
         return facts, about, gr.Button(label, interactive=entry is not None and (entry.loaded or entry.private))
 
     def lists(owner: Owner, pick: str | None, values: Sequence[str | None]) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import shutil
@@ -22,6 +23,7 @@ from bdh.models.base import expected_shapes
 
 from .limits import Limits
 
+TRAINED_HERE = "trained here"
 LOADS_AT_ONCE = 2
 """Models fetched or taken in at the same time, for all visitors together."""
 Owner = str
@@ -161,6 +163,14 @@ class Registry:
         """The configuration of a model."""
         return self._slot(id, owner).config
 
+    def folder(self, id: str, owner: Owner) -> Path:
+        """Where a model lies: its checkpoint's folder, or a file of foreign weights."""
+        return self._slot(id, owner).folder
+
+    def source(self, id: str, owner: Owner) -> str:
+        """Where a model came from: `shipped`, `Hub: user/repo`, `uploaded` or `trained here`."""
+        return self._slot(id, owner).source
+
     def title(self, id: str, owner: Owner) -> str:
         """What a model is called."""
         return self._slot(id, owner).title
@@ -277,6 +287,40 @@ class Registry:
                 shutil.rmtree(root, ignore_errors=True)
                 raise
 
+    def load_trained(self, folder: Path, title: str, owner: Owner) -> str:
+        """Take a checkpoint that was trained here into its owner's list; returns its id.
+
+        The same checkpoint keeps its id; one that was trained on since gets another.
+        """
+        written = (folder / checkpoint.WEIGHTS).stat().st_mtime_ns
+        id = f"{title}-{hashlib.sha256(f'{folder}{written}'.encode()).hexdigest()[:4]}"
+        with self._lock:
+            for slot in [slot for slot in self._slots.values() if slot.folder == folder]:
+                if slot.id != id and not slot.users:
+                    del self._slots[slot.id]
+            if id not in self._slots:
+                config = checkpoint.read_config(folder)
+                self._slots[id] = _Slot(id, title, folder, config, TRAINED_HERE, owner)
+        return id
+
+    def drop_folder(self, folder: Path) -> None:
+        """Strike what lies in a folder that is about to go.
+
+        Raises:
+            HatcheryError: somebody is using it.
+        """
+        with self._lock:
+            slots = [slot for slot in self._slots.values() if slot.folder == folder]
+        for slot in slots:
+            self.park_idle(slot.id)
+            with self._lock:
+                if slot.users:
+                    raise HatcheryError(
+                        f"{slot.title} is being used in another tab; begin a new conversation there first"
+                    )
+                self._slots.pop(slot.id, None)
+            self.forget(slot.id)
+
     def _read_upload(self, files: list[Path], root: Path) -> tuple[Model[Any], Path]:
         """The model of uploaded files, and the folder below `root` that it is kept in."""
         for file in files:
@@ -315,6 +359,8 @@ class Registry:
                 if slot.folder.is_relative_to(self._uploads):
                     shutil.rmtree(self._uploads / slot.folder.relative_to(self._uploads).parts[0], ignore_errors=True)
                 self.forget(id)
+                if slot.source == TRAINED_HERE:
+                    return f"{slot.title} left the list; its run keeps it."
                 return f"{slot.title} was deleted."
         return (
             f"{slot.title} was unloaded; it comes back when it is used." if freed else f"{slot.title} was not loaded."

@@ -1,0 +1,499 @@
+"""Runs as child processes: each the command line in a folder of its own, queued, found again after a restart.
+
+What there is to know about a job lies in its folder, so nothing is lost with the process that began it:
+
+    job.json   whose it is, what it runs, since when it waits, its process
+    given/     texts and base of its own; where the command line is run, so that no path of this machine is in recipes
+    run/       the run's folder (train/folder.py)
+    log.txt    what the command line said
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock
+
+from bdh.errors import TrainingError
+
+from .folder import STATE, Folder
+
+ROOT = Path(__file__).parents[1]
+"""Where the package `train` is."""
+_JOB, _LOG = "job.json", "log.txt"
+_RUN = os.path.join("..", "run")
+_ID = re.compile(r"[0-9a-f]{16}")
+_LOG_BYTES = 16_000
+_GRACE_S = 120.0
+"""What a run may take longer than it is allowed to train: for reading its texts, and for measuring at the end."""
+_WATCH_S, _IDLE_S = 1.0, 30.0
+_NICENESS = 5
+_LEAST_FREE_BYTES = 500_000_000
+_DRAFT_S = 3600.0
+
+WAITING, RUNNING, STOPPING = "waiting", "running", "stopping"
+FINISHED, STOPPED, FAILED, INTERRUPTED = "finished", "stopped", "failed", "interrupted"
+_DRAFT, _ASKED = "draft", "asked"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it is now."""
+
+    id: str
+    title: str
+    state: str
+    """`waiting`, `running`, `stopping`, `finished`, `stopped`, `failed` or `interrupted`."""
+    place: int
+    """Of those that wait, 1 is the next; 0 for all others."""
+    message: str
+    """Why it failed or was stopped; mostly empty."""
+    created: float
+    """Seconds since the epoch."""
+    arguments: tuple[str, ...]
+    """After `python -m train`, without the folder."""
+    form: dict[str, Any]
+    """What the page wants to know again about what was asked for."""
+    path: Path
+    """Its folder."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in (WAITING, RUNNING, STOPPING)
+
+    @property
+    def run(self) -> Folder:
+        """The run's folder."""
+        return Folder(self.path / "run", writes=False)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The specialist that it made, or None so far."""
+        made = self.path / "run" / "checkpoint"
+        return made if not self.active and (made / "config.json").is_file() else None
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it can go on, or be tried again."""
+        return self.state in (STOPPED, FAILED, INTERRUPTED)
+
+    def log(self) -> str:
+        """The end of what the command line said."""
+        return _tail(self.path / _LOG)
+
+
+@dataclass
+class _Record:
+    """What `job.json` holds."""
+
+    owner: str
+    """SHA-256 of the secret that its owner is known by."""
+    title: str = ""
+    created: float = 0.0
+    arguments: list[str] = field(default_factory=list)
+    form: dict[str, Any] = field(default_factory=dict)
+    limit_s: float = 0.0
+    """Wall clock that a start of it may take; 0 is as long as it takes."""
+    waiting_since: float = 0.0
+    """Seconds since the epoch; 0 if it does not wait."""
+    pid: int = 0
+    began: float = 0.0
+    """When the process began, as the system says; with the number it names the process for good."""
+    stopping: str = ""
+    """Why it was asked to stop."""
+
+
+class Jobs:
+    """All jobs below a folder; safe to be used by threads, and by two apps on the same folder."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        at_once: int = 1,
+        most_waiting: int = 16,
+        most_each: int = 1,
+        keep_s: float = 0.0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Find what was left by an earlier app, and go on with what waits.
+
+        Args:
+            root: made if it is not there, readable by its owner alone.
+            at_once: jobs that run at the same time.
+            most_waiting: jobs that wait, of all owners.
+            most_each: jobs of one owner that wait or run.
+            keep_s: jobs that ended so long ago are deleted; 0 keeps them.
+            environment: of the processes; None is this one's.
+        """
+        self.root, self._at_once, self._most_waiting, self._most_each = root, at_once, most_waiting, most_each
+        self._keep_s = keep_s
+        self._environment = dict(os.environ if environment is None else environment)
+        paths = [str(ROOT), *filter(None, [self._environment.get("PYTHONPATH")])]
+        self._environment |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._guard = FileLock(root / ".lock")
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._wake, self._closed = threading.Event(), False
+        threading.Thread(target=self._watch, daemon=True, name="jobs").start()
+
+    @contextmanager
+    def draft(self, owner: str) -> Iterator[tuple[str, Path]]:
+        """A new job's id and the folder for what belongs to it; gone again if the block fails."""
+        id = secrets.token_hex(8)
+        path = self.root / id
+        (path / "given").mkdir(parents=True, mode=0o700)
+        path.chmod(0o700)
+        self._write(id, _Record(_hashed(owner), created=time.time()))
+        try:
+            yield id, path / "given"
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+
+    def submit(
+        self,
+        id: str,
+        title: str,
+        arguments: Sequence[str],
+        *,
+        form: Mapping[str, Any] | None = None,
+        limit_s: float = 0,
+    ) -> None:
+        """Let a drafted job wait for its turn.
+
+        Args:
+            arguments: recipe and overrides, after `python -m train`.
+            limit_s: seconds that it may train.
+
+        Raises:
+            TrainingError: too many wait, the owner has too many, or the disk is full.
+        """
+        with self._guard:
+            self.note(id, title, arguments, form=form, limit_s=limit_s)
+            self._enqueue(id, self._read(id))
+        self._wake.set()
+
+    def note(
+        self,
+        id: str,
+        title: str,
+        arguments: Sequence[str],
+        *,
+        form: Mapping[str, Any] | None = None,
+        limit_s: float = 0,
+    ) -> None:
+        """Write down what a drafted job is to do, for `take`; as in `submit`."""
+        record = dataclasses.replace(self._read(id), title=title, arguments=list(arguments), limit_s=limit_s)
+        self._write(id, dataclasses.replace(record, form=dict(form or {})))
+
+    def drop(self, id: str) -> None:
+        """Remove a draft."""
+        self._remove(id)
+
+    def resume(self, id: str, owner: str) -> None:
+        """Let a job that was stopped, failed or was interrupted go on from what it saved.
+
+        Raises:
+            TrainingError: it is active or done, or as `submit`.
+        """
+        with self._guard:
+            record = self._own(id, owner)
+            if not self._view(id, record).resumable:
+                raise TrainingError("this run cannot go on: it is under way or done; run it again with changes instead")
+            self._enqueue(id, record)
+        self._wake.set()
+
+    def stop(self, id: str, owner: str, why: str = "") -> None:
+        """Take a job out of the queue, or let it end after the step under way; a second call ends it at once."""
+        with self._guard:
+            record = self._own(id, owner)
+            if record.waiting_since:
+                self._write(id, dataclasses.replace(record, waiting_since=0.0))
+                self._folder(id).end(STOPPED, "before its turn came" if not self._folder(id).exists() else "")
+                return
+            self._end(id, record, why)
+
+    def delete(self, id: str, owner: str) -> None:
+        """Remove a job that is not active, and all it made.
+
+        Raises:
+            TrainingError: it is active.
+        """
+        with self._guard:
+            if self._view(id, self._own(id, owner)).active:
+                raise TrainingError("this run is under way; stop it first")
+            self._remove(id)
+
+    def get(self, id: str, owner: str) -> Job:
+        """An owner's job.
+
+        Raises:
+            TrainingError: there is none, or it is another's.
+        """
+        return self._view(id, self._own(id, owner))
+
+    def of(self, owner: str) -> list[Job]:
+        """An owner's jobs, the newest first."""
+        hashed = _hashed(owner)
+        found = [self._view(id, record) for id, record in self._records() if record.owner == hashed]
+        return sorted((job for job in found if job.state != _DRAFT), key=lambda job: -job.created)
+
+    def busy(self) -> tuple[int, int]:
+        """How many jobs run and how many wait, of all owners."""
+        states = [self._state(id, record)[0] for id, record in self._records()]
+        return sum(state in (RUNNING, STOPPING) for state in states), states.count(WAITING)
+
+    def try_out(self, id: str, arguments: Sequence[str], timeout_s: float = 300.0) -> dict[str, Any]:
+        """What a drafted job would take, by a dry run that is waited for.
+
+        Raises:
+            TrainingError: what the dry run says is wrong, or it took too long.
+        """
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "train", *arguments, "--out", _RUN, "--dry-run", "--json"],
+                cwd=self.root / id / "given",
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise TrainingError(
+                f"trying it out took more than {timeout_s:.0f} s; take a smaller text or model"
+            ) from None
+        if done.returncode:
+            raise TrainingError(_said(done.stderr.decode("utf-8", "replace")) or "it could not be tried out")
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    def advance(self) -> bool:
+        """Begin what is due, stop what takes too long, delete what is old; whether there is more to watch."""
+        with self._guard:
+            now, running, waiting = time.time(), 0, []
+            for id, record in list(self._records()):
+                state = self._state(id, record)[0]
+                if state == WAITING:
+                    waiting.append((record.waiting_since, id, record))
+                elif state in (RUNNING, STOPPING):
+                    running += 1
+                    taken = now - record.began
+                    if record.limit_s and taken > record.limit_s + _GRACE_S and not record.stopping:
+                        self._end(id, record, f"it may take {record.limit_s / 60:.0f} minutes here")
+                    elif record.limit_s and taken > record.limit_s + 3 * _GRACE_S:
+                        self._kill(record)
+                elif self._is_old(id, record, state, now):
+                    self._remove(id)
+            waiting.sort()
+            for _, id, record in waiting[: max(0, self._at_once - running)]:
+                self._begin(id, record)
+            return bool(running or waiting)
+
+    def close(self) -> None:
+        """Stop watching; what runs goes on."""
+        self._closed = True
+        self._wake.set()
+
+    def _watch(self) -> None:
+        while not self._closed:
+            try:
+                pause_s = _WATCH_S if self.advance() else _IDLE_S
+            except Exception:  # such as a full disk: the queue has to outlive it
+                traceback.print_exc()
+                pause_s = _IDLE_S
+            self._wake.wait(pause_s)
+            self._wake.clear()
+
+    def _enqueue(self, id: str, record: _Record) -> None:
+        jobs = [(other, self._state(other, one)[0], one.owner) for other, one in self._records() if other != id]
+        own = sum(state in (WAITING, RUNNING, STOPPING) and owner == record.owner for _, state, owner in jobs)
+        if own >= self._most_each:
+            runs = "a run" if own == 1 else f"{own} runs"
+            raise TrainingError(f"you have {runs} waiting or under way, which is all there can be; stop or await it")
+        if sum(state == WAITING for _, state, _ in jobs) >= self._most_waiting:
+            raise TrainingError(f"{self._most_waiting} runs are waiting, which is all there can be; try again later")
+        if (free := shutil.disk_usage(self.root).free) < _LEAST_FREE_BYTES:
+            raise TrainingError(
+                f"the disk has {free / 1e6:.0f} MB free, and a run must find {_LEAST_FREE_BYTES / 1e6:.0f}; "
+                "delete runs that are done, or make room"
+            )
+        self._folder(id).end("")
+        self._write(id, dataclasses.replace(record, waiting_since=time.time(), pid=0, began=0.0, stopping=""))
+
+    def _begin(self, id: str, record: _Record) -> None:
+        """Start the process, a little below the app in the order of who is served first."""
+        path = self.root / id
+        with (path / _LOG).open("ab") as log:
+            try:
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "train", *self.words(id)],
+                    cwd=path / "given",
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._write(id, dataclasses.replace(record, waiting_since=0.0))
+                self._folder(id).end(FAILED, f"the process could not be started: {error.strerror}")
+                return
+        self._children[id] = child
+        began = time.time()
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(child.pid)
+            began = process.create_time()
+            process.nice(_NICENESS if os.name == "posix" else psutil.BELOW_NORMAL_PRIORITY_CLASS)  # type: ignore[attr-defined,unused-ignore]
+        self._write(id, dataclasses.replace(record, waiting_since=0.0, pid=child.pid, began=began, stopping=""))
+
+    def words(self, id: str) -> list[str]:
+        """After `python -m train`, in the folder `given`: begin the run, or go on with it."""
+        how = "--resume" if (self.root / id / "run" / STATE).is_file() else "--overwrite"
+        return [*self._read(id).arguments, "--out", _RUN, "--export-stopped", how]
+
+    def take(self, id: str) -> None:
+        """Do a drafted or stopped job in this process, which then runs `words`; it does not wait for its turn."""
+        with self._guard:
+            self._folder(id).end("")
+            began = psutil.Process().create_time()
+            record = dataclasses.replace(self._read(id), waiting_since=0.0, pid=os.getpid(), began=began, stopping="")
+            self._write(id, record)
+
+    def _end(self, id: str, record: _Record, why: str) -> None:
+        if record.stopping:
+            self._kill(record)
+        elif _process(record) is not None:
+            self._write(id, dataclasses.replace(record, stopping=why or _ASKED))
+            self._folder(id).ask_to_stop()
+
+    def _kill(self, record: _Record) -> None:
+        process = _process(record)
+        if process is not None and process.pid != os.getpid():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def _state(self, id: str, record: _Record) -> tuple[str, str]:
+        """The state and why."""
+        if record.waiting_since:
+            return WAITING, ""
+        if (child := self._children.get(id)) is not None and child.poll() is not None:
+            del self._children[id]
+        how, message = self._folder(id).ended()
+        if how:
+            return how, message or record.stopping.removeprefix(_ASKED)
+        if _process(record) is not None:
+            return (STOPPING if record.stopping else RUNNING), ""
+        if not record.pid:
+            return _DRAFT, ""
+        if said := _said(_tail(self.root / id / _LOG)):
+            return FAILED, said
+        return INTERRUPTED, "its process ended without a word: the machine was restarted, or memory ran out"
+
+    def _view(self, id: str, record: _Record) -> Job:
+        state, message = self._state(id, record)
+        place = 0
+        if state == WAITING:
+            place = 1 + sum(0 < one.waiting_since < record.waiting_since for _, one in self._records())
+        return Job(
+            id,
+            record.title,
+            state,
+            place,
+            message,
+            record.created,
+            tuple(record.arguments),
+            record.form,
+            self.root / id,
+        )
+
+    def _is_old(self, id: str, record: _Record, state: str, now: float) -> bool:
+        if state == _DRAFT:
+            return now - record.created > _DRAFT_S
+        if not self._keep_s:
+            return False
+        with contextlib.suppress(OSError):
+            return now - max((self.root / id / name).stat().st_mtime for name in (_JOB, "run")) > self._keep_s
+        return False
+
+    def _own(self, id: str, owner: str) -> _Record:
+        if isinstance(id, str) and _ID.fullmatch(id) and (self.root / id / _JOB).is_file():
+            record = self._read(id)
+            if record.owner == _hashed(owner):
+                return record
+        raise TrainingError("there is no such run of yours; it may have been deleted")
+
+    def _records(self) -> Iterator[tuple[str, _Record]]:
+        for name in sorted(os.listdir(self.root)):
+            if _ID.fullmatch(name):
+                with contextlib.suppress(OSError, ValueError, TypeError):  # being made, being deleted, damaged
+                    yield name, self._read(name)
+
+    def _read(self, id: str) -> _Record:
+        return _Record(**json.loads((self.root / id / _JOB).read_text(encoding="utf-8")))
+
+    def _write(self, id: str, record: _Record) -> None:
+        written = self.root / id / f"{_JOB}.{secrets.token_hex(4)}"
+        written.write_text(json.dumps(dataclasses.asdict(record)), encoding="utf-8")
+        os.replace(written, self.root / id / _JOB)
+
+    def _remove(self, id: str) -> None:
+        self._children.pop(id, None)
+        shutil.rmtree(self.root / id, ignore_errors=True)
+
+    def _folder(self, id: str) -> Folder:
+        return Folder(self.root / id / "run")
+
+
+def _process(record: _Record) -> psutil.Process | None:
+    """The job's process if it lives; a number that was given to another process since is not it."""
+    if not record.pid:
+        return None
+    try:
+        process = psutil.Process(record.pid)
+        if abs(process.create_time() - record.began) < 0.1 and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    except psutil.Error:
+        pass
+    return None
+
+
+def _hashed(owner: str) -> str:
+    return hashlib.sha256(owner.encode()).hexdigest()
+
+
+def _tail(path: Path) -> str:
+    """The end of a text file, from a whole line on."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LOG_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return text if size <= _LOG_BYTES else text.partition("\n")[2]
+
+
+def _said(text: str) -> str:
+    """What went wrong, if the last line that was said is an error."""
+    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
+    return last.removeprefix("error: ")[:1000] if last.startswith("error: ") else ""

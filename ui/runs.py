@@ -1,0 +1,318 @@
+"""What the Train tab does, without components: from a filled form to a run, and from a run to what is shown of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bdh import checkpoint
+from bdh.errors import ConfigError, DataError, HatcheryError
+from bdh.models import parameter_count
+from bdh.presets import PRESETS, describe
+from train.job import FINISHED, RUNNING, STOPPING, WAITING, Job, Jobs
+
+from .limits import Limits
+from .registry import Owner, Registry, compact, size_text
+from .wishes import DATASET, FRESH, MINUTES, OWN, Wish, arguments, checked, command, run_name, text_fields
+from .writing import ON_ZERO_GPU
+
+MINE = "mine.txt"
+_NO_SHAPE = "composed"
+
+
+class Look(NamedTuple):
+    """What is shown of a run."""
+
+    status: str
+    """HTML, escaped."""
+    measures: list[dict[str, Any]]
+    samples: str
+    log: str
+
+
+class Trainer:
+    """Runs of the page's visitors."""
+
+    def __init__(self, registry: Registry, jobs: Jobs, limits: Limits) -> None:
+        self.registry, self.jobs, self.limits = registry, jobs, limits
+
+    def bases(self, owner: Owner) -> list[tuple[str, str]]:
+        """(label, id) of what can be trained: models to go on from, then shapes for fresh weights."""
+        most = self.limits.max_train_parameters
+        entries = self.registry.entries(owner)
+        models = [
+            (f"{entry.title} · {entry.kind} · {compact(entry.parameters)} parameters", entry.id)
+            for entry in entries
+            if not entry.kind.startswith(_NO_SHAPE) and entry.parameters <= most
+        ]
+        fresh = [
+            (f"fresh {one.name} · {compact(one.parameters)} parameters", FRESH + one.name)
+            for one in describe()
+            if one.parameters <= most
+        ]
+        return [*models, *fresh]
+
+    def start(self, wish: Wish, files: Sequence[str], owner: Owner) -> str:
+        """Let a run begin when its turn comes; returns its id.
+
+        Raises:
+            HatcheryError: what is asked for cannot be, or not now.
+        """
+        wish = checked(wish, self.limits)
+        with self.jobs.draft(owner) as (id, given):
+            words = self._prepare(wish, files, owner, given)
+            form = dataclasses.asdict(wish)
+            # A name that tells two runs apart, for the list and for the file that is downloaded.
+            title = self._name(wish, files, owner)
+            limit_s = self.limits.max_train_minutes * 60.0 if self.limits.public else 0.0
+            if ON_ZERO_GPU:
+                self.jobs.note(id, title, words, form=form)
+            else:
+                self.jobs.submit(id, title, words, form=form, limit_s=limit_s)
+        return id
+
+    def estimate(self, wish: Wish, files: Sequence[str], owner: Owner) -> str:
+        """What a run would take, in Markdown, found by a few steps that are thrown away.
+
+        Raises:
+            HatcheryError: what is asked for cannot be.
+        """
+        wish = checked(wish, self.limits)
+        with self.jobs.draft(owner) as (id, given):
+            try:
+                found = self.jobs.try_out(id, self._prepare(wish, files, owner, given))
+            finally:
+                self.jobs.drop(id)
+        learning = "all of them learn"
+        if found["learning"] < found["parameters"]:
+            learning = f"{found['learning']:,} learn"
+        return (
+            f"**{found['parameters']:,} parameters**, {learning} · {size_text(found['text_bytes'])} of text to train on · "
+            f"**{size_text(found['memory_bytes'])} of memory** beside the weights, {size_text(found['free_bytes'])} "
+            f"are free · {found['bytes_per_s']:,.0f} bytes/s on {found['device']}: "
+            f"**{duration(found['seconds'])}** for {found['steps']:,} steps, in which it hears "
+            f"{size_text(found['heard_bytes'])} ({found['heard_bytes'] / max(1, found['text_bytes']):.2g} times the text)"
+        )
+
+    def shell(self, wish: Wish, files: Sequence[str], owner: Owner) -> str:
+        """The command that does the same; a line that says what is missing if it cannot be said yet."""
+        try:
+            wish = checked(wish, self.limits)
+            return command(self._words(wish, self._own_name(wish, files), files, owner))
+        except HatcheryError as error:
+            return f"# {error}"
+
+    def resume(self, id: str, owner: Owner) -> None:
+        """Let a run go on that was stopped, failed or was interrupted."""
+        self.jobs.resume(id, owner)
+
+    def adopt(self, id: str, owner: Owner) -> str:
+        """Take what a run made into the owner's list of models; returns the model's id.
+
+        Raises:
+            HatcheryError: there is nothing yet.
+        """
+        return self.registry.load_trained(self._made(id, owner), self.jobs.get(id, owner).title, owner)
+
+    def delete(self, id: str, owner: Owner) -> None:
+        """Remove a run and what it made.
+
+        Raises:
+            HatcheryError: it is under way, or what it made is in use.
+        """
+        job = self.jobs.get(id, owner)
+        if job.checkpoint is not None:
+            self.registry.drop_folder(job.checkpoint)
+        self.jobs.delete(id, owner)
+
+    def zipped(self, id: str, owner: Owner) -> Path:
+        """What a run made as one file, in a temporary folder of its own."""
+        made, title = self._made(id, owner), self.jobs.get(id, owner).title
+        path = Path(tempfile.mkdtemp(prefix="specialist-")) / f"{title}.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+            for name in checkpoint.FILES:
+                if (made / name).is_file():
+                    file.write(made / name, f"{title}/{name}")
+        return path
+
+    def look(self, id: str, owner: Owner) -> Look:
+        """A run as it is now."""
+        job = self.jobs.get(id, owner)
+        measures = job.run.measures()
+        return Look(status(job, measures, self.jobs.busy()), measures, samples(measures), job.log())
+
+    def wish_of(self, id: str, owner: Owner) -> Wish:
+        """What was asked for, to be asked again with changes."""
+        known = {field.name for field in dataclasses.fields(Wish)}
+        return Wish(**{name: value for name, value in self.jobs.get(id, owner).form.items() if name in known})
+
+    def _made(self, id: str, owner: Owner) -> Path:
+        made = self.jobs.get(id, owner).checkpoint
+        if made is None:
+            raise DataError("this run has made no checkpoint yet; await its end, or stop it to take the best so far")
+        return made
+
+    def _prepare(self, wish: Wish, files: Sequence[str], owner: Owner, given: Path) -> list[str]:
+        """Put what the run needs into its folder; returns the words after `python -m train`."""
+        own = self._own_name(wish, files)
+        words = self._words(wish, own, files, owner)
+        if wish.data == OWN:
+            self._write_own(wish, files, given / own)
+        if not wish.fresh:
+            target = given / self._base_name(wish.base, owner)
+            folder = self.registry.folder(wish.base, owner)
+            if folder.is_dir() and checkpoint.is_checkpoint(folder):
+                target.mkdir(parents=True)
+                for name in checkpoint.FILES:
+                    if (folder / name).is_file():
+                        shutil.copyfile(folder / name, target / name)
+            else:
+                with self.registry.lease(wish.base, owner) as model:
+                    model.save_pretrained(target)
+        return words
+
+    def _words(self, wish: Wish, own: str, files: Sequence[str], owner: Owner) -> list[str]:
+        most = self.limits.max_train_parameters
+        if not wish.base:
+            raise ConfigError("choose a model to go on from, or a shape for fresh weights")
+        if wish.fresh and wish.fresh not in PRESETS:
+            raise ConfigError(f"there is no preset {wish.fresh!r:.60}; choose one of {', '.join(PRESETS)}")
+        config = PRESETS[wish.fresh] if wish.fresh else self.registry.config(wish.base, owner)
+        if config.kind == _NO_SHAPE:
+            raise ConfigError("a composed model is not trained as a whole; train its members")
+        if (count := parameter_count(config)) > most:
+            raise ConfigError(f"this model has {count:,} parameters; up to {most:,} may be trained here")
+        if wish.data == OWN and not wish.pasted.strip() and not files:
+            raise DataError("paste a text or choose files first")
+        texts = text_fields(wish, Path(own), self.limits)
+        base = "" if wish.fresh else self._base_name(wish.base, owner)
+        wish = dataclasses.replace(wish, name=self._name(wish, files, owner))
+        return arguments(wish, base, texts, kind=config.kind)
+
+    def _base_name(self, id: str, owner: Owner) -> str:
+        """What a base is called in a run's folder: as it is found from a clone, or on the Hub."""
+        source, title = self.registry.source(id, owner), run_name(self.registry.title(id, owner), "base")
+        if source == "shipped":
+            return f"checkpoints/{title}"
+        return source.removeprefix("Hub: ").partition("@")[0].partition(":")[0] if source.startswith("Hub: ") else title
+
+    def _own_name(self, wish: Wish, files: Sequence[str]) -> str:
+        """What a person's own text is called in a run's folder."""
+        if len(files) == 1 and not wish.pasted.strip():
+            return run_name(Path(files[0]).name, MINE)
+        return "mine" if files else MINE
+
+    def _name(self, wish: Wish, files: Sequence[str], owner: Owner) -> str:
+        if wish.name.strip():
+            return run_name(wish.name, "specialist")
+        if wish.data == OWN:
+            return run_name(Path(files[0]).stem, "mine") if files else "mine"
+        if wish.data == DATASET:
+            return run_name(wish.dataset.rpartition("/")[2], "specialist")
+        return run_name("-".join(wish.corpora), "specialist")
+
+    def _write_own(self, wish: Wish, files: Sequence[str], target: Path) -> None:
+        pasted = wish.pasted.encode("utf-8", errors="replace")
+        size = len(pasted) * bool(pasted.strip()) + sum(Path(path).stat().st_size for path in files)
+        if size > self.limits.max_train_bytes:
+            raise DataError(
+                f"the text has {size_text(size)}; up to {size_text(self.limits.max_train_bytes)} are allowed here"
+            )
+        if not files:
+            target.write_bytes(pasted)
+        elif len(files) == 1 and not pasted.strip():
+            shutil.copyfile(files[0], target)
+        else:
+            target.mkdir()
+            if pasted.strip():
+                (target / "pasted.txt").write_bytes(pasted)
+            for place, path in enumerate(files):
+                shutil.copyfile(path, target / f"{place:03d}-{run_name(Path(path).name, 'text')}")
+
+
+def status(job: Job, measures: Sequence[dict[str, Any]], busy: tuple[int, int]) -> str:
+    """How a run stands, as HTML."""
+    last = measures[-1] if measures else None
+    lines = [f"<b>{html.escape(_headline(job, last, busy))}</b>"]
+    if last is not None and last["step"] and job.state in (RUNNING, STOPPING):
+        part = min(1.0, last["step"] / max(1, last["steps"]))
+        if job.form.get("budget") == MINUTES:
+            part = min(1.0, last["elapsed_s"] / (60 * float(job.form.get("amount", 1))))
+        lines.append(f'<progress max="1" value="{part:.4f}" aria-label="progress"></progress>')
+    if told := _figures(measures):
+        lines.append(html.escape(told))
+    if job.message:
+        lines.append(f'<span class="runs-message">{html.escape(job.message)}</span>')
+    if made := _made_better(job):
+        lines.append(html.escape(made))
+    return '<div class="runs-status">' + "".join(f"<div>{line}</div>" for line in lines) + "</div>"
+
+
+def _headline(job: Job, last: dict[str, Any] | None, busy: tuple[int, int]) -> str:
+    if job.state == WAITING:
+        before = job.place - 1
+        ahead = f"{before} waiting before it, " if before else ""
+        return f"Waiting for its turn: {ahead}{busy[0]} training now"
+    if job.state in (RUNNING, STOPPING) and (last is None or not last["step"]):
+        return "Getting ready: reading the text and the model" if last is None else "Taking its first steps"
+    if job.state == STOPPING:
+        return "Stopping after the step under way, then measuring the best so far"
+    if last is None or not last["step"]:
+        return {"finished": "Done", "stopped": "Stopped", "failed": "It failed"}.get(job.state, "Interrupted")
+    step = f"step {last['step']:,}"
+    if job.state == RUNNING:
+        if not last["remaining_s"] or last["stopped"]:
+            return f"Measuring what it learned, {step}"
+        return f"Training: {step} of {last['steps']:,}, {duration(last['remaining_s'])} left"
+    said = {"finished": "Done", "stopped": "Stopped", "failed": "It failed"}.get(job.state, "Interrupted")
+    early = f" early, {last['stopped']}" if job.state == FINISHED and last["stopped"] else ""
+    return f"{said}{early} after {step}, {duration(last['elapsed_s'])} of training"
+
+
+def _figures(measures: Sequence[dict[str, Any]]) -> str:
+    last = next((one for one in reversed(measures) if one["step"]), None)
+    if last is None:
+        return ""
+    told = [f"{last['bits_per_byte']:.3f} bits a byte in training", f"{last['bytes_per_s']:,.0f} bytes/s"]
+    told += [f"{part:.0%} of {name} active" for name, part in last["active"].items()]
+    return " · ".join([*told, f"{size_text(last['heard_bytes'])} heard"])
+
+
+def _made_better(job: Job) -> str:
+    """What the finished specialist scores, beside its base."""
+    if job.checkpoint is None:
+        return ""
+    with suppress(HatcheryError, OSError):
+        told = checkpoint.read_provenance(job.checkpoint)
+        after, before = told.get("held_out_bits_per_byte", {}), told.get("base_held_out_bits_per_byte", {})
+        lines = []
+        for name, bits in after.items():
+            line = f"{name}: {bits:.3f} bits a byte on text it never saw"
+            if name in before:
+                change = (before[name] - bits) / before[name]
+                line += f"; its base has {before[name]:.3f} ({abs(change):.1%} {'fewer' if change >= 0 else 'MORE'})"
+            lines.append(line)
+        return " · ".join(lines)
+    return ""
+
+
+def samples(measures: Sequence[dict[str, Any]]) -> str:
+    """What the model wrote as it learned, the latest first."""
+    told = [(one["step"], one["sample"]) for one in measures if one.get("sample")]
+    return "\n\n".join(f"── step {step:,} ──\n{sample}" for step, sample in reversed(told[-20:]))
+
+
+def duration(seconds: float) -> str:
+    """A span of time as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{seconds / 3600:.1f} h"
