@@ -463,6 +463,18 @@ def test_minutes_bound_a_run_by_the_clock_and_its_schedule_with_it(
     assert [bool(report.validation) for report in reports] == [False, True, True, False, True, True]
 
 
+def test_a_run_that_another_process_asks_to_stop_ends_after_the_step_under_way(text: Path, tmp_path: Path) -> None:
+    run = Run(recipe(text), tmp_path / "run")
+    seen = []
+    for report in fit(run, report_every=1):
+        seen.append(report.step)
+        if report.step == 3:
+            Folder(tmp_path / "run").ask_to_stop()
+    assert seen == [1, 2, 3, 4] and run.asked_to_stop
+    run.folder.end("stopped")
+    assert not run.folder.asked_to_stop()
+
+
 def test_minutes_and_phases_do_not_go_together(text: Path) -> None:
     with pytest.raises(ConfigError, match="bounded by their steps"):
         recipe(text, minutes=1, phases=({"name": "one"},))
@@ -477,7 +489,7 @@ def test_a_run_leaves_behind_how_it_ended(text: Path, tmp_path: Path) -> None:
     run = Run(recipe(text), tmp_path / "other")
     run.folder.end("failed", "the disk is full")
     assert run.folder.ended() == ("failed", "the disk is full")
-    run.folder.end("")
+    run.folder.go_on()
     assert run.folder.ended() == ("", "")
 
 

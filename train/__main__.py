@@ -117,7 +117,7 @@ def _train(options: argparse.Namespace) -> int:
         raise ConfigError(f"{folder} holds a run already; go on with it (--resume), replace it (--overwrite), or --out")
     else:
         run.begin()
-    run.folder.end("")
+    run.folder.go_on()
     with _interruptible(run), _ending_noted(run):
         teller = _fit(run, options, folder)
         if run.asked_to_stop and not options.export_stopped:
@@ -126,13 +126,14 @@ def _train(options: argparse.Namespace) -> int:
             return 130 if run.asked_to_stop else 0
         teller.say("measuring on all held-out text …")
         try:
-            made = export(run, options.checkpoint or folder / "checkpoint")
+            target = options.checkpoint or folder / "checkpoint"
+            export(run, target)
         except KeyboardInterrupt:
             again = _again(options, folder)
             run.asked_to_stop = True
             teller.say(f"stopped while measuring; the training is done and saved, finish with: {again}")
             return 130
-    print(json.dumps({"checkpoint": str(made)}) if options.json else f"checkpoint: {made}")
+    print(json.dumps({"checkpoint": str(target)}) if options.json else f"checkpoint: {target}")
     return 130 if run.asked_to_stop else 0
 
 

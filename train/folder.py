@@ -143,21 +143,27 @@ class Folder:
             os.replace(written, path)
 
     def end(self, how: str, message: str = "") -> None:
-        """Note how the run ended: `finished`, `stopped` or `failed`, and why; an empty text is that it goes on."""
-        if how:
+        """Note how the run ended: `finished`, `stopped` or `failed`, and why."""
+        if self._writes:
             with contextlib.suppress(OSError):  # a full disk must not hide why it is said
+                (self.path / STOP).unlink(missing_ok=True)
                 self._write_json(END, {"how": how, "message": message})
-        elif self._writes:
-            for name in (END, STOP):
-                (self.path / name).unlink(missing_ok=True)
 
-    def ask_to_stop(self) -> None:
-        """Let the run end after the step under way, whatever process it is in."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / STOP).touch()
+    def go_on(self) -> None:
+        """Forget how the run ended, for it goes on; that it is to stop may be said already, and stays."""
+        if self._writes:
+            (self.path / END).unlink(missing_ok=True)
+
+    def ask_to_stop(self, stop: bool = True) -> None:
+        """Let the run end after the step under way, whatever process it is in; or take that back."""
+        if stop:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / STOP).touch()
+        else:
+            (self.path / STOP).unlink(missing_ok=True)
 
     def asked_to_stop(self) -> bool:
-        """Whether `ask_to_stop` was called since the run was begun or resumed."""
+        """Whether `ask_to_stop` was called."""
         return os.path.exists(self.path / STOP)
 
     def ended(self) -> tuple[str, str]:

@@ -38,7 +38,7 @@ from .folder import STATE, Folder
 
 ROOT = Path(__file__).parents[1]
 """Where the package `train` is."""
-_JOB, _LOG = "job.json", "log.txt"
+_JOB, LOG = "job.json", "log.txt"
 _RUN = os.path.join("..", "run")
 _ID = re.compile(r"[0-9a-f]{16}")
 _LOG_BYTES = 16_000
@@ -83,7 +83,12 @@ class Job:
     @property
     def run(self) -> Folder:
         """The run's folder."""
-        return Folder(self.path / "run", writes=False)
+        return Folder(self.path / "run")
+
+    @property
+    def given(self) -> Path:
+        """What it was given: texts, and the base."""
+        return self.path / "given"
 
     @property
     def checkpoint(self) -> Path | None:
@@ -98,7 +103,7 @@ class Job:
 
     def log(self) -> str:
         """The end of what the command line said."""
-        return _tail(self.path / _LOG)
+        return _tail(self.path / LOG)
 
 
 @dataclass
@@ -134,6 +139,7 @@ class Jobs:
         most_each: int = 1,
         keep_s: float = 0.0,
         environment: Mapping[str, str] | None = None,
+        watch: bool = True,
     ) -> None:
         """Find what was left by an earlier app, and go on with what waits.
 
@@ -144,6 +150,7 @@ class Jobs:
             most_each: jobs of one owner that wait or run.
             keep_s: jobs that ended so long ago are deleted; 0 keeps them.
             environment: of the processes; None is this one's.
+            watch: begin what is due; False only looks.
         """
         self.root, self._at_once, self._most_waiting, self._most_each = root, at_once, most_waiting, most_each
         self._keep_s = keep_s
@@ -154,7 +161,8 @@ class Jobs:
         self._guard = FileLock(root / ".lock")
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._wake, self._closed = threading.Event(), False
-        threading.Thread(target=self._watch, daemon=True, name="jobs").start()
+        if watch:
+            threading.Thread(target=self._watch, daemon=True, name="jobs").start()
 
     @contextmanager
     def draft(self, owner: str) -> Iterator[tuple[str, Path]]:
@@ -171,40 +179,29 @@ class Jobs:
             raise
 
     def submit(
-        self,
-        id: str,
-        title: str,
-        arguments: Sequence[str],
-        *,
-        form: Mapping[str, Any] | None = None,
-        limit_s: float = 0,
+        self, id: str, title: str, arguments: Sequence[str], form: Mapping[str, Any], *, limit_s: float = 0
     ) -> None:
         """Let a drafted job wait for its turn.
 
         Args:
             arguments: recipe and overrides, after `python -m train`.
+            form: what the page wants to know again; JSON values.
             limit_s: seconds that it may train.
 
         Raises:
             TrainingError: too many wait, the owner has too many, or the disk is full.
         """
         with self._guard:
-            self.note(id, title, arguments, form=form, limit_s=limit_s)
+            self.note(id, title, arguments, form, limit_s=limit_s)
             self._enqueue(id, self._read(id))
         self._wake.set()
 
     def note(
-        self,
-        id: str,
-        title: str,
-        arguments: Sequence[str],
-        *,
-        form: Mapping[str, Any] | None = None,
-        limit_s: float = 0,
+        self, id: str, title: str, arguments: Sequence[str], form: Mapping[str, Any], *, limit_s: float = 0
     ) -> None:
         """Write down what a drafted job is to do, for `take`; as in `submit`."""
         record = dataclasses.replace(self._read(id), title=title, arguments=list(arguments), limit_s=limit_s)
-        self._write(id, dataclasses.replace(record, form=dict(form or {})))
+        self._write(id, dataclasses.replace(record, form=dict(form)))
 
     def drop(self, id: str) -> None:
         """Remove a draft."""
@@ -337,13 +334,14 @@ class Jobs:
                 f"the disk has {free / 1e6:.0f} MB free, and a run must find {_LEAST_FREE_BYTES / 1e6:.0f}; "
                 "delete runs that are done, or make room"
             )
-        self._folder(id).end("")
+        self._folder(id).go_on()
+        self._folder(id).ask_to_stop(False)
         self._write(id, dataclasses.replace(record, waiting_since=time.time(), pid=0, began=0.0, stopping=""))
 
     def _begin(self, id: str, record: _Record) -> None:
         """Start the process, a little below the app in the order of who is served first."""
         path = self.root / id
-        with (path / _LOG).open("ab") as log:
+        with (path / LOG).open("ab") as log:
             try:
                 child = subprocess.Popen(
                     [sys.executable, "-m", "train", *self.words(id)],
@@ -374,7 +372,8 @@ class Jobs:
     def take(self, id: str) -> None:
         """Do a drafted or stopped job in this process, which then runs `words`; it does not wait for its turn."""
         with self._guard:
-            self._folder(id).end("")
+            self._folder(id).go_on()
+            self._folder(id).ask_to_stop(False)
             began = psutil.Process().create_time()
             record = dataclasses.replace(self._read(id), waiting_since=0.0, pid=os.getpid(), began=began, stopping="")
             self._write(id, record)
@@ -405,7 +404,7 @@ class Jobs:
             return (STOPPING if record.stopping else RUNNING), ""
         if not record.pid:
             return _DRAFT, ""
-        if said := _said(_tail(self.root / id / _LOG)):
+        if said := _said(_tail(self.root / id / LOG)):
             return FAILED, said
         return INTERRUPTED, "its process ended without a word: the machine was restarted, or memory ran out"
 

@@ -244,8 +244,8 @@ def build_models(
         ids = shelf.ids(owner)
         pick = pick if pick in ids else next(iter(ids), None)
         choices = registry.choices(owner)
-        renewed = [_renewed(dropdown, choices, value) for dropdown, value in zip(dropdowns, values, strict=True)]
-        return shelf.rows(owner), gr.Dropdown(choices=ids, value=pick), *look(pick, owner), *renewed
+        again = [renewed(dropdown, choices, value) for dropdown, value in zip(dropdowns, values, strict=True)]
+        return shelf.rows(owner), gr.Dropdown(choices=ids, value=pick), *look(pick, owner), *again
 
     def on_open(request: gr.Request, secret: str, pick: str | None, *values: str | None) -> tuple[Any, ...]:
         return lists(identify(secret, request), pick, values)
@@ -323,7 +323,7 @@ def build_models(
     )
 
 
-def _renewed(dropdown: gr.Dropdown, choices: list[tuple[str, str]], value: str | None) -> gr.Dropdown:
+def renewed(dropdown: gr.Dropdown, choices: list[tuple[str, str]], value: str | None) -> gr.Dropdown:
     """The dropdown with new choices, its first and empty one kept, and its value if that is still there."""
     choices = [*((str(label), "") for label, id in dropdown.choices if id == ""), *choices]
     known = [id for _, id in choices]

@@ -10,13 +10,16 @@ from typing import Any
 import gradio as gr
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from . import models, tint
+from train.job import Jobs
+
+from . import models, tint, train
 from .chat import build_chat
 from .limits import Limits
 from .models import build_models
 from .owner import greet
 from .registry import Registry
 from .sessions import Sessions
+from .train import build_train
 from .write import build_write
 from .writing import ON_ZERO_GPU
 
@@ -51,6 +54,14 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
     cache = None if limits.public else Path(HF_HUB_CACHE)
     registry = Registry(checkpoints, data, limits, "cpu" if ON_ZERO_GPU else device, cache=cache)
     sessions = Sessions(registry, data, limits)
+    jobs = Jobs(
+        data / "runs",
+        at_once=limits.max_runs_at_once,
+        most_waiting=limits.max_runs_waiting,
+        most_each=limits.max_runs_each,
+        keep_s=limits.runs_hours * 3600.0,
+        environment=_of_runs(limits),
+    )
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         owner = gr.BrowserState("", storage_key="bdh-owner", secret=_browser_secret(data))
         gr.Markdown(
@@ -60,22 +71,35 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
         greeting = page.load(
             greet, owner, owner, concurrency_limit=None, api_visibility="private", show_progress="hidden"
         )
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             with gr.Tab("Chat", id="chat"):
                 chat = build_chat(registry, sessions, owner, limits, greeting)
             with gr.Tab("Write", id="write"):
                 write = build_write(registry, owner, limits)
+            models_shown = [chat.model, write.model, write.other]
+            with gr.Tab("Train", id="train") as tab:
+                build_train(registry, jobs, owner, limits, models_shown, chat.model, tabs, greeting, tab)
             with gr.Tab("Models", id="models") as tab:
-                build_models(registry, owner, limits, [chat.model, write.model, write.other], greeting, tab)
+                build_models(registry, owner, limits, models_shown, greeting, tab)
     page.queue(max_size=64, api_open=False)
     return page
+
+
+def _of_runs(limits: Limits) -> dict[str, str]:
+    """The environment of training processes: where strangers come, without the login of the machine."""
+    environment = dict(os.environ)
+    if limits.public:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            environment.pop(name, None)
+        environment["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+    return environment
 
 
 def launch_options(limits: Limits, data: Path) -> dict[str, Any]:
     """How the page is served: nothing of the disk is readable, inputs are not kept, errors stay short."""
     return {
         "theme": theme(),
-        "css": CSS + models.CSS + tint.CSS,
+        "css": CSS + models.CSS + tint.CSS + train.CSS,
         "max_file_size": limits.max_upload_bytes,
         "blocked_paths": [str(data)],
         "show_error": False,

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import os
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bdh import checkpoint
-from bdh.errors import ConfigError, DataError, HatcheryError
+from bdh import checkpoint, hub
+from bdh.errors import CheckpointError, ConfigError, DataError, HatcheryError
 from bdh.models import parameter_count
 from bdh.presets import PRESETS, describe
-from train.job import FINISHED, RUNNING, STOPPING, WAITING, Job, Jobs
+from train.job import FINISHED, LOG, RUNNING, STOPPING, WAITING, Job, Jobs
+from train.recipe import list_recipes, read_fields
 
 from .limits import Limits
 from .registry import Owner, Registry, compact, size_text
-from .wishes import DATASET, FRESH, MINUTES, OWN, Wish, arguments, checked, command, run_name, text_fields
-from .writing import ON_ZERO_GPU
+from .wishes import DATASET, FRESH, MINUTES, OWN, SHIPPED, Wish, arguments, checked, command, run_name, text_fields
+from .writing import ON_ZERO_GPU, lent
 
 MINE = "mine.txt"
 _NO_SHAPE = "composed"
+_AROUND_S = 60.0
+_OPENING_CHARACTERS = 40
+_MOST_SHOWN_BYTES = 2_000_000
+"""Of a text that is put back into its box."""
 
 
 class Look(NamedTuple):
@@ -68,14 +74,16 @@ class Trainer:
         wish = checked(wish, self.limits)
         with self.jobs.draft(owner) as (id, given):
             words = self._prepare(wish, files, owner, given)
-            form = dataclasses.asdict(wish)
+            # What was pasted may be long, and stands beside.
+            form = dataclasses.asdict(wish) | {"pasted": "", "own": self._own_name(wish, files)}
             # A name that tells two runs apart, for the list and for the file that is downloaded.
-            title = self._name(wish, files, owner)
+            title = self._name(wish, files)
             limit_s = self.limits.max_train_minutes * 60.0 if self.limits.public else 0.0
             if ON_ZERO_GPU:
-                self.jobs.note(id, title, words, form=form)
+                self.jobs.note(id, title, words, form)
+                self.jobs.take(id)
             else:
-                self.jobs.submit(id, title, words, form=form, limit_s=limit_s)
+                self.jobs.submit(id, title, words, form, limit_s=limit_s)
         return id
 
     def estimate(self, wish: Wish, files: Sequence[str], owner: Owner) -> str:
@@ -93,25 +101,29 @@ class Trainer:
         learning = "all of them learn"
         if found["learning"] < found["parameters"]:
             learning = f"{found['learning']:,} learn"
+        times = found["heard_bytes"] / max(1, found["text_bytes"])
         return (
-            f"**{found['parameters']:,} parameters**, {learning} · {size_text(found['text_bytes'])} of text to train on · "
-            f"**{size_text(found['memory_bytes'])} of memory** beside the weights, {size_text(found['free_bytes'])} "
-            f"are free · {found['bytes_per_s']:,.0f} bytes/s on {found['device']}: "
+            f"**{found['parameters']:,} parameters**, {learning} · {size_text(found['text_bytes'])} of text to train "
+            f"on · **{size_text(found['memory_bytes'])} of memory** beside the weights, "
+            f"{size_text(found['free_bytes'])} are free · {found['bytes_per_s']:,.0f} bytes/s on {found['device']}: "
             f"**{duration(found['seconds'])}** for {found['steps']:,} steps, in which it hears "
-            f"{size_text(found['heard_bytes'])} ({found['heard_bytes'] / max(1, found['text_bytes']):.2g} times the text)"
+            f"{size_text(found['heard_bytes'])} ({times:.2g} times the text)"
         )
 
     def shell(self, wish: Wish, files: Sequence[str], owner: Owner) -> str:
         """The command that does the same; a line that says what is missing if it cannot be said yet."""
         try:
             wish = checked(wish, self.limits)
-            return command(self._words(wish, self._own_name(wish, files), files, owner))
+            return command(self._words(wish, files, owner))
         except HatcheryError as error:
             return f"# {error}"
 
     def resume(self, id: str, owner: Owner) -> None:
         """Let a run go on that was stopped, failed or was interrupted."""
-        self.jobs.resume(id, owner)
+        if ON_ZERO_GPU and self.jobs.get(id, owner).resumable:
+            self.jobs.take(id)
+        else:
+            self.jobs.resume(id, owner)
 
     def adopt(self, id: str, owner: Owner) -> str:
         """Take what a run made into the owner's list of models; returns the model's id.
@@ -119,7 +131,7 @@ class Trainer:
         Raises:
             HatcheryError: there is nothing yet.
         """
-        return self.registry.load_trained(self._made(id, owner), self.jobs.get(id, owner).title, owner)
+        return self.registry.load_trained(self.made(id, owner), self.jobs.get(id, owner).title, owner)
 
     def delete(self, id: str, owner: Owner) -> None:
         """Remove a run and what it made.
@@ -134,7 +146,7 @@ class Trainer:
 
     def zipped(self, id: str, owner: Owner) -> Path:
         """What a run made as one file, in a temporary folder of its own."""
-        made, title = self._made(id, owner), self.jobs.get(id, owner).title
+        made, title = self.made(id, owner), self.jobs.get(id, owner).title
         path = Path(tempfile.mkdtemp(prefix="specialist-")) / f"{title}.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
             for name in checkpoint.FILES:
@@ -149,11 +161,35 @@ class Trainer:
         return Look(status(job, measures, self.jobs.busy()), measures, samples(measures), job.log())
 
     def wish_of(self, id: str, owner: Owner) -> Wish:
-        """What was asked for, to be asked again with changes."""
+        """What was asked for, to be asked again with changes; of files, their text."""
+        job = self.jobs.get(id, owner)
         known = {field.name for field in dataclasses.fields(Wish)}
-        return Wish(**{name: value for name, value in self.jobs.get(id, owner).form.items() if name in known})
+        wish = Wish(**{name: value for name, value in job.form.items() if name in known})
+        own = job.given / str(job.form.get("own", MINE))
+        paths = sorted(own.iterdir()) if own.is_dir() else [own]
+        if wish.data != OWN or sum(path.stat().st_size for path in paths) > _MOST_SHOWN_BYTES:
+            return wish
+        text = "\n\n".join(path.read_bytes().decode("utf-8", "replace") for path in paths)
+        return dataclasses.replace(wish, pasted=text)
 
-    def _made(self, id: str, owner: Owner) -> Path:
+    def publish(self, id: str, owner: Owner, repo: str, *, private: bool, token: str | None) -> str:
+        """Send what a run made to the Hub; returns what to tell.
+
+        Raises:
+            HatcheryError: nothing is made yet, nobody is signed in, or what the Hub says.
+        """
+        made, repo = self.made(id, owner), hub.without_address(repo.strip())
+        if token is None and self.limits.public:  # the machine's own login is not for strangers
+            raise CheckpointError("publishing from a public page needs your own account: sign in, or download it")
+        address = hub.upload(made, repo, private=private, token=token)
+        return f"Published: [{repo}]({address}). Your copy here stays."
+
+    def made(self, id: str, owner: Owner) -> Path:
+        """The folder of the checkpoint that a run made.
+
+        Raises:
+            HatcheryError: there is none yet.
+        """
         made = self.jobs.get(id, owner).checkpoint
         if made is None:
             raise DataError("this run has made no checkpoint yet; await its end, or stop it to take the best so far")
@@ -162,7 +198,7 @@ class Trainer:
     def _prepare(self, wish: Wish, files: Sequence[str], owner: Owner, given: Path) -> list[str]:
         """Put what the run needs into its folder; returns the words after `python -m train`."""
         own = self._own_name(wish, files)
-        words = self._words(wish, own, files, owner)
+        words = self._words(wish, files, owner)
         if wish.data == OWN:
             self._write_own(wish, files, given / own)
         if not wish.fresh:
@@ -178,7 +214,7 @@ class Trainer:
                     model.save_pretrained(target)
         return words
 
-    def _words(self, wish: Wish, own: str, files: Sequence[str], owner: Owner) -> list[str]:
+    def _words(self, wish: Wish, files: Sequence[str], owner: Owner) -> list[str]:
         most = self.limits.max_train_parameters
         if not wish.base:
             raise ConfigError("choose a model to go on from, or a shape for fresh weights")
@@ -191,9 +227,9 @@ class Trainer:
             raise ConfigError(f"this model has {count:,} parameters; up to {most:,} may be trained here")
         if wish.data == OWN and not wish.pasted.strip() and not files:
             raise DataError("paste a text or choose files first")
-        texts = text_fields(wish, Path(own), self.limits)
+        texts = text_fields(wish, self._own_name(wish, files), self.limits)
         base = "" if wish.fresh else self._base_name(wish.base, owner)
-        wish = dataclasses.replace(wish, name=self._name(wish, files, owner))
+        wish = dataclasses.replace(wish, name=self._name(wish, files), prompt=wish.prompt or _opening(wish, files))
         return arguments(wish, base, texts, kind=config.kind)
 
     def _base_name(self, id: str, owner: Owner) -> str:
@@ -201,15 +237,18 @@ class Trainer:
         source, title = self.registry.source(id, owner), run_name(self.registry.title(id, owner), "base")
         if source == "shipped":
             return f"checkpoints/{title}"
-        return source.removeprefix("Hub: ").partition("@")[0].partition(":")[0] if source.startswith("Hub: ") else title
+        if source.startswith("Hub: "):
+            return source.removeprefix("Hub: ").partition("@")[0].partition(":")[0]
+        return f"base/{title}"
 
     def _own_name(self, wish: Wish, files: Sequence[str]) -> str:
-        """What a person's own text is called in a run's folder."""
+        """What a person's own text is called in a run's folder: a name that no shipped text and no base has."""
         if len(files) == 1 and not wish.pasted.strip():
-            return run_name(Path(files[0]).name, MINE)
+            name = run_name(Path(files[0]).name, MINE)
+            return name if Path(name).suffix else f"{name}.txt"
         return "mine" if files else MINE
 
-    def _name(self, wish: Wish, files: Sequence[str], owner: Owner) -> str:
+    def _name(self, wish: Wish, files: Sequence[str]) -> str:
         if wish.name.strip():
             return run_name(wish.name, "specialist")
         if wish.data == OWN:
@@ -235,6 +274,25 @@ class Trainer:
                 (target / "pasted.txt").write_bytes(pasted)
             for place, path in enumerate(files):
                 shutil.copyfile(path, target / f"{place:03d}-{run_name(Path(path).name, 'text')}")
+
+
+def _opening(wish: Wish, files: Sequence[str]) -> str:
+    """What samples begin with unless it is said: what the text begins with."""
+    if wish.data == SHIPPED:
+        return next((str(read_fields(name, [])["prompt"]) for name in wish.corpora if name in list_recipes()), "")
+    if wish.data != OWN:
+        return ""
+    start = wish.pasted[:400].encode()
+    if not start.strip() and files:
+        with Path(files[0]).open("rb") as file:
+            start = file.read(400)
+    words = start.decode("utf-8", "ignore").split()
+    text = ""
+    for word in words:
+        if len(text) + len(word) > _OPENING_CHARACTERS:
+            break
+        text += f"{word} "
+    return text if text.isprintable() else ""
 
 
 def status(job: Job, measures: Sequence[dict[str, Any]], busy: tuple[int, int]) -> str:
@@ -316,3 +374,25 @@ def duration(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min" if seconds >= 600 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
     return f"{seconds / 3600:.1f} h"
+
+
+def _lent_seconds(root: str, id: str, minutes: float) -> int:
+    """For how long to ask for a GPU: reading and measuring take time too."""
+    return int(60 * minutes + _AROUND_S)
+
+
+@lent(_lent_seconds)
+def train_on_lent_gpu(root: str, id: str, minutes: float) -> None:
+    """Do a job to its end in this process, which on ZeroGPU is one that has a GPU as long as the call lasts."""
+    # It takes seconds to import, and elsewhere only child processes need it.
+    from train.__main__ import main as run_command  # noqa: PLC0415
+
+    jobs = Jobs(Path(root), watch=False)
+    jobs.take(id)
+    here = os.getcwd()
+    with (jobs.root / id / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            os.chdir(jobs.root / id / "given")
+            run_command(jobs.words(id))
+        finally:
+            os.chdir(here)

@@ -9,7 +9,6 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from bdh.config import config_to_dict
@@ -103,7 +102,7 @@ def checked(wish: Wish, limits: Limits) -> Wish:
     return dataclasses.replace(wish, **numbers)
 
 
-def text_fields(wish: Wish, own: Path | None, limits: Limits) -> dict[str, Any]:
+def text_fields(wish: Wish, own: str, limits: Limits) -> dict[str, Any]:
     """The `texts` of the recipe.
 
     Args:
@@ -114,9 +113,9 @@ def text_fields(wish: Wish, own: Path | None, limits: Limits) -> dict[str, Any]:
     """
     bound = {"max_bytes": limits.max_train_bytes}
     if wish.data == OWN:
-        if own is None:
-            raise DataError("paste a text or choose files first")
-        return {"mine": {"rows": wish.rows, "source": str(own)}}
+        mine = {"rows": wish.rows, "source": own}
+        # What was uploaded is measured, but a compressed file may be far more than it seems.
+        return {"mine": mine if own.endswith(".txt") else mine | bound}
     if wish.data == SHIPPED:
         chosen = [name for name in SHIPPED_TEXTS if name in wish.corpora]
         if not chosen:
@@ -172,7 +171,7 @@ def arguments(wish: Wish, base: str, texts: Mapping[str, Any], *, kind: str) -> 
         told["lora_rank"] = wish.lora_rank
     if wish.activity_percent:
         told |= {"activity": wish.activity_percent / 100, "activity_steps": steps // 3}
-    return ["finetune", *(f"{name}={_toml(value)}" for name, value in told.items() if _USUAL.get(name) != value)]
+    return ["finetune", *(f"{name}={_word(value)}" for name, value in told.items() if _USUAL.get(name) != value)]
 
 
 _USUAL = {"trained": "full", "prompt": "\n", "seed": 0, "chunk_bytes": 256}
@@ -209,6 +208,12 @@ def run_name(text: str, otherwise: str) -> str:
     """A name as recipes allow it, made of what a person wrote or chose."""
     plain = re.sub(r"[^\w.-]+", "-", text.strip(), flags=re.ASCII).strip("-._")[:60]
     return plain or otherwise
+
+
+def _word(value: Any) -> str:
+    """A value of a `key=value` pair; a text that nobody could take for something else stands bare."""
+    bare = isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_./@-]*", value)
+    return value if bare and value not in ("true", "false", "inf", "nan") else _toml(value)
 
 
 def _toml(value: Any) -> str:

@@ -25,6 +25,7 @@ _FEED_RATE, _WRITE_RATE = 5_000, 100
 """Bytes a second that a lent GPU is sure to reach; they bound how long it is asked for."""
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def hear_and_write(stream: Stream, data: bytes, options: Sampling | None) -> Iterator[list[int | Written]]:
@@ -55,11 +56,12 @@ def _seconds(model: Any, before: Snapshot, data: bytes, options: Sampling | None
     return int(min(110, 10 + len(data) / _FEED_RATE + written / _WRITE_RATE))
 
 
-def _lent(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    return spaces.GPU(duration=_seconds)(function) if spaces is not None else function
+def lent(seconds: Callable[..., int]) -> Callable[[F], F]:
+    """Run a function in a process that has a GPU for as many seconds as its arguments ask for; elsewhere as it is."""
+    return spaces.GPU(duration=seconds) if spaces is not None else lambda function: function
 
 
-@_lent
+@lent(_seconds)
 def _on_lent_gpu(
     model: Any, before: Snapshot, data: bytes, options: Sampling | None
 ) -> Iterator[list[int | Written] | Snapshot]:

@@ -1,0 +1,385 @@
+"""The Train tab: ask for a specialist, watch it learn, take it along."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+from gradio.events import Dependency
+
+from train.job import FAILED, STOPPING, Job, Jobs
+
+from . import curves
+from .limits import Limits
+from .models import renewed
+from .owner import identify, reported
+from .registry import Owner, Registry, size_text
+from .runs import Trainer, train_on_lent_gpu
+from .wishes import (
+    DATASET,
+    FRESH,
+    MINUTES,
+    OWN,
+    RATE_OF_BASE,
+    RATE_OF_FRESH,
+    SHIPPED,
+    SHIPPED_TEXTS,
+    STEPS,
+    TRAINED,
+    Wish,
+)
+from .writing import ON_ZERO_GPU
+
+CSS = """
+.runs-status { display: grid; gap: 6px; overflow-wrap: anywhere; }
+.runs-status progress { width: 100%; height: 10px; accent-color: #059669; }
+.runs-message { color: #b45309; }
+.dark .runs-message { color: #fbbf24; }
+#train-told p { margin: 0; }
+#runs-plot .vega-embed, #runs-plot .altair { width: 100%; }
+#runs-samples textarea, #runs-log textarea { font-family: var(--font-mono); font-size: var(--text-sm); }
+"""
+"""The looks, for the page's style sheet."""
+_TICK_S = 2.0
+_NOTHING = "No runs yet. Choose a model and a text above, and start one: its curves and samples will appear here."
+_TOO_EARLY = "The curves begin with the first measures, a few seconds after it started."
+_FIELDS = [field.name for field in dataclasses.fields(Wish)]
+
+
+def allowed(limits: Limits) -> str:
+    """What a run may take here, in words."""
+    told = [f"up to {size_text(limits.max_train_bytes)} of text"]
+    if limits.public or ON_ZERO_GPU:
+        told.insert(0, f"up to {limits.max_train_minutes:,} minutes")
+        told.append(f"models of up to {limits.max_train_parameters / 1e6:,.0f} M parameters")
+    at_once = limits.max_runs_at_once
+    queue = "One run trains at a time" if at_once == 1 else f"{at_once} runs train at a time"
+    kept = f" A run is deleted {limits.runs_hours} hours after it ended." if limits.public else ""
+    return (
+        f"Allowed here: {', '.join(told)}. {queue}; others wait their turn. A run goes on when the page is closed, "
+        f"and is found here again.{kept}"
+    )
+
+
+def label(job: Job) -> str:
+    """A run as the list of runs names it."""
+    return f"{job.title} · {job.state} · {time.strftime('%d %b %H:%M', time.gmtime(job.created))} UTC"
+
+
+def build_train(
+    registry: Registry,
+    jobs: Jobs,
+    owner: gr.BrowserState,
+    limits: Limits,
+    dropdowns: Sequence[gr.Dropdown],
+    chat_model: gr.Dropdown,
+    tabs: gr.Tabs,
+    greeting: Dependency,
+    tab: gr.Tab,
+) -> None:
+    """Lay out the tab and wire it.
+
+    Args:
+        dropdowns: choices of a model anywhere on the page, which learn of new specialists.
+        chat_model: the one of them that a specialist is tried in.
+        tabs: all tabs, with the chat's id `chat`.
+        greeting: the event after which `owner` is known.
+        tab: where this is; its lists are read anew whenever it is opened.
+    """
+    trainer = Trainer(registry, jobs, limits)
+    bases = trainer.bases("")
+    with gr.Row():
+        base = gr.Dropdown(
+            choices=bases,
+            value=bases[0][1] if bases else None,
+            label="Begin with",
+            info="a model that goes on learning, or a fresh one of that shape",
+            scale=3,
+            min_width=280,
+            elem_id="train-base",
+        )
+        amount = gr.Number(
+            min(5, limits.max_train_minutes), label="Budget", info="how long it trains", minimum=0, scale=1,
+            min_width=110, elem_id="train-amount",
+        )  # fmt: skip
+        budget = gr.Radio(
+            [MINUTES] if ON_ZERO_GPU else [MINUTES, STEPS], value=MINUTES, label="in",
+            info="minutes of the clock, or steps", scale=1, min_width=230, elem_id="train-budget",
+        )  # fmt: skip
+    data = gr.Radio([OWN, SHIPPED, DATASET], value=OWN, label="Learns from", elem_id="train-data")
+    with gr.Row(visible=True) as own_row:
+        pasted = gr.Textbox(
+            label="Text",
+            placeholder="Paste a text: letters, a book, code, dialogues … The more the better, from about 20 kB on.",
+            lines=7,
+            max_lines=7,
+            scale=3,
+            min_width=280,
+            elem_id="train-pasted",
+        )
+        files = gr.File(
+            label="Or files of text", file_count="multiple", height=190, scale=2, min_width=240, elem_id="train-files"
+        )
+    with gr.Row(visible=False) as shipped_row:
+        corpora = gr.CheckboxGroup(
+            SHIPPED_TEXTS,
+            label="Texts that come with the hatchery",
+            info="about 1 to 5 MB each",
+            elem_id="train-corpora",
+        )
+    with gr.Row(visible=False) as dataset_row:
+        dataset = gr.Textbox(
+            label="Dataset", info="user/name or user/name@revision", placeholder="roneneldan/TinyStories", max_lines=1,
+            scale=3, min_width=240, elem_id="train-dataset",
+        )  # fmt: skip
+        config = gr.Textbox(label="Configuration", info="empty: its default", max_lines=1, min_width=130)
+        split = gr.Textbox("train", label="Split", info="to train on", max_lines=1, min_width=110)
+        column = gr.Textbox("text", label="Column", info="with the text", max_lines=1, min_width=110)
+        megabytes = gr.Number(5, label="Megabytes", info="read at most", minimum=0.01, min_width=110)
+    with gr.Accordion("Advanced", open=False, elem_id="train-advanced"):
+        with gr.Row():
+            name = gr.Textbox(label="Name", info="of the specialist; empty: after its text", max_lines=1, min_width=180)
+            learning_rate = gr.Number(
+                RATE_OF_BASE, label="Learning rate", info="the highest, of AdamW", step=0.0001, min_width=150
+            )
+            rows = gr.Number(8, label="Rows", info="streams heard side by side", precision=0, min_width=150)
+            chunk_bytes = gr.Number(
+                256, label="Chunk", info="bytes that gradients reach back", precision=0, min_width=150
+            )
+        with gr.Row():
+            trained = gr.Dropdown(list(TRAINED), value="everything", label="What learns", info="of a model's weights")
+            lora_rank = gr.Number(8, label="LoRA rank", info="of what is added", precision=0, min_width=130)
+            activity = gr.Slider(0, 50, 0, step=1, label="Active neurons, %", info="to steer to; 0 leaves them free")
+            dropout = gr.Slider(0, 0.5, 0, step=0.05, label="Dropout", info="against learning by heart")
+        with gr.Row():
+            held_out = gr.Slider(1, 20, 5, step=1, label="Held out, %", info="to validate on; as much to measure on")
+            patience = gr.Number(
+                5, label="Patience", info="looks without a better one; 0: all", precision=0, min_width=150
+            )
+            prompt = gr.Textbox(label="Samples begin with", info="what it goes on from", max_lines=3, min_width=180)
+            seed = gr.Number(0, label="Seed", info="the same gives the same", precision=0, min_width=120)
+    with gr.Row():
+        estimate = gr.Button("Estimate", scale=1, min_width=120, elem_id="train-estimate")
+        start = gr.Button("Start training", variant="primary", scale=2, min_width=160, elem_id="train-start")
+    told = gr.Markdown(allowed(limits), elem_id="train-told")
+    with gr.Accordion("The same from a shell", open=False, elem_id="train-same"):
+        shell = gr.Code(
+            "", language="shell", show_label=False, wrap_lines=True, lines=2, max_lines=8, elem_id="train-shell"
+        )
+    gr.Markdown("### Your runs")
+    nothing = gr.Markdown(_NOTHING, elem_id="runs-nothing")
+    with gr.Column(visible=False, elem_id="runs") as shown:
+        run = gr.Dropdown([], label="Run", elem_id="runs-run")
+        status = gr.HTML(elem_id="runs-status")
+        with gr.Row():
+            small: dict[str, Any] = {"size": "sm", "min_width": 120, "visible": False}
+            stop = gr.Button("Stop", variant="stop", elem_id="runs-stop", **small)
+            resume = gr.Button("Resume", elem_id="runs-resume", **small)
+            chat = gr.Button("Chat with it", variant="primary", elem_id="runs-chat", **small)
+            download = gr.Button("Download", elem_id="runs-download", **small)
+            again = gr.Button("Again with changes", elem_id="runs-again", **small)
+            delete = gr.Button("Delete", elem_id="runs-delete", **small)
+        file = gr.File(label="The specialist", visible=False, interactive=False, elem_id="runs-file")
+        early = gr.Markdown(_TOO_EARLY, visible=False, elem_id="runs-early")
+        plot = gr.Plot(show_label=False, visible=False, elem_id="runs-plot")
+        samples = gr.Textbox(
+            label="What it writes as it learns, the latest first", lines=8, max_lines=8, interactive=False,
+            autoscroll=False, visible=False, elem_id="runs-samples",
+        )  # fmt: skip
+        with gr.Accordion("Publish it on the Hub", open=False, visible=False, elem_id="runs-publish") as hub:
+            with gr.Row():
+                repo = gr.Textbox(
+                    label="Repository", info="a new one, or yours to replace", placeholder="user/name", max_lines=1,
+                    scale=3, elem_id="runs-repo",
+                )  # fmt: skip
+                private = gr.Checkbox(True, label="Only I can see it", scale=1, min_width=160)
+                push = gr.Button("Publish", scale=1, min_width=120, elem_id="runs-push")
+            pushed = gr.Markdown(elem_id="runs-pushed")
+        with gr.Accordion("Log", open=False):
+            log = gr.Textbox(
+                show_label=False, container=False, lines=10, max_lines=10, interactive=False, elem_id="runs-log"
+            )
+    seen = gr.State("")
+    timer = gr.Timer(_TICK_S, active=False)
+
+    form: dict[str, Any] = {
+        "base": base, "data": data, "pasted": pasted, "corpora": corpora, "dataset": dataset, "config": config,
+        "split": split, "column": column, "megabytes": megabytes, "budget": budget, "amount": amount, "name": name,
+        "learning_rate": learning_rate, "rows": rows, "chunk_bytes": chunk_bytes, "trained": trained,
+        "lora_rank": lora_rank, "activity_percent": activity, "dropout": dropout, "held_out_percent": held_out,
+        "patience": patience, "prompt": prompt, "seed": seed,
+    }  # fmt: skip
+    asked = [form[name] for name in _FIELDS]
+    buttons = [stop, resume, chat, download, again, delete, hub]
+    view = [nothing, shown, run, status, early, plot, samples, log, *buttons, seen, timer]
+
+    def wish_of(values: Sequence[Any]) -> Wish:
+        told = dict(zip(_FIELDS, values, strict=True))
+        return Wish(**{name: value for name, value in told.items() if value is not None})
+
+    def look(whose: Owner, id: str | None, token: str = "") -> tuple[Any, ...]:
+        """Everything that shows a run; what has not changed since `token` is left as it is."""
+        found = jobs.of(whose)
+        if not found:
+            return gr.Markdown(visible=True), gr.Column(visible=False), *[gr.skip()] * 13, "", gr.Timer(active=False)
+        job = next((one for one in found if one.id == id), found[0])
+        now = trainer.look(job.id, whose)
+        renewed_token = f"{job.id} {job.state} {job.place} {len(now.measures)} {len(now.log)}"
+        active = gr.Timer(active=job.active)
+        if token == renewed_token:
+            return *[gr.skip()] * 3, now.status, *[gr.skip()] * 11, token, active
+        drawn = curves.chart(now.measures)
+        done = job.checkpoint is not None
+        choices = [(label(one), one.id) for one in found]
+        visible = [job.active, job.resumable, done, done, True, not job.active]
+        named = "Stop at once" if job.state == STOPPING else "Stop"
+        shows = [gr.Button(named, visible=visible[0]), *(gr.Button(visible=one) for one in visible[1:])]
+        return (
+            gr.Markdown(visible=False),
+            gr.Column(visible=True),
+            gr.Dropdown(choices=choices, value=job.id),
+            now.status,
+            gr.Markdown(visible=drawn is None and job.active),
+            gr.Plot(drawn, visible=drawn is not None),
+            gr.Textbox(now.samples, visible=bool(now.samples)),
+            now.log,
+            *shows,
+            gr.Accordion(visible=done),
+            renewed_token,
+            active,
+        )
+
+    def on_open(request: gr.Request, secret: str, id: str | None, pick: str | None) -> tuple[Any, ...]:
+        whose = identify(secret, request)
+        known = trainer.bases(whose)
+        pick = pick if pick in [one for _, one in known] else next((one for _, one in known), None)
+        return gr.Dropdown(choices=known, value=pick), *look(whose, id)
+
+    def on_look(request: gr.Request, secret: str, id: str | None) -> tuple[Any, ...]:
+        return *look(identify(secret, request), id), gr.File(visible=False), ""
+
+    def on_tick(request: gr.Request, secret: str, id: str | None, token: str) -> tuple[Any, ...]:
+        return look(identify(secret, request), id, token)
+
+    def on_shell(request: gr.Request, secret: str, chosen: list[str] | None, *values: Any) -> str:
+        # Whether something was pasted makes no difference to the command, and the text may be long.
+        wish = wish_of([*values[:_PASTED], "pasted", *values[_PASTED:]])
+        return trainer.shell(wish, chosen or [], identify(secret, request))
+
+    def on_estimate(request: gr.Request, secret: str, chosen: list[str] | None, *values: Any) -> str:
+        with reported():
+            return trainer.estimate(wish_of(values), chosen or [], identify(secret, request))
+
+    def on_start(request: gr.Request, secret: str, chosen: list[str] | None, *values: Any) -> tuple[Any, ...]:
+        whose = identify(secret, request)
+        with reported():
+            id = trainer.start(wish_of(values), chosen or [], whose)
+        return allowed(limits), *look(whose, id)
+
+    def on_stop(request: gr.Request, secret: str, id: str) -> tuple[Any, ...]:
+        whose = identify(secret, request)
+        with reported():
+            jobs.stop(id, whose)
+        return look(whose, id)
+
+    def on_resume(request: gr.Request, secret: str, id: str) -> tuple[Any, ...]:
+        whose = identify(secret, request)
+        with reported():
+            trainer.resume(id, whose)
+        return look(whose, id)
+
+    def on_delete(request: gr.Request, secret: str, id: str) -> tuple[Any, ...]:
+        whose = identify(secret, request)
+        with reported():
+            trainer.delete(id, whose)
+        return look(whose, None)
+
+    def on_chat(request: gr.Request, secret: str, id: str, *values: str | None) -> tuple[Any, ...]:
+        whose = identify(secret, request)
+        with reported():
+            model = trainer.adopt(id, whose)
+        choices = registry.choices(whose)
+        picks = [model if one is chat_model else value for one, value in zip(dropdowns, values, strict=True)]
+        shown = [renewed(one, choices, pick) for one, pick in zip(dropdowns, picks, strict=True)]
+        return gr.Tabs(selected="chat"), *shown
+
+    def on_download(request: gr.Request, secret: str, id: str) -> gr.File:
+        with reported():
+            return gr.File(str(trainer.zipped(id, identify(secret, request))), visible=True)
+
+    def on_again(request: gr.Request, secret: str, id: str) -> list[Any]:
+        whose = identify(secret, request)
+        with reported():
+            before = trainer.wish_of(id, whose)
+        values = dataclasses.asdict(before)
+        if before.base not in [one for _, one in trainer.bases(whose)]:
+            values["base"] = gr.skip()
+        return [values[name] for name in _FIELDS]
+
+    def on_publish(
+        request: gr.Request, account: gr.OAuthToken | None, secret: str, id: str, where: str, hidden: bool
+    ) -> str:
+        whose = identify(secret, request)
+        with reported():
+            return trainer.publish(id, whose, where, private=hidden, token=account.token if account else None)
+
+    quick: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+    greeting.then(on_open, [owner, run, base], [base, *view], **quick)
+    tab.select(on_open, [owner, run, base], [base, *view], **quick)
+    run.input(on_look, [owner, run], [*view, file, pushed], **quick)
+    timer.tick(on_tick, [owner, run, seen], view, trigger_mode="once", **quick)
+    data.change(
+        lambda chosen: [gr.Row(visible=chosen == one) for one in (OWN, SHIPPED, DATASET)],
+        data,
+        [own_row, shipped_row, dataset_row],
+        **quick,
+    )
+    base.input(
+        lambda chosen: RATE_OF_FRESH if str(chosen).startswith(FRESH) else RATE_OF_BASE, base, learning_rate, **quick
+    )
+    without_text = [one for one in asked if one is not pasted]
+    gr.on(
+        [tab.select, *(one.change for one in [files, *without_text])],
+        on_shell,
+        [owner, files, *without_text],
+        shell,
+        trigger_mode="always_last",
+        **quick,
+    )
+    given = [owner, files, *asked]
+    tried = estimate.click(
+        on_estimate, given, told, api_visibility="private", concurrency_limit=1, show_progress="full"
+    )
+    tried.failure(lambda: allowed(limits), None, told, **quick)
+    started = start.click(
+        on_start, given, [told, *view], **(quick | {"show_progress": "minimal"}), show_progress_on=told
+    )
+    if ON_ZERO_GPU:
+        lend: dict[str, Any] = quick | {"concurrency_limit": limits.max_runs_at_once, "concurrency_id": "training"}
+
+        def on_lent(request: gr.Request, secret: str, id: str) -> None:
+            job = jobs.get(id, identify(secret, request))
+            try:
+                train_on_lent_gpu(str(jobs.root), id, float(job.form.get("amount", 1)))
+            except Exception as error:  # no GPU is left for this visitor, or it was taken back
+                job.run.end(FAILED, f"the GPU that was lent is gone: {error}"[:300])
+                raise
+
+        for event in (started.success, resume.click):
+            event(on_lent, [owner, run], None, **lend).then(on_look, [owner, run], [*view, file, pushed], **quick)
+    stop.click(on_stop, [owner, run], view, **quick)
+    resume.click(on_resume, [owner, run], view, **quick)
+    delete.click(on_delete, [owner, run], view, **quick)
+    chat.click(on_chat, [owner, run, *dropdowns], [tabs, *dropdowns], **quick)
+    download.click(on_download, [owner, run], file, **quick)
+    again.click(on_again, [owner, run], asked, **quick)
+    push.click(
+        on_publish, [owner, run, repo, private], pushed, api_visibility="private", concurrency_limit=2,
+        show_progress="full",
+    )  # fmt: skip
+
+
+_PASTED = _FIELDS.index("pasted")
