@@ -35,7 +35,7 @@ def app(home: Path, **environment: str) -> Iterator[str]:
     Yields:
         Its address.
     """
-    for name in ("app.py", "bdh", "ui"):
+    for name in ("app.py", "bdh", "train", "ui"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, home / name)
     endless().save_pretrained(home / "checkpoints" / "alpha")
