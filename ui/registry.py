@@ -315,9 +315,7 @@ class Registry:
             self.park_idle(slot.id)
             with self._lock:
                 if slot.users:
-                    raise HatcheryError(
-                        f"{slot.title} is being used in another tab; begin a new conversation there first"
-                    )
+                    raise HatcheryError(f"{slot.title} is being used in another tab; end what is done with it first")
                 self._slots.pop(slot.id, None)
             self.forget(slot.id)
 
