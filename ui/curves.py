@@ -9,6 +9,7 @@ import altair as alt
 
 _TRAINING = "training text"
 _MOST_POINTS = 600
+_INK = "#78879f"
 _COLOURS = ["#94a3b8", "#059669", "#d97706", "#0284c7", "#be185d", "#7c3aed", "#475569"]
 
 
@@ -61,4 +62,12 @@ def chart(measures: Sequence[Mapping[str, Any]]) -> alt.LayerChart | None:
         late = best > 0.6 * max(point["step"] for point in points)
         text = mark.mark_text(align="right" if late else "left", dx=-5 if late else 5, baseline="top", color="#059669")
         layers.append(text.encode(x=x, y=alt.value(0), text="label:N"))
-    return alt.layer(*layers).properties(width="container", height=260)
+    drawn = alt.layer(*layers).properties(width="container", height=260)
+    # The page is light or dark; these are legible on both.
+    plain = {"labelColor": _INK, "titleColor": _INK}
+    return (
+        drawn.configure(background="transparent")
+        .configure_axis(**plain, gridColor=_INK, gridOpacity=0.25, domainColor=_INK, tickColor=_INK)
+        .configure_legend(**plain)
+        .configure_view(stroke=None)
+    )

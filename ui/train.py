@@ -40,7 +40,8 @@ CSS = """
 .dark .runs-message { color: #fbbf24; }
 #train-told p { margin: 0; }
 #runs-plot .vega-embed, #runs-plot .altair { width: 100%; }
-#runs-samples textarea, #runs-log textarea { font-family: var(--font-mono); font-size: var(--text-sm); }
+#train-shell textarea, #runs-samples textarea, #runs-log textarea {
+  font-family: var(--font-mono); font-size: var(--text-sm); }
 """
 """The looks, for the page's style sheet."""
 _TICK_S = 2.0
@@ -150,24 +151,24 @@ def build_train(
                 256, label="Chunk", info="bytes that gradients reach back", precision=0, min_width=150
             )
         with gr.Row():
-            trained = gr.Dropdown(list(TRAINED), value="everything", label="What learns", info="of a model's weights")
-            lora_rank = gr.Number(8, label="LoRA rank", info="of what is added", precision=0, min_width=130)
+            trained = gr.Dropdown(
+                list(TRAINED), value="everything", label="What learns", info="of a model's weights", min_width=180
+            )
+            lora_rank = gr.Number(8, label="LoRA rank", info="of what is added", precision=0, min_width=150)
+            patience = gr.Number(5, label="Patience", info="looks without a gain; 0: all", precision=0, min_width=150)
+            seed = gr.Number(0, label="Seed", info="the same gives the same", precision=0, min_width=150)
+        with gr.Row():
             activity = gr.Slider(0, 50, 0, step=1, label="Active neurons, %", info="to steer to; 0 leaves them free")
             dropout = gr.Slider(0, 0.5, 0, step=0.05, label="Dropout", info="against learning by heart")
-        with gr.Row():
             held_out = gr.Slider(1, 20, 5, step=1, label="Held out, %", info="to validate on; as much to measure on")
-            patience = gr.Number(
-                5, label="Patience", info="looks without a better one; 0: all", precision=0, min_width=150
-            )
-            prompt = gr.Textbox(label="Samples begin with", info="what it goes on from", max_lines=3, min_width=180)
-            seed = gr.Number(0, label="Seed", info="the same gives the same", precision=0, min_width=120)
+        prompt = gr.Textbox(label="Samples begin with", info="empty: the first words of the text", max_lines=3)
     with gr.Row():
         estimate = gr.Button("Estimate", scale=1, min_width=120, elem_id="train-estimate")
         start = gr.Button("Start training", variant="primary", scale=2, min_width=160, elem_id="train-start")
     told = gr.Markdown(allowed(limits), elem_id="train-told")
     with gr.Accordion("The same from a shell", open=False, elem_id="train-same"):
-        shell = gr.Code(
-            "", language="shell", show_label=False, wrap_lines=True, lines=2, max_lines=8, elem_id="train-shell"
+        shell = gr.Textbox(
+            show_label=False, lines=3, max_lines=8, interactive=False, buttons=["copy"], elem_id="train-shell"
         )
     gr.Markdown("### Your runs")
     nothing = gr.Markdown(_NOTHING, elem_id="runs-nothing")
@@ -266,7 +267,7 @@ def build_train(
 
     def on_shell(request: gr.Request, secret: str, chosen: list[str] | None, *values: Any) -> str:
         # Whether something was pasted makes no difference to the command, and the text may be long.
-        wish = wish_of([*values[:_PASTED], "pasted", *values[_PASTED:]])
+        wish = wish_of([*values[:_PASTED], _SOMETHING, *values[_PASTED:]])
         return trainer.shell(wish, chosen or [], identify(secret, request))
 
     def on_estimate(request: gr.Request, secret: str, chosen: list[str] | None, *values: Any) -> str:
@@ -383,3 +384,5 @@ def build_train(
 
 
 _PASTED = _FIELDS.index("pasted")
+_SOMETHING = "\0"
+"""Stands for what was pasted; nobody reads it."""
