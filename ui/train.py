@@ -40,6 +40,7 @@ CSS = """
 .dark .runs-message { color: #fbbf24; }
 #train-told p { margin: 0; }
 #runs-plot .vega-embed, #runs-plot .altair { width: 100%; }
+#runs-plot .vega-embed details { display: none; }
 #train-shell textarea, #runs-samples textarea, #runs-log textarea {
   font-family: var(--font-mono); font-size: var(--text-sm); }
 """
