@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -30,19 +33,32 @@ WAIT_MS = 20_000
 
 @contextmanager
 def app(home: Path, **environment: str) -> Iterator[str]:
-    """The app in a process of its own, started as a person starts it, on a model that never ends a line and another.
+    """The app in a process of its own, on a model that never ends a line and another; its address."""
+    settle_in(home)
+    with started(home, **environment) as address:
+        yield address
 
-    Yields:
-        Its address.
-    """
+
+def settle_in(home: Path) -> None:
+    """Put the app and its checkpoints into a folder."""
     for name in ("app.py", "bdh", "train", "ui"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, home / name)
     endless().save_pretrained(home / "checkpoints" / "alpha")
     build(FLAT, seed=1).save_pretrained(home / "checkpoints" / "beta")
-    port = 20_000 + os.getpid() % 20_000
+
+
+@contextmanager
+def started(home: Path, *, leave_runs: bool = False, **environment: str) -> Iterator[str]:
+    """The app of a folder, started as a person starts it; its address. At the end it is killed without warning."""
+    kept = home / "port"  # a browser keeps what it keeps by address
+    if not kept.exists():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            kept.write_text(str(free.getsockname()[1]))
+    port = kept.read_text()
     told = {
-        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_SERVER_PORT": port,
         "GRADIO_TEMP_DIR": str(home / "tmp"),
         "BDH_DATA": str(home / "data"),
         "HF_HUB_CACHE": str(home / "cache"),
@@ -64,8 +80,12 @@ def app(home: Path, **environment: str) -> Iterator[str]:
                 time.sleep(0.2)
         yield address
     finally:
-        process.terminate()
+        process.kill()
         process.wait(10)
+        for note in home.glob("data/runs/*/job.json"):  # what the page trained would go on
+            pid = json.loads(note.read_text())["pid"]
+            if not leave_runs and pid and psutil.pid_exists(pid):
+                psutil.Process(pid).kill()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from browsing import WAIT_MS, upload
+from browsing import WAIT_MS, settle_in, started, upload
 from playwright.sync_api import Browser, Page, expect
 
 pytestmark = pytest.mark.page
@@ -87,6 +87,24 @@ def test_a_run_survives_a_reload_nobody_else_sees_it_and_stopped_it_keeps_the_be
     expect(page.locator("#train-pasted textarea")).to_have_value(TEXT, timeout=WAIT_MS)
     page.locator("#runs-delete").click()
     expect(page.locator("#runs-stop")).to_be_hidden(timeout=WAIT_MS)
+
+
+def test_a_run_outlives_the_app_and_is_found_again_by_its_owner(browser: Browser, tmp_path: Path) -> None:
+    settle_in(tmp_path)
+    page = browser.new_page()
+    with started(tmp_path, leave_runs=True) as address:
+        page.goto(address)
+        expect(page.locator("#chat-status")).to_contain_text("The memory is empty", timeout=WAIT_MS)
+        ask(page, "30")
+        page.locator("#train-start").click()
+        expect(page.locator("#runs-status")).to_contain_text("Training: step", timeout=LONG_MS)
+    with started(tmp_path) as address:
+        page.goto(address)
+        page.get_by_role("tab", name="Train").click()
+        expect(page.locator("#runs-status")).to_contain_text("Training: step", timeout=WAIT_MS)
+        page.locator("#runs-stop").click()
+        expect(page.locator("#runs-status")).to_contain_text("Stopped after step", timeout=LONG_MS)
+    page.context.close()
 
 
 def test_what_is_missing_is_said_in_words_and_an_estimate_says_what_a_run_takes(page: Page, tmp_path: Path) -> None:
