@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ import bdh
 from bdh import Sampling, Stream
 from bdh.errors import DataError
 from bdh.models import Model
+from bdh.stream import Written
 from train import plots
 from train.__main__ import main
 from train.evaluate import (
@@ -38,12 +40,14 @@ from train.evaluate import (
     cold_bits,
     last_word,
     long_range,
+    names,
     needle_grid,
     read_passages,
     score,
 )
 from train.evaluate.hearing import hear, judge
 from train.evaluate.last_word import dataset_file, passage
+from train.evaluate.names import QUESTIONS, named, unseen
 from train.evaluate.needle import trial
 from train.evaluate.score import wilson_interval
 
@@ -394,6 +398,92 @@ def test_a_grid_that_cannot_be_measured_is_refused(options: dict[str, Any], mess
         needle_grid(zoo.model("flat"), prose(2000), **({"lengths_bytes": (200,)} | options))
 
 
+# Names
+
+
+TRAINED = b"""User: Tell me what "dog" means.
+Bot: The word "dog" means an animal; cats are others.
+
+User: What does "prairie dog" mean?
+Bot: "Prairie dog": a rodent.
+
+"""
+
+
+def dialogues(words: list[str]) -> bytes:
+    return b"".join(f'User: What does "{word}" mean?\nBot: "{word.title()}" means so.\n\n'.encode() for word in words)
+
+
+def test_unseen_words_stand_in_quotes_in_the_held_out_part_alone() -> None:
+    cut = b'User: Give me a synonym.\nBot: You can also say "feline".\n\n'
+    held_out = cut + dialogues(["dog", "cats", "prairie", "ox", "sea lion", "zebra"]) + b'User: Is "e.g." one?\n'
+    found = unseen(TRAINED, held_out)
+    assert found.words == ("cats", "feline", "zebra")
+    assert found.turns[0] == b'User: What does "dog" mean?\nBot: "Dog" means so.\n'
+    assert len(found.turns) == 6
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        (b' The word "zebra" means an animal', "zebra"),
+        (b' "Zebra": an animal', "Zebra"),
+        (b' "Zebra', ""),
+        (b" It means an animal", None),
+        (b' You can also say "zebra".', None),
+        (b"", None),
+    ],
+)
+def test_an_answer_names_the_word_that_its_form_quotes(answer: bytes, word: str | None) -> None:
+    assert named(answer) == word
+
+
+def test_names_are_counted_by_place_and_length_and_other_forms_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Parrot(Stream):
+        """Names words of up to 8 letters, longer ones only as the first of the stream; `okapi` it calls it."""
+
+        def generate(self, options: Sampling | None = None) -> Iterator[Written]:
+            assert options is not None and options.temperature == 0
+            turns = self.recent.count(b"\nUser:")
+            word = self.recent.rpartition(b"User:")[2].split(b'"')[1].decode()
+            answer = f' The word "{word if len(word) < 9 or turns == 1 else word[:-1]}" means so.\n'
+            for byte in (" It means so.\n" if word == "okapi" else answer).encode():
+                yield Written(byte, 0.0, byte == 10)
+
+    monkeypatch.setattr(sys.modules[names.__module__], "Stream", Parrot)
+    unseen_words = ["zebra", "okapi", "giraffe", "rhinoceros", "antelopes"]
+    result = names(zoo.model("flat-damped"), TRAINED + dialogues(["cow"]), dialogues(unseen_words + ["cow"] * 20))
+    assert (result.words, result.words_given, result.trained_on) == (5, 5, None)
+    start, after = result.asked
+    assert (start.past_turns, start.asked, start.naming, start.right) == (0, 5, 4, 4)
+    assert (after.past_turns, after.asked, after.naming, after.right) == (20, 5, 4, 2)
+    assert [(one.letters, one.asked, one.naming, one.right) for one in after.lengths] == [
+        ("up to 5", 2, 1, 1),
+        ("6 to 8", 1, 1, 1),
+        ("9 and more", 2, 2, 0),
+    ]
+
+
+def test_the_names_of_a_model_are_those_of_its_whole_answers() -> None:
+    model = bdh.load("checkpoints/hatchling", device="cpu")
+    held_out = dialogues(["giraffe"]) + dialogues(["cow"]) * 20
+    result = names(model, TRAINED + dialogues(["cow"]), held_out)
+    past = b'User: What does "cow" mean?\nBot: "Cow" means so.\n' * 20
+    for asked, before in zip(result.asked, (b"", past), strict=True):
+        stream = Stream(model)
+        stream.feed(b"\n" + before + f"User: {QUESTIONS[0].format('giraffe')}\nBot:".encode())
+        options = Sampling(temperature=0, stop=(b"\n",))
+        word = named(bytes(written.byte for written in stream.generate(options)))
+        assert (asked.naming, asked.right) == (int(word is not None), int((word or "").lower() == "giraffe"))
+
+
+def test_dialogues_with_nothing_to_ask_about_are_refused() -> None:
+    with pytest.raises(DataError, match="200 of 0 unseen words"):
+        names(zoo.model("flat-damped"), TRAINED, TRAINED)
+    with pytest.raises(DataError, match="0 turns about other words; 20 are needed"):
+        names(zoo.model("flat-damped"), TRAINED, dialogues(["zebra"]))
+
+
 # Plots
 
 
@@ -495,6 +585,19 @@ def test_of_a_shipped_corpus_the_last_twentieth_is_heard_and_its_training_is_kno
     assert (text["start_bytes"], text["heard_bytes"], text["trained_on"]) == (0, 200, True)
 
 
+def test_names_are_asked_from_what_recipes_hold_out_of_the_shipped_dialogues(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["evaluate", "hatchling", "--names", "1", "--quiet", "--device", "cpu"]
+    assert main([*arguments, "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["texts"] == [] and result["lambada"] is None
+    assert (result["names"]["words"], result["names"]["trained_on"]) == (1, False)
+    assert [asked["asked"] for asked in result["names"]["asked"]] == [1, 1]
+    assert main(arguments) == 0
+    assert "after 20 other turns" in capsys.readouterr().out
+
+
 def test_two_texts_of_one_name_are_told_apart(folder: Path, rhyme: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / "rhyme.txt"
     other.parent.mkdir()
@@ -517,6 +620,9 @@ def test_two_texts_of_one_name_are_told_apart(folder: Path, rhyme: Path, tmp_pat
         (["--data", "english", "--only", "bits", "--plot", "x.png"], "--plot draws position and needle"),
         (["--data", "english", "--only", "lambada"], "--lambada FILE"),
         (["--lambada", "x", "--only", "bits"], "--only bits is measured on a text"),
+        (["--data", "english", "--only", "names"], "--names N"),
+        (["--names", "0"], "--names is 0"),
+        (["--names", "--only", "bits"], "--only bits is measured on a text"),
         (["--lambada", "no such file"], "cannot be read: No such file"),
         (["--lambada", "hf://datasets/user"], "must have the form hf://datasets/user/name/path"),
         (["--data", "english", "--bytes", "1"], "--bytes is 1"),

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -30,6 +31,7 @@ from .folder import STATE
 from .loop import Report, Run, fit
 from .memory import free_bytes
 from .recipe import Recipe, list_recipes, read_fields, recipe_from_fields
+from .tracking import accelerator, tracked
 
 _EPILOG = """\
 examples:
@@ -75,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--export-stopped", action="store_true", help="write the checkpoint of the best so far also when stopped"
     )
+    parser.add_argument("--track", metavar="PROJECT", help="show the run in trackio as well (pip install trackio)")
     parser.add_argument("--quiet", action="store_true", help="say nothing but errors and the result")
     parser.add_argument("--json", action="store_true", help="print each report as a line of JSON")
     options = parser.parse_intermixed_args(arguments)
@@ -108,7 +111,7 @@ def _train(options: argparse.Namespace) -> int:
     folder: Path = options.out or Path("runs") / recipe.name
     if not recipe.base:
         check_size(recipe.config())
-    run = Run(recipe, folder)
+    run = Run(recipe, folder, accelerator=accelerator(options.track))
     if options.dry_run:
         return _dry_run(run, options)
     if options.resume:
@@ -158,7 +161,7 @@ def _compare(options: argparse.Namespace, recipes: dict[str, Recipe], folder: Pa
         return max(_dry_run(Run(recipe, folder / name), options) for name, recipe in recipes.items())
     if not (options.resume or options.overwrite) and any((folder / name / STATE).is_file() for name in recipes):
         raise ConfigError(f"{folder} holds runs already; go on with them (--resume), --overwrite, or --out")
-    runs = compare(recipes, folder, resume=options.resume)
+    runs = compare(recipes, folder, resume=options.resume, accelerator=partial(accelerator, options.track))
     for run in runs:
         with _interruptible(run):
             _fit(run, options, folder)
@@ -180,8 +183,10 @@ def _fit(run: Run, options: argparse.Namespace, folder: Path) -> _Teller:
     teller = _Teller(options, run)
     teller.say(_opening(run))
     try:
-        for report in fit(run):
-            teller.tell(report)
+        with tracked(run, options.track, resumed=options.resume) as track:
+            for report in fit(run):
+                track(report)
+                teller.tell(report)
     finally:
         teller.close()
     if run.asked_to_stop:
@@ -192,6 +197,7 @@ def _fit(run: Run, options: argparse.Namespace, folder: Path) -> _Teller:
 def _again(options: argparse.Namespace, folder: Path) -> str:
     """The command that goes on with a run."""
     told = [options.recipe, *options.overrides, "--out", str(folder), "--resume"]
+    told += ["--track", options.track] if options.track else []
     return shlex.join(["python", "-m", "train", *told])
 
 

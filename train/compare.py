@@ -6,12 +6,13 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from bdh.errors import ConfigError
 from bdh.load import load
@@ -72,13 +73,19 @@ def contenders(fields: Mapping[str, Any], path: Path | str) -> dict[str, Recipe]
     }
 
 
-def compare(recipes: Mapping[str, Recipe], folder: Path, *, resume: bool = False) -> Iterator[Run]:
+def compare(
+    recipes: Mapping[str, Recipe],
+    folder: Path,
+    *,
+    resume: bool = False,
+    accelerator: Callable[[], Accelerator] = Accelerator,
+) -> Iterator[Run]:
     """The run of each contender, in a folder of its own, to be trained by `fit` before the next is asked for.
 
     With `resume` each goes on where it was; the weights of one that was trained to its end are exported.
     """
     for name, recipe in recipes.items():
-        run = Run(recipe, folder / name, cache=folder / "texts")
+        run = Run(recipe, folder / name, accelerator=accelerator(), cache=folder / "texts")
         if resume and run.folder.exists():
             run.resume()
         else:

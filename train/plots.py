@@ -111,6 +111,39 @@ def draw_learning(measures: Mapping[str, Sequence[Mapping[str, Any]]], path: Pat
             raise DataError(f"the plot cannot be written to {str(path)[:200]}: {error.strerror}") from error
 
 
+def draw_points(points: Mapping[str, Mapping[str, float]], x: str, ys: Sequence[str], path: Path) -> None:
+    """Write one panel for each of `ys` against `x`, in which every point carries its name.
+
+    Args:
+        points: by name, values by the label of their axis.
+
+    Raises:
+        DataError: there is nothing to draw, or the file cannot be written.
+    """
+    check_file(path)
+    if not points:
+        raise DataError("there is nothing to draw: nothing was measured")
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH_INCHES, _PANEL_INCHES * len(ys)), layout="constrained")
+        for axes, y in zip(figure.subplots(len(ys), squeeze=False)[:, 0], ys, strict=True):
+            for index, (name, values) in enumerate(points.items()):
+                colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+                axes.plot(values[x], values[y], color=colour, marker=marker, markersize=6)
+                axes.annotate(name, (values[x], values[y]), xytext=(6, 4), textcoords="offset points")
+            axes.margins(0.15)
+            axes.set_xlabel(x)
+            axes.set_ylabel(y)
+            axes.grid(True, color="0.9", linewidth=0.6)
+            axes.set_axisbelow(True)
+        try:
+            figure.savefig(path, dpi=200)
+        except OSError as error:
+            raise DataError(f"the plot cannot be written to {str(path)[:200]}: {error.strerror}") from error
+
+
 def _draw_positions(axes: Axes, positions: Mapping[str, Sequence[Position]]) -> None:
     """One line a name, at the geometric middle of each stretch, with a band of two standard errors."""
     for index, (name, stretches) in enumerate(positions.items()):

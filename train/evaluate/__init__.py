@@ -2,16 +2,19 @@
 
 from .hearing import bits_per_byte, carried_bits, cold_bits
 from .last_word import LastWord, Passage, last_word, read_passages
+from .names import Asked, Names, names
 from .needle import Needle, NeedleGrid, needle_grid
 from .position import LongRange, Position, against_position, long_range
 from .report import Evaluation, Text, TextResult, report
 from .score import ColdAndCarried, Score, cold_and_carried, score
 
 __all__ = [
+    "Asked",
     "ColdAndCarried",
     "Evaluation",
     "LastWord",
     "LongRange",
+    "Names",
     "Needle",
     "NeedleGrid",
     "Passage",
@@ -26,6 +29,7 @@ __all__ = [
     "cold_bits",
     "last_word",
     "long_range",
+    "names",
     "needle_grid",
     "read_passages",
     "report",

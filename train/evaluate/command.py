@@ -27,18 +27,19 @@ from bdh.errors import DataError
 from bdh.models import Model
 
 from .. import plots
-from ..data import Bytes, read_bytes
+from ..data import Bytes, held_out_start, read_bytes
 from ..sources import is_shipped
 from .hearing import Progress, carried_bits, cold_bits
 from .last_word import LastWord, dataset_file, last_word, read_passages
+from .names import Names, names
 from .needle import LENGTHS_BYTES, check_grid, needle_grid
 from .position import against_position, long_range
 from .report import Evaluation, Text, TextResult, report
 from .score import cold_and_carried
 
-MEASURES = ("bits", "position", "needle", "lambada")
-HELD_OUT = 0.05
-"""The part of a shipped corpus that is heard: what the recipes keep from training."""
+MEASURES = ("bits", "position", "needle", "lambada", "names")
+_NAMES = 200
+_DIALOGUES = "chat"
 
 _EXAMPLES = """\
 measures:
@@ -46,11 +47,13 @@ measures:
   position  bits per byte against position in one stream, and whether a long past does harm
   needle    whether a word told somewhere in a text is found at its end
   lambada   whether the last words of passages are guessed (--lambada FILE)
+  names     whether a chat model asked about a word it never saw asked about answers with that word (--names)
 
 examples:
   python -m train evaluate hatchling --data english
   python -m train evaluate user/repo --data book.txt --only position --bytes 1000000 --plot position.svg
   python -m train evaluate hatchling --lambada lambada_test.jsonl --json -
+  python -m train evaluate hatchling --names 50
 """
 
 
@@ -87,6 +90,14 @@ def _parser() -> argparse.ArgumentParser:
         "hf://datasets/user/name/path is a file on the Hub",
     )
     add(
+        "--names",
+        metavar="N",
+        type=int,
+        nargs="?",
+        const=_NAMES,
+        help=f"ask a chat model about so many words that the shipped dialogues train no one on (default: {_NAMES})",
+    )
+    add(
         "--lengths",
         metavar="N,N",
         type=_numbers(int),
@@ -101,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--trials", metavar="N", type=int, default=4, help="needles at each length and depth (default: 4)")
     add("--candidates", metavar="N", type=int, default=8, help="words to choose from (default: 8)")
-    add("--seed", metavar="N", type=int, default=0, help="of haystacks, names and words (default: 0)")
+    add("--seed", metavar="N", type=int, default=0, help="of haystacks, and of what is hidden or asked (default: 0)")
     add("--json", metavar="FILE", help="write the results as JSON; - is stdout, instead of the tables")
     add("--plot", metavar="FILE", type=Path, help="draw bits per byte against position, and needles: .png or .svg")
     add("--quiet", action="store_true", help="show no progress")
@@ -140,6 +151,7 @@ def _run(options: argparse.Namespace) -> int:
     if passages:
         with _progress("last words", options) as progress:
             lambada = last_word(model, passages, most_bytes=options.bytes, progress=progress)
+    asked = _names(model, options) if options.names is not None and "names" in measures else None
     evaluation = Evaluation(
         checkpoint=options.checkpoint,
         kind=model.config.kind,
@@ -151,6 +163,7 @@ def _run(options: argparse.Namespace) -> int:
         torch=torch.__version__,
         texts=tuple(results),
         lambada=lambada,
+        names=asked,
         elapsed_s=round(time.monotonic() - started, 3),
     )
     _show(evaluation, options)
@@ -160,14 +173,16 @@ def _run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace, measures: Sequence[str]) -> None:
     """Refuse at once what would fail after minutes of measuring."""
     asked = options.only or ()
-    if not options.data and not options.lambada:
-        raise DataError("there is nothing to measure on; give --data TEXT, --lambada FILE or both")
-    if not options.data and asked and set(asked) != {"lambada"}:
-        raise DataError(f"--only {asked[0]} is measured on a text; give --data TEXT")
+    if not options.data and not options.lambada and options.names is None:
+        raise DataError("there is nothing to measure on; give --data TEXT, --lambada FILE, --names or several of them")
+    if not options.data and (of_texts := [name for name in asked if name not in ("lambada", "names")]):
+        raise DataError(f"--only {of_texts[0]} is measured on a text; give --data TEXT")
     if not options.lambada and "lambada" in asked:
         raise DataError("--only lambada needs passages; give --lambada FILE")
-    for name, least in (("bytes", 2), ("window", 1), ("seed", 0)):
-        if getattr(options, name) < least:
+    if options.names is None and "names" in asked:
+        raise DataError("--only names asks about words; say how many with --names N")
+    for name, least in (("bytes", 2), ("window", 1), ("seed", 0), ("names", 1)):
+        if getattr(options, name) is not None and getattr(options, name) < least:
             raise DataError(f"--{name} is {getattr(options, name)}; it must be at least {least}")
     if not all(0 <= depth <= 100 for depth in options.depths):
         raise DataError("--depths are per cent; each must be from 0 (the start) to 100 (right before the question)")
@@ -183,8 +198,7 @@ def _check(options: argparse.Namespace, measures: Sequence[str]) -> None:
 def _text(source: str, options: argparse.Namespace) -> tuple[Text, Bytes]:
     shipped = is_shipped(source)
     data = read_bytes(source)
-    # Recipes hold out half of it to validate on and half to test on, each in whole bytes.
-    start = len(data) - 2 * int(len(data) * HELD_OUT / 2) if shipped and not options.whole else 0
+    start = held_out_start(len(data)) if shipped and not options.whole else 0
     heard = data[start:][: options.bytes]
     if len(heard) < 2:
         raise DataError(f"{source[:200]} has {len(heard)} bytes to hear; at least 2 are needed")
@@ -213,20 +227,36 @@ def _check_needles(text: Text, data: Bytes, options: argparse.Namespace) -> None
     check_grid(data, lengths, [depth / 100 for depth in options.depths], options.trials, options.candidates)
 
 
-def _trained_on(model: Model[Any], text: Text) -> bool | None:
-    """What the checkpoint's provenance says of this text, which it knows by its checksum."""
+def _names(model: Model[Any], options: argparse.Namespace) -> Names:
+    data = read_bytes(_DIALOGUES)
+    start = held_out_start(len(data))
+    with _progress("names,", options) as progress:
+        asked = names(
+            model,
+            data[:start].tobytes(),
+            data[start:].tobytes(),
+            words=options.names,
+            seed=options.seed,
+            progress=progress,
+        )
+    return replace(asked, trained_on=_trained_on(model, hashlib.sha256(data.tobytes()).hexdigest(), start))
+
+
+def _trained_on(model: Model[Any], sha256: str, start_bytes: int) -> bool | None:
+    """Whether the checkpoint's provenance says that it trained on what a text has from there on."""
     texts = model.origin.provenance.get("texts") if model.origin else None
     for entry in texts.values() if isinstance(texts, dict) else ():
-        if isinstance(entry, dict) and entry.get("sha256") == text.sha256:
+        if isinstance(entry, dict) and entry.get("sha256") == sha256:
             trained = entry.get("trained_bytes")
-            return trained > text.start_bytes if isinstance(trained, int) else None
+            return trained > start_bytes if isinstance(trained, int) else None
     return None
 
 
 def _measure(
     model: Model[Any], text: Text, data: Bytes, measures: Sequence[str], options: argparse.Namespace
 ) -> TextResult:
-    result = TextResult(replace(text, trained_on=_trained_on(model, text)), None, None, None, None)
+    text = replace(text, trained_on=_trained_on(model, text.sha256, text.start_bytes))
+    result = TextResult(text, None, None, None, None)
     if {"bits", "position"} & set(measures):
         with _progress(f"{text.name}: one stream,", options) as progress:
             carried = carried_bits(model, data, progress=progress)

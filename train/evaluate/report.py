@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .last_word import LastWord
+from .names import Names
 from .needle import NeedleGrid
 from .position import LongRange, Position
 from .score import ColdAndCarried, wilson_interval
@@ -55,7 +56,15 @@ class Evaluation:
     torch: str
     texts: tuple[TextResult, ...]
     lambada: LastWord | None
+    names: Names | None
     elapsed_s: float
+
+
+_TRAINED = {
+    True: "by its provenance, the checkpoint trained on some of it",
+    False: "by its provenance, the checkpoint never trained on it",
+    None: "the checkpoint does not say whether it trained on it",
+}
 
 
 def report(evaluation: Evaluation) -> str:
@@ -69,18 +78,15 @@ def report(evaluation: Evaluation) -> str:
         parts += [_about(result.text), *_parts(result)]
     if evaluation.lambada is not None:
         parts.append(_last_words(evaluation.lambada))
+    if evaluation.names is not None:
+        parts += _names(evaluation.names)
     return "\n\n".join(parts)
 
 
 def _about(text: Text) -> str:
     end = text.start_bytes + text.heard_bytes
     part = "the whole text" if text.heard_bytes == text.text_bytes else f"bytes {text.start_bytes:,} to {end:,}"
-    trained = {
-        True: "by its provenance, the checkpoint trained on some of it",
-        False: "by its provenance, the checkpoint never trained on it",
-        None: "the checkpoint does not say whether it trained on it",
-    }
-    return f"{text.name}: {part} of {text.text_bytes:,}; {trained[text.trained_on]}"
+    return f"{text.name}: {part} of {text.text_bytes:,}; {_TRAINED[text.trained_on]}"
 
 
 def _parts(result: TextResult) -> Iterator[str]:
@@ -147,6 +153,27 @@ def _last_words(result: LastWord) -> str:
         f"last word: {result.right:,} of {result.passages:,} passages{given}: {result.accuracy:.1%} "
         f"({result.low:.1%} to {result.high:.1%}); {result.bits_per_word:.2f} bits a word"
     )
+
+
+def _names(result: Names) -> Iterator[str]:
+    given = "" if result.words == result.words_given else f", of {result.words_given:,} that there are"
+    yield (
+        f"names: {result.words:,} words asked about{given}, which the training part of the dialogues never quotes;\n"
+        f"  of the rest, where they stand: {_TRAINED[result.trained_on]}"
+    )
+    columns = [["named, of answers that name a word", "all", "95 %"]]
+    columns[0] += [*(f"{one.letters} letters" for one in result.asked[0].lengths), "answers that name none"]
+    for asked in result.asked:
+        column = [f"after {asked.past_turns} other turns" if asked.past_turns else "at the start of a stream"]
+        low, high = wilson_interval(asked.right, asked.naming) if asked.naming else (0.0, 1.0)
+        column += [_rate(asked.right, asked.naming), f"{low:.0%} to {high:.0%}"]
+        column += [_rate(one.right, one.naming) for one in asked.lengths]
+        columns.append([*column, f"{asked.asked - asked.naming:,}"])
+    yield table(list(zip(*columns, strict=True)))
+
+
+def _rate(right: int, trials: int) -> str:
+    return f"{right} of {trials}, {right / trials:.0%}" if trials else "none"
 
 
 def _error(standard_error: float | None) -> str:
