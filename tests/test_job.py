@@ -20,8 +20,10 @@ from bdh.config import FlatConfig
 from bdh.errors import TrainingError
 from bdh.load import load
 from bdh.models import build
+from train import child
 from train.job import FAILED, FINISHED, INTERRUPTED, RUNNING, STOPPED, STOPPING, WAITING, Job, Jobs
 
+ROOT = Path(__file__).parents[1]
 WAIT_S = 60.0
 ME, OTHER = "browser:me", "browser:other"
 MODEL = '{kind = "flat", n_layer = 1, n_embd = 16, n_head = 2, mlp_internal_dim_multiplier = 4, dropout = 0.0}'
@@ -189,7 +191,7 @@ def test_a_second_stop_ends_a_job_at_once(jobs: Jobs) -> None:
     jobs.stop(id, ME)
     if jobs.get(id, ME).state == STOPPING:
         jobs.stop(id, ME)
-    assert until(jobs, id, STOPPED, INTERRUPTED).resumable
+    assert until(jobs, id, STOPPED).resumable
 
 
 def test_there_is_an_end_to_what_one_may_ask_for_and_to_the_queue(tmp_path: Path) -> None:
@@ -207,8 +209,8 @@ def test_there_is_an_end_to_what_one_may_ask_for_and_to_the_queue(tmp_path: Path
 def test_a_job_that_takes_longer_than_it_may_is_stopped(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.job._GRACE_S", 1.0)
     id = ask(jobs, steps=1_000_000, limit_s=6.0)
-    job = until(jobs, id, STOPPED, INTERRUPTED)
-    assert "may take 0 minutes" in job.message or job.state == INTERRUPTED
+    job = until(jobs, id, STOPPED)
+    assert "may train for 0 minutes here" in job.message
 
 
 def test_jobs_that_ended_long_ago_and_forgotten_drafts_are_deleted(tmp_path: Path) -> None:
@@ -241,6 +243,83 @@ def test_a_dry_run_says_what_a_drafted_job_would_take_or_what_is_wrong(jobs: Job
         == build(FlatConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4)).parameter_count()
     )
     jobs.drop(id)
+
+
+def test_a_job_that_cannot_even_be_started_fails_and_those_behind_it_go_on(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, refused = child.begin, []
+
+    def refuse_once(*given: Any) -> Any:
+        if not refused:
+            refused.append(True)
+            "\ud800".encode()
+        return begin(*given)
+
+    monkeypatch.setattr(child, "begin", refuse_once)
+    first, second = ask(jobs, steps=3), ask(jobs, steps=3, owner=OTHER)
+    assert "could not be started" in until(jobs, first, FAILED).message
+    until(jobs, second, FINISHED, owner=OTHER)
+
+
+def test_a_clock_that_is_set_does_not_hide_a_process(tmp_path: Path) -> None:
+    process = child.begin(["--list"], tmp_path, os.environ | {"PYTHONPATH": str(ROOT)}, tmp_path / "log")
+    began = child.begun_at(process.pid)
+    assert child.find(process.pid, began - 3600, tmp_path) is not None
+    assert child.find(process.pid, began, tmp_path / "other") is not None
+    assert child.find(process.pid, began - 3600, tmp_path / "other") is None
+    process.wait()
+    assert child.find(process.pid, began, tmp_path) is None
+
+
+def test_no_second_process_gets_into_the_folder_of_a_run(jobs: Jobs) -> None:
+    id = ask(jobs, steps=1_000_000)
+    job = when(jobs, id, lambda job: any(measure["step"] for measure in job.run.measures()))
+    second = subprocess.run(
+        [sys.executable, "-m", "train", *jobs.words(id)], cwd=job.given, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert second.returncode == 2 and "another process is training in" in second.stderr
+
+
+def test_a_finished_job_keeps_what_it_made_and_not_what_it_took(jobs: Jobs) -> None:
+    job = until(jobs, ask(jobs, steps=3), FINISHED)
+    jobs.advance()
+    left = {path.name for path in (job.path / "run").iterdir()} - {".lock"}
+    assert left == {"checkpoint", "end.json", "environment.json", "metrics.jsonl", "recipe.json", "texts.json"}
+
+
+def test_of_an_owners_ended_jobs_the_oldest_go_and_what_is_in_use_stays(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path / "runs", most_each=9, most_kept=2, watch=False)
+    ids = [ask(jobs, steps=3) for _ in range(4)]
+    for id in ids:
+        jobs.stop(id, ME)
+
+    def hold_the_first(job: Job) -> None:
+        if job.id == ids[0]:
+            raise TrainingError("it is being used")
+
+    jobs.before_removal = hold_the_first
+    jobs.advance()
+    assert {job.id for job in jobs.of(ME)} == {ids[0], ids[2], ids[3]}
+    with pytest.raises(TrainingError, match="it is being used"):
+        jobs.delete(ids[0], ME)
+
+
+def test_one_estimate_is_made_at_a_time(jobs: Jobs) -> None:
+    jobs._trying.acquire()
+    with jobs.draft(ME) as (id, _), pytest.raises(TrainingError, match="another estimate is being made"):
+        jobs.try_out(id, [])
+    jobs.drop(id)
+
+
+def test_what_is_left_of_jobs_that_were_being_made_or_deleted_is_swept(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path / "runs", watch=False)
+    for name, age_s in (("a" * 16, 7200), ("b" * 16, 0), ("c" * 16 + ".gone", 0)):
+        (jobs.root / name).mkdir()
+        os.utime(jobs.root / name, (time.time() - age_s,) * 2)
+    jobs.advance()
+    assert [path.name for path in jobs.root.iterdir() if path.is_dir()] == ["b" * 16]
 
 
 def test_a_damaged_note_hides_no_other_job(jobs: Jobs) -> None:

@@ -19,7 +19,7 @@ from bdh.config import ComposedConfig, FlatConfig, HierarchicalConfig, Transform
 from bdh.errors import CheckpointError, ConfigError, DataError, HatcheryError, TrainingError
 from bdh.models import build
 from bdh.presets import PRESETS
-from train.job import FINISHED, RUNNING, STOPPED, Jobs
+from train.job import FAILED, FINISHED, STOPPED, WAITING, Jobs
 from train.recipe import load_recipe
 from ui import curves, runs
 from ui.limits import Limits
@@ -42,7 +42,9 @@ def trainer(tmp_path: Path) -> Iterator[Trainer]:
 def trainer_at(path: Path, limits: Limits) -> Trainer:
     build(FLAT, seed=0).save_pretrained(path / "checkpoints" / "beta")
     registry = Registry(path / "checkpoints", path / "data", limits, "cpu")
-    return Trainer(registry, Jobs(path / "data" / "runs", most_each=limits.max_runs_each, watch=False), limits)
+    return Trainer(
+        registry, Jobs(path / "data" / "runs", at_once=0, most_each=limits.max_runs_each, watch=False), limits
+    )
 
 
 def done(trainer: Trainer, id: str, *, owner: str = ME) -> None:
@@ -119,6 +121,11 @@ def test_shipped_texts_share_the_rows_and_a_dataset_is_bounded(trainer: Trainer)
         ({"trained": "nothing"}, "what learns is 'nothing'"),
         ({"held_out_percent": 90}, "90 % are held out"),
         ({"activity_percent": 101}, "101 % are to be active"),
+        ({"prompt": "\ud800"}, "prompt must be a text"),
+        ({"prompt": "x" * 1001}, "at most 1,000 characters"),
+        ({"corpora": ["../etc"]}, "the shipped texts are"),
+        ({"rows": 4096}, "up to 128 rows"),
+        ({"chunk_bytes": 1_000_000}, "chunks of 16 to 2,048"),
         ({"pasted": "  "}, "paste a text or choose files first"),
         ({"pasted": "x" * 20_000_001}, "up to 20 MB are allowed here"),
         ({"base": ""}, "choose a model"),
@@ -261,7 +268,8 @@ def test_on_a_lent_gpu_the_run_is_done_in_the_call_and_leaves_the_same_files(
     trainer = trainer_at(tmp_path, Limits())
     wish = Wish(base="beta", pasted=TEXT, amount=0.05, chunk_bytes=32, rows=2)
     id = trainer.start(wish, [], ME)
-    assert trainer.jobs.get(id, ME).state == RUNNING
+    trainer.jobs.advance()
+    assert trainer.jobs.get(id, ME).state == WAITING
     runs.train_on_lent_gpu(str(trainer.jobs.root), id, wish.amount)
     job = trainer.jobs.get(id, ME)
     assert job.state == FINISHED and job.checkpoint is not None and "checkpoint:" in job.log()
@@ -284,7 +292,22 @@ def test_a_run_on_a_lent_gpu_is_stopped_from_the_page(tmp_path: Path, monkeypatc
     job = trainer.jobs.get(id, ME)
     assert job.state == STOPPED and job.checkpoint is not None
     trainer.resume(id, ME)
-    assert trainer.jobs.get(id, ME).state == RUNNING
+    assert trainer.jobs.get(id, ME).state == WAITING
+    trainer.jobs.give_back(id, "no GPU")
+    assert trainer.jobs.get(id, ME).message == "no GPU"
+
+
+def test_a_run_on_a_lent_gpu_that_cannot_begin_says_why_and_is_begun_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "ON_ZERO_GPU", True)
+    trainer = trainer_at(tmp_path, Limits())
+    id = trainer.start(Wish(base="beta", pasted="short"), [], ME)
+    runs.train_on_lent_gpu(str(trainer.jobs.root), id, 1.0)
+    job = trainer.jobs.get(id, ME)
+    assert job.state == FAILED and "use a longer text" in job.message
+    with pytest.raises(TrainingError, match="does not wait any more"):
+        runs.train_on_lent_gpu(str(trainer.jobs.root), id, 1.0)
 
 
 @pytest.mark.parametrize(

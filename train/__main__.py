@@ -9,6 +9,7 @@ import argparse
 import ctypes
 import dataclasses
 import json
+import os
 import shlex
 import signal
 import sys
@@ -19,9 +20,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from bdh.errors import ConfigError, HatcheryError
+from bdh.errors import ConfigError, HatcheryError, TrainingError
 from bdh.models import check_size
 
 from .compare import PLOT, RESULT, compare, contenders, judge, table
@@ -111,9 +113,15 @@ def _train(options: argparse.Namespace) -> int:
     folder: Path = options.out or Path("runs") / recipe.name
     if not recipe.base:
         check_size(recipe.config())
-    run = Run(recipe, folder, accelerator=accelerator(options.track))
     if options.dry_run:
-        return _dry_run(run, options)
+        return _dry_run(Run(recipe, folder, accelerator=accelerator(options.track)), options)
+    with _alone_in(folder):
+        return _train_in(folder, recipe, options)
+
+
+def _train_in(folder: Path, recipe: Recipe, options: argparse.Namespace) -> int:
+    run = Run(recipe, folder, accelerator=accelerator(options.track))
+    target = options.checkpoint or folder / "checkpoint"
     if options.resume:
         run.resume()
     elif run.folder.exists() and not options.overwrite:
@@ -122,14 +130,18 @@ def _train(options: argparse.Namespace) -> int:
         run.begin()
     run.folder.go_on()
     with _interruptible(run), _ending_noted(run):
-        teller = _fit(run, options, folder)
+        try:
+            teller = _fit(run, options, folder)
+        except TrainingError:
+            if options.export_stopped and run.best and run.accelerator.is_main_process:
+                export(run, target)
+            raise
         if run.asked_to_stop and not options.export_stopped:
             return 130
         if not run.accelerator.is_main_process:
             return 130 if run.asked_to_stop else 0
         teller.say("measuring on all held-out text …")
         try:
-            target = options.checkpoint or folder / "checkpoint"
             export(run, target)
         except KeyboardInterrupt:
             again = _again(options, folder)
@@ -138,6 +150,26 @@ def _train(options: argparse.Namespace) -> int:
             return 130
     print(json.dumps({"checkpoint": str(target)}) if options.json else f"checkpoint: {target}")
     return 130 if run.asked_to_stop else 0
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run's folder; those of one run are let in by the first."""
+    if int(os.environ.get("LOCAL_RANK", "0")):
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"another process is training in {folder}; await or stop it, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

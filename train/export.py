@@ -47,8 +47,9 @@ def export(run: Run, folder: Path) -> Path:
     model.load_state_dict(tensors)
     model.eval()
     splits = run.splits[run.phase]
-    held_out = _held_out(model, splits)
-    before = _held_out(load(run.recipe.base, device="cpu"), splits) if run.recipe.base else {}
+    most = run.recipe.test_bytes or None
+    held_out = _held_out(model, splits, most)
+    before = _held_out(load(run.recipe.base, device="cpu"), splits, most) if run.recipe.base else {}
     provenance: dict[str, Any] = {
         "recipe": dataclasses.asdict(run.recipe),
         "texts": {one.name: {"sha256": one.sha256, "trained_bytes": len(one.train)} for one in splits},
@@ -71,9 +72,12 @@ def export(run: Run, folder: Path) -> Path:
     )
 
 
-def _held_out(model: Model[Any], splits: list[Splits]) -> dict[str, float]:
-    """Bits per byte of what each text keeps to the end."""
-    return {one.name: round(bits_per_byte(model, held_out_bytes(one), streams=_HELD_OUT_STREAMS), 4) for one in splits}
+def _held_out(model: Model[Any], splits: list[Splits], most: int | None) -> dict[str, float]:
+    """Bits per byte of what each text keeps to the end, or its first `most` bytes."""
+    return {
+        one.name: round(bits_per_byte(model, held_out_bytes(one)[:most], streams=_HELD_OUT_STREAMS), 4)
+        for one in splits
+    }
 
 
 def held_out_bytes(splits: Splits) -> Bytes:
@@ -96,7 +100,9 @@ def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: di
     table = [columns, ["---"] * len(columns)]
     for one in splits:
         base = [f"{before[one.name]:.3f}"] if before else []
-        table.append([one.name, *base, f"{held_out[one.name]:.3f}", f"{len(held_out_bytes(one)):,}"])
+        table.append(
+            [one.name, *base, f"{held_out[one.name]:.3f}", f"{len(held_out_bytes(one)[: recipe.test_bytes or None]):,}"]
+        )
     scores = "\n".join(f"| {' | '.join(row)} |" for row in table)
     rows = ", ".join(f"{one.rows} of {run.rows} rows {one.name}" for one in splits)
     parts = [

@@ -34,7 +34,7 @@ _MAY_CHANGE = {
         "patience",
         "validation_bytes",
     ),
-    *("validation_bytes", "prompt", "sample_bytes", "micro_rows", "recompute", "compile"),
+    *("validation_bytes", "test_bytes", "prompt", "sample_bytes", "micro_rows", "recompute", "compile"),
 }
 """Of a recipe, what a run may go on with another value of: it is still the same run."""
 

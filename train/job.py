@@ -19,22 +19,21 @@ import re
 import secrets
 import shutil
 import subprocess
-import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock
 
-from bdh.errors import TrainingError
+from bdh.errors import HatcheryError, TrainingError
 
-from .folder import STATE, Folder
+from . import child
+from .folder import BEST, STATE, Folder
 
 ROOT = Path(__file__).parents[1]
 """Where the package `train` is."""
@@ -45,13 +44,13 @@ _LOG_BYTES = 16_000
 _GRACE_S = 120.0
 """What a run may take longer than it is allowed to train: for reading its texts, and for measuring at the end."""
 _WATCH_S, _IDLE_S = 1.0, 30.0
-_NICENESS = 5
 _LEAST_FREE_BYTES = 500_000_000
 _DRAFT_S = 3600.0
+"""After which what was drafted, or waits for a call that never came, is taken for given up."""
 
 WAITING, RUNNING, STOPPING = "waiting", "running", "stopping"
 FINISHED, STOPPED, FAILED, INTERRUPTED = "finished", "stopped", "failed", "interrupted"
-_DRAFT, _ASKED = "draft", "asked"
+_DRAFT, _ASKED, _GONE = "draft", "asked", ".gone"
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,11 @@ class _Record:
     arguments: list[str] = field(default_factory=list)
     form: dict[str, Any] = field(default_factory=dict)
     limit_s: float = 0.0
-    """Wall clock that a start of it may take; 0 is as long as it takes."""
+    """Wall clock that it may train, all starts together; 0 is as long as it takes."""
+    spent_s: float = 0.0
+    """What it trained before this start."""
+    log_from: int = 0
+    """Where in the log this start begins, in bytes."""
     waiting_since: float = 0.0
     """Seconds since the epoch; 0 if it does not wait."""
     pid: int = 0
@@ -137,6 +140,7 @@ class Jobs:
         at_once: int = 1,
         most_waiting: int = 16,
         most_each: int = 1,
+        most_kept: int = 100,
         keep_s: float = 0.0,
         environment: Mapping[str, str] | None = None,
         watch: bool = True,
@@ -145,28 +149,38 @@ class Jobs:
 
         Args:
             root: made if it is not there, readable by its owner alone.
-            at_once: jobs that run at the same time.
+            at_once: jobs that run at the same time; 0 leaves their begin to `take`.
             most_waiting: jobs that wait, of all owners.
             most_each: jobs of one owner that wait or run.
+            most_kept: jobs of one owner that have ended; beyond it the oldest are deleted.
             keep_s: jobs that ended so long ago are deleted; 0 keeps them.
             environment: of the processes; None is this one's.
             watch: begin what is due; False only looks.
         """
         self.root, self._at_once, self._most_waiting, self._most_each = root, at_once, most_waiting, most_each
-        self._keep_s = keep_s
+        self._most_kept, self._keep_s = most_kept, keep_s
         self._environment = dict(os.environ if environment is None else environment)
         paths = [str(ROOT), *filter(None, [self._environment.get("PYTHONPATH")])]
         self._environment |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._guard = FileLock(root / ".lock")
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._known: dict[str, tuple[tuple[int, int], _Record]] = {}
+        self._trying = threading.Semaphore()
+        self.before_removal: Callable[[Job], None] = lambda job: None
+        """Called before a job is deleted; an error keeps it."""
         self._wake, self._closed = threading.Event(), False
         if watch:
             threading.Thread(target=self._watch, daemon=True, name="jobs").start()
 
     @contextmanager
     def draft(self, owner: str) -> Iterator[tuple[str, Path]]:
-        """A new job's id and the folder for what belongs to it; gone again if the block fails."""
+        """A new job's id and the folder for what belongs to it; gone again if the block fails.
+
+        Raises:
+            TrainingError: the disk is full.
+        """
+        self._check_disk()
         id = secrets.token_hex(8)
         path = self.root / id
         (path / "given").mkdir(parents=True, mode=0o700)
@@ -205,7 +219,8 @@ class Jobs:
 
     def drop(self, id: str) -> None:
         """Remove a draft."""
-        self._remove(id)
+        with self._guard:
+            self._remove(id)
 
     def resume(self, id: str, owner: str) -> None:
         """Let a job that was stopped, failed or was interrupted go on from what it saved.
@@ -225,8 +240,7 @@ class Jobs:
         with self._guard:
             record = self._own(id, owner)
             if record.waiting_since:
-                self._write(id, dataclasses.replace(record, waiting_since=0.0))
-                self._folder(id).end(STOPPED, "before its turn came" if not self._folder(id).exists() else "")
+                self._leave_queue(id, record, STOPPED, "" if self._folder(id).exists() else "before its turn came")
                 return
             self._end(id, record, why)
 
@@ -239,6 +253,7 @@ class Jobs:
         with self._guard:
             if self._view(id, self._own(id, owner)).active:
                 raise TrainingError("this run is under way; stop it first")
+            self.before_removal(self.get(id, owner))
             self._remove(id)
 
     def get(self, id: str, owner: str) -> Job:
@@ -260,48 +275,59 @@ class Jobs:
         states = [self._state(id, record)[0] for id, record in self._records()]
         return sum(state in (RUNNING, STOPPING) for state in states), states.count(WAITING)
 
-    def try_out(self, id: str, arguments: Sequence[str], timeout_s: float = 300.0) -> dict[str, Any]:
-        """What a drafted job would take, by a dry run that is waited for.
+    def try_out(self, id: str, arguments: Sequence[str], timeout_s: float = 120.0) -> dict[str, Any]:
+        """What a drafted job would take, by a dry run that is waited for; one at a time.
 
         Raises:
-            TrainingError: what the dry run says is wrong, or it took too long.
+            TrainingError: what the dry run says is wrong, it took too long, or another one is under way.
         """
+        if not self._trying.acquire(blocking=False):
+            raise TrainingError("another estimate is being made; try again in a few seconds, or start without one")
+        log = self.root / id / LOG
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "train", *arguments, "--out", _RUN, "--dry-run", "--json"],
-                cwd=self.root / id / "given",
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=timeout_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise TrainingError(
-                f"trying it out took more than {timeout_s:.0f} s; take a smaller text or model"
-            ) from None
-        if done.returncode:
-            raise TrainingError(_said(done.stderr.decode("utf-8", "replace")) or "it could not be tried out")
-        return dict(json.loads(done.stdout.splitlines()[-1]))
+            words = [*arguments, "--out", _RUN, "--dry-run", "--json"]
+            process = child.begin(words, self.root / id / "given", self._environment, log)
+            try:
+                process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                raise TrainingError(
+                    f"trying it out took more than {timeout_s:.0f} s; take a smaller text or model"
+                ) from None
+            finally:
+                process.kill()
+                process.wait()
+        finally:
+            self._trying.release()
+        said = _tail(log)
+        if process.returncode:
+            raise TrainingError(_said(said) or "it could not be tried out: its process ended without a word")
+        return dict(json.loads(said.splitlines()[-1]))
 
     def advance(self) -> bool:
         """Begin what is due, stop what takes too long, delete what is old; whether there is more to watch."""
         with self._guard:
             now, running, waiting = time.time(), 0, []
+            ended: dict[str, list[tuple[float, str]]] = {}
             for id, record in list(self._records()):
                 state = self._state(id, record)[0]
-                if state == WAITING:
+                if state == WAITING and not self._at_once and now - record.waiting_since > _DRAFT_S:
+                    self._leave_queue(id, record, STOPPED, "the call that should have done it never came")
+                elif state == WAITING:
                     waiting.append((record.waiting_since, id, record))
                 elif state in (RUNNING, STOPPING):
                     running += 1
-                    taken = now - record.began
-                    if record.limit_s and taken > record.limit_s + _GRACE_S and not record.stopping:
-                        self._end(id, record, f"it may take {record.limit_s / 60:.0f} minutes here")
-                    elif record.limit_s and taken > record.limit_s + 3 * _GRACE_S:
-                        self._kill(record)
+                    self._hold_to_limit(id, record, now)
                 elif self._is_old(id, record, state, now):
-                    self._remove(id)
-            waiting.sort()
+                    self._expire(id, record)
+                elif state != _DRAFT:
+                    ended.setdefault(record.owner, []).append((record.created, id))
+                    if state == FINISHED:
+                        self._tidy(id)
+            for jobs in ended.values():
+                for _, id in sorted(jobs)[: max(0, len(jobs) - self._most_kept)]:
+                    self._expire(id, self._read(id))
+            self._sweep(now)
+            waiting.sort(key=lambda job: job[:2])
             for _, id, record in waiting[: max(0, self._at_once - running)]:
                 self._begin(id, record)
             return bool(running or waiting)
@@ -329,40 +355,78 @@ class Jobs:
             raise TrainingError(f"you have {runs} waiting or under way, which is all there can be; stop or await it")
         if sum(state == WAITING for _, state, _ in jobs) >= self._most_waiting:
             raise TrainingError(f"{self._most_waiting} runs are waiting, which is all there can be; try again later")
+        self._check_disk()
+        folder = self._folder(id)
+        spent_s = max((float(one["elapsed_s"]) for one in folder.measures()), default=0.0)
+        if record.limit_s and spent_s >= record.limit_s:
+            raise TrainingError(
+                f"this run has trained for {spent_s / 60:.0f} minutes, which is all that is allowed here; what it "
+                "made can be chosen as the base of another"
+            )
+        folder.go_on()
+        folder.ask_to_stop(False)
+        record = dataclasses.replace(
+            record, pid=0, began=0.0, stopping="", spent_s=spent_s, log_from=self._log_bytes(id)
+        )
+        self._write(id, dataclasses.replace(record, waiting_since=time.time()))
+
+    def _check_disk(self) -> None:
         if (free := shutil.disk_usage(self.root).free) < _LEAST_FREE_BYTES:
             raise TrainingError(
                 f"the disk has {free / 1e6:.0f} MB free, and a run must find {_LEAST_FREE_BYTES / 1e6:.0f}; "
                 "delete runs that are done, or make room"
             )
-        self._folder(id).go_on()
-        self._folder(id).ask_to_stop(False)
-        self._write(id, dataclasses.replace(record, waiting_since=time.time(), pid=0, began=0.0, stopping=""))
+
+    def _log_bytes(self, id: str) -> int:
+        with contextlib.suppress(OSError):
+            return (self.root / id / LOG).stat().st_size
+        return 0
 
     def _begin(self, id: str, record: _Record) -> None:
-        """Start the process, a little below the app in the order of who is served first."""
         path = self.root / id
-        with (path / LOG).open("ab") as log:
-            try:
-                child = subprocess.Popen(
-                    [sys.executable, "-m", "train", *self.words(id)],
-                    cwd=path / "given",
-                    env=self._environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                self._write(id, dataclasses.replace(record, waiting_since=0.0))
-                self._folder(id).end(FAILED, f"the process could not be started: {error.strerror}")
-                return
-        self._children[id] = child
-        began = time.time()
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(child.pid)
-            began = process.create_time()
-            process.nice(_NICENESS if os.name == "posix" else psutil.BELOW_NORMAL_PRIORITY_CLASS)  # type: ignore[attr-defined,unused-ignore]
-        self._write(id, dataclasses.replace(record, waiting_since=0.0, pid=child.pid, began=began, stopping=""))
+        try:
+            process = child.begin(self.words(id), path / "given", self._environment, path / LOG)
+        except Exception as error:  # whatever it is, the jobs behind it have to go on
+            self._leave_queue(id, record, FAILED, f"the process could not be started: {error}"[:300])
+            return
+        self._children[id] = process
+        began = child.begun_at(process.pid)
+        try:
+            self._write(id, dataclasses.replace(record, waiting_since=0.0, pid=process.pid, began=began))
+        except OSError:  # a full disk: one that nobody knows of must not run
+            process.kill()
+            raise
+
+    def _leave_queue(self, id: str, record: _Record, how: str, why: str) -> None:
+        """Let a job that waits end; how is noted first, for without it the job would be a draft."""
+        self._folder(id).end(how, why)
+        self._write(id, dataclasses.replace(record, waiting_since=0.0))
+
+    def _hold_to_limit(self, id: str, record: _Record, now: float) -> None:
+        if not record.limit_s:
+            return
+        over_s = now - record.began + record.spent_s - record.limit_s
+        if over_s > _GRACE_S and not record.stopping:
+            self._end(id, record, f"it may train for {record.limit_s / 60:.0f} minutes here")
+        elif over_s > 3 * _GRACE_S:
+            self._end(id, record, record.stopping)
+
+    def _tidy(self, id: str) -> None:
+        """Drop what only a run that goes on needs, several times the size of what it made."""
+        run = self.root / id / "run"
+        if (run / STATE).is_file() and (run / "checkpoint").is_dir():
+            (run / STATE).unlink()
+            for name in ("texts", BEST):
+                shutil.rmtree(run / name, ignore_errors=True)
+
+    def _sweep(self, now: float) -> None:
+        """Remove what a kill left of jobs that were being made or deleted."""
+        for name in os.listdir(self.root):
+            path = self.root / name
+            with contextlib.suppress(OSError):
+                half = _ID.fullmatch(name) and not (path / _JOB).is_file() and now - path.stat().st_mtime > _DRAFT_S
+                if half or name.endswith(_GONE):
+                    shutil.rmtree(path, ignore_errors=True)
 
     def words(self, id: str) -> list[str]:
         """After `python -m train`, in the folder `given`: begin the run, or go on with it."""
@@ -370,41 +434,60 @@ class Jobs:
         return [*self._read(id).arguments, "--out", _RUN, "--export-stopped", how]
 
     def take(self, id: str) -> None:
-        """Do a drafted or stopped job in this process, which then runs `words`; it does not wait for its turn."""
+        """Do a job that waits in this process, which then runs `words`.
+
+        Raises:
+            TrainingError: it does not wait.
+        """
         with self._guard:
-            self._folder(id).go_on()
-            self._folder(id).ask_to_stop(False)
-            began = psutil.Process().create_time()
-            record = dataclasses.replace(self._read(id), waiting_since=0.0, pid=os.getpid(), began=began, stopping="")
-            self._write(id, record)
+            record = self._read(id)
+            if not record.waiting_since:
+                raise TrainingError("this run does not wait any more")
+            pid = os.getpid()
+            self._write(id, dataclasses.replace(record, waiting_since=0.0, pid=pid, began=child.begun_at(pid)))
+
+    def give_back(self, id: str, why: str = "") -> None:
+        """Say that a job which was taken, or was to be, has ended, where it did not say so itself."""
+        with self._guard:
+            record = self._read(id)
+            if record.waiting_since:
+                self._leave_queue(id, record, FAILED, why)
+            elif not self._folder(id).ended()[0]:
+                said = _said(_tail(self.root / id / LOG, record.log_from))
+                self._folder(id).end(FAILED, why or said or "it ended without a word")
 
     def _end(self, id: str, record: _Record, why: str) -> None:
+        """Ask a job to stop; where it was asked before, end it at once."""
+        process = self._process(id, record)
+        if process is None:
+            return
         if record.stopping:
-            self._kill(record)
-        elif _process(record) is not None:
+            child.kill(process)
+        else:
             self._write(id, dataclasses.replace(record, stopping=why or _ASKED))
             self._folder(id).ask_to_stop()
 
-    def _kill(self, record: _Record) -> None:
-        process = _process(record)
-        if process is not None and process.pid != os.getpid():
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+    def _process(self, id: str, record: _Record) -> Any:
+        return child.find(record.pid, record.began, self.root / id / "given")
 
     def _state(self, id: str, record: _Record) -> tuple[str, str]:
         """The state and why."""
         if record.waiting_since:
             return WAITING, ""
-        if (child := self._children.get(id)) is not None and child.poll() is not None:
-            del self._children[id]
+        begun = self._children.get(id)
+        if begun is not None and begun.poll() is not None:
+            self._children.pop(id, None)
         how, message = self._folder(id).ended()
+        why = record.stopping.removeprefix(_ASKED)
         if how:
-            return how, message or record.stopping.removeprefix(_ASKED)
-        if _process(record) is not None:
+            return how, message or why
+        if self._process(id, record) is not None:
             return (STOPPING if record.stopping else RUNNING), ""
-        if not record.pid:
+        if not record.arguments:
             return _DRAFT, ""
-        if said := _said(_tail(self.root / id / LOG)):
+        if record.stopping:
+            return STOPPED, why or "at once; what was saved last is kept"
+        if said := _said(_tail(self.root / id / LOG, record.log_from)):
             return FAILED, said
         return INTERRUPTED, "its process ended without a word: the machine was restarted, or memory ran out"
 
@@ -448,51 +531,59 @@ class Jobs:
                     yield name, self._read(name)
 
     def _read(self, id: str) -> _Record:
-        return _Record(**json.loads((self.root / id / _JOB).read_text(encoding="utf-8")))
+        path = self.root / id / _JOB
+        found = path.stat()
+        version = (found.st_ino, found.st_mtime_ns)
+        known = self._known.get(id)
+        if known is None or known[0] != version:
+            known = self._known[id] = (version, _Record(**json.loads(path.read_text(encoding="utf-8"))))
+        return known[1]
 
     def _write(self, id: str, record: _Record) -> None:
         written = self.root / id / f"{_JOB}.{secrets.token_hex(4)}"
         written.write_text(json.dumps(dataclasses.asdict(record)), encoding="utf-8")
         os.replace(written, self.root / id / _JOB)
+        self._known.pop(id, None)  # its time of change may be the one before
+
+    def _expire(self, id: str, record: _Record) -> None:
+        """Delete a job that nobody asked to delete, unless what it made is in use."""
+        with contextlib.suppress(HatcheryError):
+            self.before_removal(self._view(id, record))
+            self._remove(id)
 
     def _remove(self, id: str) -> None:
+        """Delete a job; first under another name, so that half of one is never taken for one."""
         self._children.pop(id, None)
-        shutil.rmtree(self.root / id, ignore_errors=True)
+        self._known.pop(id, None)
+        gone = self.root / f"{id}{_GONE}"
+        with contextlib.suppress(OSError):
+            os.rename(self.root / id, gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def _folder(self, id: str) -> Folder:
         return Folder(self.root / id / "run")
-
-
-def _process(record: _Record) -> psutil.Process | None:
-    """The job's process if it lives; a number that was given to another process since is not it."""
-    if not record.pid:
-        return None
-    try:
-        process = psutil.Process(record.pid)
-        if abs(process.create_time() - record.began) < 0.1 and process.status() != psutil.STATUS_ZOMBIE:
-            return process
-    except psutil.Error:
-        pass
-    return None
 
 
 def _hashed(owner: str) -> str:
     return hashlib.sha256(owner.encode()).hexdigest()
 
 
-def _tail(path: Path) -> str:
-    """The end of a text file, from a whole line on."""
+def _tail(path: Path, start: int = 0) -> str:
+    """The end of a text file from byte `start` on, from a whole line on."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _LOG_BYTES))
+            begin = max(start, size - _LOG_BYTES)
+            file.seek(begin)
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    return text if size <= _LOG_BYTES else text.partition("\n")[2]
+    return text if begin == start else text.partition("\n")[2]
 
 
 def _said(text: str) -> str:
     """What went wrong, if the last line that was said is an error."""
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    return last.removeprefix("error: ")[:1000] if last.startswith("error: ") else ""
+    if last.startswith("error: "):
+        return last.removeprefix("error: ")[:1000]
+    return last[:300] if "Traceback (most recent call last)" in text else ""

@@ -325,7 +325,8 @@ class Run:
     def look_at_base(self) -> Report:
         """A report on the base before its first step: what the run has to be better than."""
         validation = self.validate()
-        self.weigh(validation)
+        if not self.steering:  # a base with more active would win over what it is to become
+            self.weigh(validation)
         mean = sum(validation.values()) / len(validation)
         report = Report(0, self.steps, self.parts[0].name, 0, mean, 0.0, 0.0, validation=validation)
         report = dataclasses.replace(report, sample=self.sample())
@@ -359,6 +360,7 @@ class Run:
             group["lr"] = self.recipe.rate(part, self.place)
         if self.recipe.carried:
             self._forget()
+        self.planned()  # refuses what does not fit before it is read
         ids, targets = (tensor.to(self.accelerator.device) for tensor in self.streams.next())
         while True:
             try:
@@ -410,6 +412,8 @@ class Run:
                 self.accelerator.backward(loss * share)
             after.append(states.detach(state))
         if self.steering is not None:
+            if self.recipe.minutes:
+                self.steering.taken = self.place
             self.steering.follow(activity.mean("x_sparse"))
         return total, after[0] if len(after) == 1 else states.join(after), activity
 

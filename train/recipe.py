@@ -56,6 +56,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "activity_steps": (0, 10**9),
     "evaluate_every": (1, 10**9),
     "validation_bytes": (64, 2**31),
+    "test_bytes": (0, 2**40),
     "patience": (0, 10**6),
     "sample_bytes": (0, 10_000),
     "seed": (0, 2**63 - 1),
@@ -149,6 +150,8 @@ class Recipe:
     """Steps between validations, and between saves."""
     validation_bytes: int = 16_384
     """Bytes of each text that a validation hears at most."""
+    test_bytes: int = 0
+    """First bytes of each text's test part that are measured at the end; 0 measures all."""
     patience: int = 0
     """Stop after so many validations without a better one; 0 never does."""
     prompt: str = "\n"

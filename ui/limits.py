@@ -50,6 +50,8 @@ class Limits:
     """Runs that wait, of all visitors."""
     max_runs_each: int = 8
     """Runs of one visitor that wait or train."""
+    max_runs_kept: int = 100
+    """Runs of one visitor that have ended; beyond it the oldest are deleted."""
     runs_hours: int = 1_000_000
     """Hours after which a run that has ended is deleted."""
     parked_hours: int = 24
@@ -102,6 +104,7 @@ _PUBLIC: dict[str, int | bool] = {
     "max_train_bytes": 20 * _MB,
     "max_train_parameters": 30_000_000,
     "max_runs_each": 1,
+    "max_runs_kept": 4,
     "runs_hours": 48,
 }
 """What else is allowed where strangers come."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ CSS = """
   .gradio-container h1 { font-size: var(--text-xl) !important; }
 }
 """
+_SECRET = re.compile("TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY", re.IGNORECASE)
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
 
@@ -56,9 +58,10 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
     sessions = Sessions(registry, data, limits)
     jobs = Jobs(
         data / "runs",
-        at_once=limits.max_runs_at_once,
+        at_once=0 if ON_ZERO_GPU else limits.max_runs_at_once,
         most_waiting=limits.max_runs_waiting,
         most_each=limits.max_runs_each,
+        most_kept=limits.max_runs_kept,
         keep_s=limits.runs_hours * 3600.0,
         environment=_of_runs(limits),
     )
@@ -86,11 +89,10 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
 
 
 def _of_runs(limits: Limits) -> dict[str, str]:
-    """The environment of training processes: where strangers come, without the login of the machine."""
+    """The environment of training processes: where strangers come, without the secrets of the machine."""
     environment = dict(os.environ)
     if limits.public:
-        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            environment.pop(name, None)
+        environment = {name: value for name, value in environment.items() if not _SECRET.search(name)}
         environment["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
     return environment
 

@@ -293,14 +293,19 @@ class Registry:
         The same checkpoint keeps its id; one that was trained on since gets another.
         """
         written = (folder / checkpoint.WEIGHTS).stat().st_mtime_ns
-        id = f"{title}-{hashlib.sha256(f'{folder}{written}'.encode()).hexdigest()[:4]}"
+        id = f"{title}-{hashlib.sha256(f'{folder} {written}'.encode()).hexdigest()[:12]}"
+        config = checkpoint.read_config(folder)
+        self._check_state(config)
         with self._lock:
-            for slot in [slot for slot in self._slots.values() if slot.folder == folder]:
-                if slot.id != id and not slot.users:
-                    del self._slots[slot.id]
+            old = [
+                slot.id for slot in self._slots.values() if slot.folder == folder and slot.id != id and not slot.users
+            ]
+            for other in old:
+                del self._slots[other]
             if id not in self._slots:
-                config = checkpoint.read_config(folder)
                 self._slots[id] = _Slot(id, title, folder, config, TRAINED_HERE, owner)
+        for other in old:
+            self.forget(other)
         return id
 
     def drop_folder(self, folder: Path) -> None:
@@ -375,11 +380,7 @@ class Registry:
         self, model: Model[Any], title: str, source: str, folder: Path, owner: Owner | None, pinned: str = ""
     ) -> str:
         """Take a loaded model into the list; `pinned` is its name if another commit under its title is in use."""
-        if (size := skeleton_state_bytes(model.config)) > self.limits.max_state_bytes:
-            raise HatcheryError(
-                f"a memory of this model takes {size_text(size)}; at most "
-                f"{size_text(self.limits.max_state_bytes)} are allowed here"
-            )
+        self._check_state(model.config)
         with self._lock:
             id = title = title if owner is None else f"{title}-{secrets.token_hex(2)}"
             known = self._slots.get(id)
@@ -392,6 +393,13 @@ class Registry:
             known.model, known.last_used = known.model or model, self._clock
             self._forget_oldest()
             return id
+
+    def _check_state(self, config: Any) -> None:
+        if (size := skeleton_state_bytes(config)) > self.limits.max_state_bytes:
+            raise HatcheryError(
+                f"a memory of this model takes {size_text(size)}; at most "
+                f"{size_text(self.limits.max_state_bytes)} are allowed here"
+            )
 
     def _forget_oldest(self) -> None:
         """Strike the models from the Hub that nobody used for longest off a list that has grown too long."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import html
 import os
+import re
 import shutil
 import tempfile
+import threading
 import zipfile
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -17,6 +19,7 @@ from bdh import checkpoint, hub
 from bdh.errors import CheckpointError, ConfigError, DataError, HatcheryError
 from bdh.models import parameter_count
 from bdh.presets import PRESETS, describe
+from train.folder import METRICS
 from train.job import FINISHED, LOG, RUNNING, STOPPING, WAITING, Job, Jobs
 from train.recipe import list_recipes, read_fields
 
@@ -27,8 +30,10 @@ from .writing import ON_ZERO_GPU, lent
 
 MINE = "mine.txt"
 _NO_SHAPE = "composed"
+_ROWS = (".jsonl", ".ndjson")
 _AROUND_S = 60.0
 _OPENING_CHARACTERS = 40
+_MEASURES_KEPT = 64
 _MOST_SHOWN_BYTES = 2_000_000
 """Of a text that is put back into its box."""
 
@@ -48,6 +53,9 @@ class Trainer:
 
     def __init__(self, registry: Registry, jobs: Jobs, limits: Limits) -> None:
         self.registry, self.jobs, self.limits = registry, jobs, limits
+        self._measured: dict[str, tuple[tuple[int, int], list[dict[str, Any]]]] = {}
+        self._serving, self._folders = threading.Lock(), list[Path]()
+        jobs.before_removal = lambda job: registry.drop_folder(job.path / "run" / "checkpoint")
 
     def bases(self, owner: Owner) -> list[tuple[str, str]]:
         """(label, id) of what can be trained: models to go on from, then shapes for fresh weights."""
@@ -74,16 +82,11 @@ class Trainer:
         wish = checked(wish, self.limits)
         with self.jobs.draft(owner) as (id, given):
             words = self._prepare(wish, files, owner, given)
+            words += ["compile=off"] if ON_ZERO_GPU else []  # there is no compiler there
             # What was pasted may be long, and stands beside.
             form = dataclasses.asdict(wish) | {"pasted": "", "own": self._own_name(wish, files)}
-            # A name that tells two runs apart, for the list and for the file that is downloaded.
-            title = self._name(wish, files)
             limit_s = self.limits.max_train_minutes * 60.0 if self.limits.public else 0.0
-            if ON_ZERO_GPU:
-                self.jobs.note(id, title, words, form)
-                self.jobs.take(id)
-            else:
-                self.jobs.submit(id, title, words, form, limit_s=limit_s)
+            self.jobs.submit(id, self._name(wish, files), words, form, limit_s=limit_s)
         return id
 
     def estimate(self, wish: Wish, files: Sequence[str], owner: Owner) -> str:
@@ -120,10 +123,7 @@ class Trainer:
 
     def resume(self, id: str, owner: Owner) -> None:
         """Let a run go on that was stopped, failed or was interrupted."""
-        if ON_ZERO_GPU and self.jobs.get(id, owner).resumable:
-            self.jobs.take(id)
-        else:
-            self.jobs.resume(id, owner)
+        self.jobs.resume(id, owner)
 
     def adopt(self, id: str, owner: Owner) -> str:
         """Take what a run made into the owner's list of models; returns the model's id.
@@ -139,25 +139,45 @@ class Trainer:
         Raises:
             HatcheryError: it is under way, or what it made is in use.
         """
-        job = self.jobs.get(id, owner)
-        if job.checkpoint is not None:
-            self.registry.drop_folder(job.checkpoint)
         self.jobs.delete(id, owner)
 
     def zipped(self, id: str, owner: Owner) -> Path:
         """What a run made as one file, in a temporary folder of its own."""
         made, title = self.made(id, owner), self.jobs.get(id, owner).title
-        path = Path(tempfile.mkdtemp(prefix="specialist-")) / f"{title}.zip"
+        path = self._served() / f"{title}.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
             for name in checkpoint.FILES:
                 if (made / name).is_file():
                     file.write(made / name, f"{title}/{name}")
         return path
 
+    def _served(self) -> Path:
+        """A new temporary folder; the page has copied what is in the older ones."""
+        folder = Path(tempfile.mkdtemp(prefix="specialist-"))
+        with self._serving:
+            self._folders.append(folder)
+            old, self._folders = self._folders[:-4], self._folders[-4:]
+        for served in old:
+            shutil.rmtree(served, ignore_errors=True)
+        return folder
+
+    def _measures(self, job: Job) -> list[dict[str, Any]]:
+        """A run's measures, read again only when there are more."""
+        with suppress(OSError):
+            found = (job.run.path / METRICS).stat()
+            version = (found.st_ino, found.st_size)
+            known = self._measured.get(job.id)
+            if known is None or known[0] != version:
+                known = self._measured[job.id] = (version, job.run.measures())
+                while len(self._measured) > _MEASURES_KEPT:
+                    self._measured.pop(next(iter(self._measured)), None)
+            return known[1]
+        return []
+
     def look(self, id: str, owner: Owner) -> Look:
         """A run as it is now."""
         job = self.jobs.get(id, owner)
-        measures = job.run.measures()
+        measures = self._measures(job)
         return Look(status(job, measures, self.jobs.busy()), measures, samples(measures), job.log())
 
     def wish_of(self, id: str, owner: Owner) -> Wish:
@@ -169,8 +189,10 @@ class Trainer:
         paths = sorted(own.iterdir()) if own.is_dir() else [own]
         if wish.data != OWN or sum(path.stat().st_size for path in paths) > _MOST_SHOWN_BYTES:
             return wish
-        text = "\n\n".join(path.read_bytes().decode("utf-8", "replace") for path in paths)
-        return dataclasses.replace(wish, pasted=text)
+        with suppress(UnicodeDecodeError):  # such as a compressed file, which has to be chosen again
+            if not any(path.suffix in _ROWS for path in paths):
+                return dataclasses.replace(wish, pasted="\n\n".join(path.read_bytes().decode() for path in paths))
+        return wish
 
     def publish(self, id: str, owner: Owner, repo: str, *, private: bool, token: str | None) -> str:
         """Send what a run made to the Hub; returns what to tell.
@@ -203,6 +225,8 @@ class Trainer:
             self._write_own(wish, files, given / own)
         if not wish.fresh:
             target = given / self._base_name(wish.base, owner)
+            if target.parts[len(given.parts)] == own:
+                raise DataError(f"the text and the base are both called {own!r}; give the file another name")
             folder = self.registry.folder(wish.base, owner)
             if folder.is_dir() and checkpoint.is_checkpoint(folder):
                 target.mkdir(parents=True)
@@ -243,10 +267,12 @@ class Trainer:
 
     def _own_name(self, wish: Wish, files: Sequence[str]) -> str:
         """What a person's own text is called in a run's folder: a name that no shipped text and no base has."""
-        if len(files) == 1 and not wish.pasted.strip():
-            name = run_name(Path(files[0]).name, MINE)
-            return name if Path(name).suffix else f"{name}.txt"
-        return "mine" if files else MINE
+        if len(files) != 1 or wish.pasted.strip():
+            return "mine" if files else MINE
+        name = Path(files[0]).name
+        ending = "".join(Path(name).suffixes[-2:])
+        ending = ending if re.fullmatch(r"(\.\w{1,8}){1,2}", ending, re.ASCII) else ".txt"
+        return f"{run_name(name.removesuffix(ending), 'mine')[:50]}{ending}"
 
     def _name(self, wish: Wish, files: Sequence[str]) -> str:
         if wish.name.strip():
@@ -264,6 +290,14 @@ class Trainer:
             raise DataError(
                 f"the text has {size_text(size)}; up to {size_text(self.limits.max_train_bytes)} are allowed here"
             )
+        for path in files:
+            if len(files) + bool(pasted.strip()) > 1 and Path(path).suffix.lower() in (*_ROWS, ".xz", ".gz"):
+                raise DataError(
+                    f"{Path(path).name[:80]!r} is compressed or has rows; choose it alone, or unpack it first"
+                )
+            with Path(path).open("rb") as file:
+                if Path(path).suffix.lower() not in (".xz", ".gz") and b"\0" in file.read(8192):
+                    raise DataError(f"{Path(path).name[:80]!r} is no text in UTF-8; choose text files")
         if not files:
             target.write_bytes(pasted)
         elif len(files) == 1 and not pasted.strip():
@@ -353,7 +387,7 @@ def _made_better(job: Job) -> str:
         lines = []
         for name, bits in after.items():
             line = f"{name}: {bits:.3f} bits a byte on text it never saw"
-            if name in before:
+            if before.get(name):
                 change = (before[name] - bits) / before[name]
                 line += f"; its base has {before[name]:.3f} ({abs(change):.1%} {'fewer' if change >= 0 else 'MORE'})"
             lines.append(line)
@@ -390,9 +424,10 @@ def train_on_lent_gpu(root: str, id: str, minutes: float) -> None:
     jobs = Jobs(Path(root), watch=False)
     jobs.take(id)
     here = os.getcwd()
-    with (jobs.root / id / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        try:
-            os.chdir(jobs.root / id / "given")
+    try:
+        os.chdir(jobs.root / id / "given")
+        with (jobs.root / id / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
             run_command(jobs.words(id))
-        finally:
-            os.chdir(here)
+    finally:
+        os.chdir(here)
+        jobs.give_back(id)

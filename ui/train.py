@@ -10,7 +10,8 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from train.job import FAILED, STOPPING, Job, Jobs
+from bdh.errors import HatcheryError
+from train.job import STOPPING, Job, Jobs
 
 from . import curves
 from .limits import Limits
@@ -48,6 +49,8 @@ CSS = """
 _TICK_S = 2.0
 _NOTHING = "No runs yet. Choose a model and a text above, and start one: its curves and samples will appear here."
 _TOO_EARLY = "The curves begin with the first measures, a few seconds after it started."
+_OPENING = 400
+"""Characters of a text that decide the command shown."""
 _FIELDS = [field.name for field in dataclasses.fields(Wish)]
 
 
@@ -174,7 +177,8 @@ def build_train(
     gr.Markdown("### Your runs")
     nothing = gr.Markdown(_NOTHING, elem_id="runs-nothing")
     with gr.Column(visible=False, elem_id="runs") as shown:
-        run = gr.Dropdown([], label="Run", elem_id="runs-run")
+        # Whose a run is decides who asks for it, not what this list knows: after a restart it knows nothing.
+        run = gr.Dropdown([], label="Run", allow_custom_value=True, filterable=False, elem_id="runs-run")
         status = gr.HTML(elem_id="runs-status")
         with gr.Row():
             small: dict[str, Any] = {"size": "sm", "min_width": 120, "visible": False}
@@ -204,7 +208,7 @@ def build_train(
             log = gr.Textbox(
                 show_label=False, container=False, lines=10, max_lines=10, interactive=False, elem_id="runs-log"
             )
-    seen = gr.State("")
+    seen, opening = gr.State(""), gr.State("")
     timer = gr.Timer(_TICK_S, active=False)
 
     form: dict[str, Any] = {
@@ -216,7 +220,7 @@ def build_train(
     }  # fmt: skip
     asked = [form[name] for name in _FIELDS]
     buttons = [stop, resume, chat, download, again, delete, hub]
-    view = [nothing, shown, run, status, early, plot, samples, log, *buttons, seen, timer]
+    view = [nothing, shown, run, status, early, plot, samples, log, file, *buttons, seen, timer]
 
     def wish_of(values: Sequence[Any]) -> Wish:
         told = dict(zip(_FIELDS, values, strict=True))
@@ -226,13 +230,13 @@ def build_train(
         """Everything that shows a run; what has not changed since `token` is left as it is."""
         found = jobs.of(whose)
         if not found:
-            return gr.Markdown(visible=True), gr.Column(visible=False), *[gr.skip()] * 13, "", gr.Timer(active=False)
+            return gr.Markdown(visible=True), gr.Column(visible=False), *[gr.skip()] * 14, "", gr.Timer(active=False)
         job = next((one for one in found if one.id == id), found[0])
         now = trainer.look(job.id, whose)
-        renewed_token = f"{job.id} {job.state} {job.place} {len(now.measures)} {len(now.log)}"
+        renewed_token = f"{job.id} {job.state} {len(now.measures)}"
         active = gr.Timer(active=job.active)
         if token == renewed_token:
-            return *[gr.skip()] * 3, now.status, *[gr.skip()] * 11, token, active
+            return *[gr.skip()] * 3, now.status, *[gr.skip()] * 3, now.log, *[gr.skip()] * 8, token, active
         drawn = curves.chart(now.measures)
         done = job.checkpoint is not None
         choices = [(label(one), one.id) for one in found]
@@ -248,6 +252,7 @@ def build_train(
             gr.Plot(drawn, visible=drawn is not None),
             gr.Textbox(now.samples, visible=bool(now.samples)),
             now.log,
+            gr.File(visible=False),
             *shows,
             gr.Accordion(visible=done),
             renewed_token,
@@ -261,15 +266,13 @@ def build_train(
         return gr.Dropdown(choices=known, value=pick), *look(whose, id)
 
     def on_look(request: gr.Request, secret: str, id: str | None) -> tuple[Any, ...]:
-        return *look(identify(secret, request), id), gr.File(visible=False), ""
+        return *look(identify(secret, request), id), ""
 
     def on_tick(request: gr.Request, secret: str, id: str | None, token: str) -> tuple[Any, ...]:
         return look(identify(secret, request), id, token)
 
     def on_shell(request: gr.Request, secret: str, chosen: list[str] | None, *values: Any) -> str:
-        # Whether something was pasted makes no difference to the command, and the text may be long.
-        wish = wish_of([*values[:_PASTED], _SOMETHING, *values[_PASTED:]])
-        return trainer.shell(wish, chosen or [], identify(secret, request))
+        return trainer.shell(wish_of(values), chosen or [], identify(secret, request))
 
     def on_estimate(request: gr.Request, secret: str, chosen: list[str] | None, *values: Any) -> str:
         with reported():
@@ -319,7 +322,10 @@ def build_train(
         values = dataclasses.asdict(before)
         if before.base not in [one for _, one in trainer.bases(whose)]:
             values["base"] = gr.skip()
-        return [values[name] for name in _FIELDS]
+        lost = before.data == OWN and not before.pasted
+        said = "Choose the files of this run again: they are not plain text, or too long to be shown." if lost else ""
+        # The files would be read beside the text that was taken from them.
+        return [*(values[name] for name in _FIELDS), None, before.pasted[:_OPENING], said or allowed(limits)]
 
     def on_publish(
         request: gr.Request, account: gr.OAuthToken | None, secret: str, id: str, where: str, hidden: bool
@@ -331,7 +337,7 @@ def build_train(
     quick: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
     greeting.then(on_open, [owner, run, base], [base, *view], **quick)
     tab.select(on_open, [owner, run, base], [base, *view], **quick)
-    run.input(on_look, [owner, run], [*view, file, pushed], **quick)
+    run.input(on_look, [owner, run], [*view, pushed], **quick)
     timer.tick(on_tick, [owner, run, seen], view, trigger_mode="once", **quick)
     data.change(
         lambda chosen: [gr.Row(visible=chosen == one) for one in (OWN, SHIPPED, DATASET)],
@@ -342,11 +348,13 @@ def build_train(
     base.input(
         lambda chosen: RATE_OF_FRESH if str(chosen).startswith(FRESH) else RATE_OF_BASE, base, learning_rate, **quick
     )
-    without_text = [one for one in asked if one is not pasted]
+    # The command needs no more of a long text than its first words.
+    hasty = [opening if one is pasted else one for one in asked]
+    gr.on([pasted.blur, start.click], lambda text: text[:_OPENING], pasted, opening, **quick)
     gr.on(
-        [tab.select, *(one.change for one in [files, *without_text])],
+        [tab.select, opening.change, files.change, *(one.change for one in asked if one is not pasted)],
         on_shell,
-        [owner, files, *without_text],
+        [owner, files, *hasty],
         shell,
         trigger_mode="always_last",
         **quick,
@@ -359,6 +367,7 @@ def build_train(
     started = start.click(
         on_start, given, [told, *view], **(quick | {"show_progress": "minimal"}), show_progress_on=told
     )
+    resumed = resume.click(on_resume, [owner, run], view, **quick)
     if ON_ZERO_GPU:
         lend: dict[str, Any] = quick | {"concurrency_limit": limits.max_runs_at_once, "concurrency_id": "training"}
 
@@ -366,24 +375,20 @@ def build_train(
             job = jobs.get(id, identify(secret, request))
             try:
                 train_on_lent_gpu(str(jobs.root), id, float(job.form.get("amount", 1)))
+            except HatcheryError:  # it does not wait any more
+                return
             except Exception as error:  # no GPU is left for this visitor, or it was taken back
-                job.run.end(FAILED, f"the GPU that was lent is gone: {error}"[:300])
+                jobs.give_back(id, f"no GPU, or no longer: {error}"[:300])
                 raise
 
-        for event in (started.success, resume.click):
-            event(on_lent, [owner, run], None, **lend).then(on_look, [owner, run], [*view, file, pushed], **quick)
+        for event in (started.success, resumed.success):
+            event(on_lent, [owner, run], None, **lend).then(on_look, [owner, run], [*view, pushed], **quick)
     stop.click(on_stop, [owner, run], view, **quick)
-    resume.click(on_resume, [owner, run], view, **quick)
     delete.click(on_delete, [owner, run], view, **quick)
     chat.click(on_chat, [owner, run, *dropdowns], [tabs, *dropdowns], **quick)
     download.click(on_download, [owner, run], file, **quick)
-    again.click(on_again, [owner, run], asked, **quick)
+    again.click(on_again, [owner, run], [*asked, files, opening, told], **quick)
     push.click(
         on_publish, [owner, run, repo, private], pushed, api_visibility="private", concurrency_limit=2,
         show_progress="full",
     )  # fmt: skip
-
-
-_PASTED = _FIELDS.index("pasted")
-_SOMETHING = "\0"
-"""Stands for what was pasted; nobody reads it."""

@@ -30,6 +30,10 @@ TRAINED = {
     "LoRA: a small addition to each matrix": "lora",
 }
 SHIPPED_TEXTS = sorted(path.name.removesuffix(".txt.xz") for path in CORPORA.glob("*.txt.xz"))
+MOST_ROWS, MOST_CHUNK_BYTES = 128, 2048
+_MOST_CHARACTERS = 1000
+_TEST_BYTES = 262_144
+"""Of each text, measured at the end of a run of the page: at most a minute's work on two cores."""
 RATE_OF_BASE, RATE_OF_FRESH = 7e-4, 2e-3
 _NOMINAL_STEPS = 600
 """Of a schedule that the clock bounds."""
@@ -92,8 +96,19 @@ def checked(wish: Wish, limits: Limits) -> Wish:
         raise ConfigError(f"{wish.amount:g} minutes are asked for; allowed here are up to {limits.max_train_minutes:,}")
     if wish.budget == STEPS and not 1 <= wish.amount <= 1e9:
         raise ConfigError(f"{wish.amount:g} steps are asked for; take 1 or more")
+    for name in ("base", "prompt", "name", "dataset", "config", "split", "column"):
+        text = getattr(wish, name)
+        if not isinstance(text, str) or len(text) > _MOST_CHARACTERS or text != text.encode("utf-8", "ignore").decode():
+            raise ConfigError(f"{name} must be a text of at most {_MOST_CHARACTERS:,} characters; given {text!r:.40}")
+    if not isinstance(wish.corpora, list) or not set(map(str, wish.corpora)) <= set(SHIPPED_TEXTS):
+        raise ConfigError(f"the shipped texts are {', '.join(SHIPPED_TEXTS)}; given {wish.corpora!r:.80}")
     if wish.trained not in TRAINED:
         raise ConfigError(f"what learns is {wish.trained!r:.40}; it must be one of {', '.join(TRAINED)}")
+    if not 1 <= wish.rows <= MOST_ROWS or not 16 <= wish.chunk_bytes <= MOST_CHUNK_BYTES:
+        raise ConfigError(
+            f"{wish.rows:g} rows and chunks of {wish.chunk_bytes:g} bytes are asked for; the page takes up to "
+            f"{MOST_ROWS} rows and chunks of 16 to {MOST_CHUNK_BYTES:,}, the shell more"
+        )
     if not 0.1 <= wish.held_out_percent <= 40:
         raise ConfigError(f"{wish.held_out_percent:g} % are held out; take 0.1 to 40 %")
     if not 0 <= wish.activity_percent <= 100:
@@ -162,6 +177,7 @@ def arguments(wish: Wish, base: str, texts: Mapping[str, Any], *, kind: str) -> 
         "chunk_bytes": wish.chunk_bytes,
         "validation": wish.held_out_percent / 100,
         "test": wish.held_out_percent / 100,
+        "test_bytes": _TEST_BYTES,
         "patience": wish.patience,
         "seed": wish.seed,
         "prompt": wish.prompt or "\n",
