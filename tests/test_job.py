@@ -24,7 +24,7 @@ from train import child
 from train.job import FAILED, FINISHED, INTERRUPTED, RUNNING, STOPPED, STOPPING, WAITING, Job, Jobs
 
 ROOT = Path(__file__).parents[1]
-WAIT_S = 60.0
+WAIT_S = 180.0
 ME, OTHER = "browser:me", "browser:other"
 MODEL = '{kind = "flat", n_layer = 1, n_embd = 16, n_head = 2, mlp_internal_dim_multiplier = 4, dropout = 0.0}'
 QUICK = ["chunk_bytes=32", "sample_bytes=8", "warmup_steps=1", "decay_steps=2", "validation=0.1", "test=0.1"]
