@@ -77,7 +77,7 @@ def test_a_run_survives_a_reload_nobody_else_sees_it_and_stopped_it_keeps_the_be
 
     page.locator("#runs-stop").click()
     expect(page.locator("#runs-status")).to_contain_text("Stopped after step", timeout=LONG_MS)
-    expect(page.locator("#runs-chat")).to_be_visible()
+    expect(page.locator("#runs-write")).to_be_visible()
     page.locator("#runs-resume").click()
     expect(page.locator("#runs-stop")).to_be_visible(timeout=WAIT_MS)
     expect(page.locator("#runs-status")).to_contain_text("Training: step", timeout=LONG_MS)

@@ -75,6 +75,8 @@ def test_a_form_becomes_a_command_that_is_the_recipe(trainer: Trainer, tmp_path:
         base="beta", pasted=TEXT, amount=5, trained="LoRA: a small addition to each matrix", activity_percent=10
     )
     told = trainer.shell(wish, [], ME)
+    note, told = told.split("\n")
+    assert note == "# mine.txt: your text as a file"
     words = shlex.split(told)
     assert words[:4] == ["python", "-m", "train", "finetune"]
     recipe = load_recipe(words[3], words[4:])
@@ -86,7 +88,9 @@ def test_a_form_becomes_a_command_that_is_the_recipe(trainer: Trainer, tmp_path:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_fresh_model_of_every_preset_is_damped_where_it_can_be(preset: str, trainer: Trainer) -> None:
-    words = shlex.split(trainer.shell(Wish(base=FRESH + preset, pasted=TEXT, budget=STEPS, amount=100), [], ME))
+    words = shlex.split(
+        trainer.shell(Wish(base=FRESH + preset, pasted=TEXT, budget=STEPS, amount=100), [], ME), comments=True
+    )
     recipe = load_recipe(words[3], words[4:])
     config = recipe.config()
     assert recipe.base == "" and recipe.minutes == 0 and recipe.steps == 100
@@ -112,20 +116,24 @@ def test_shipped_texts_share_the_rows_and_a_dataset_is_bounded(trainer: Trainer)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"amount": 0}, "0 minutes are asked for"),
-        ({"amount": 21}, "allowed here are up to 20"),
-        ({"amount": float("nan")}, "amount is nan"),
-        ({"budget": STEPS, "amount": 0}, "take 1 or more"),
+        ({"amount": 0}, "Budget is 0; allowed here is from 0.01 to 20 minutes"),
+        ({"amount": 21}, "Budget is 21; allowed here is from 0.01 to 20 minutes"),
+        ({"amount": None}, "Budget is empty"),
+        ({"amount": float("nan")}, "Budget is nan"),
+        ({"budget": STEPS, "amount": 0}, "Budget is 0; allowed here is from 1 to"),
         ({"budget": "years"}, "must be in minutes or steps"),
-        ({"learning_rate": "fast"}, "learning rate is 'fast'"),
+        ({"learning_rate": "fast"}, "Learning rate is 'fast'"),
+        ({"learning_rate": 0}, "Learning rate is 0"),
         ({"trained": "nothing"}, "what learns is 'nothing'"),
-        ({"held_out_percent": 90}, "90 % are held out"),
-        ({"activity_percent": 101}, "101 % are to be active"),
+        ({"trained": "the local part"}, "this one is flat: choose 'everything', 'the read-out'"),
+        ({"held_out_percent": 90}, "Held out, % is 90"),
+        ({"activity_percent": 101}, "Active neurons, % is 101"),
+        ({"rows": 4096}, "Rows is 4096"),
+        ({"chunk_bytes": 1_000_000}, "Chunk is"),
+        ({"pasted": "hello there"}, "the text has 11 bytes; give at least 1,000"),
         ({"prompt": "\ud800"}, "prompt must be a text"),
         ({"prompt": "x" * 1001}, "at most 1,000 characters"),
         ({"corpora": ["../etc"]}, "the shipped texts are"),
-        ({"rows": 4096}, "up to 128 rows"),
-        ({"chunk_bytes": 1_000_000}, "chunks of 16 to 2,048"),
         ({"pasted": "  "}, "paste a text or choose files first"),
         ({"pasted": "x" * 20_000_001}, "up to 20 MB are allowed here"),
         ({"base": ""}, "choose a model"),
@@ -233,7 +241,7 @@ def test_a_run_is_published_with_the_token_of_its_owner_and_never_with_the_machi
 
 def test_what_is_shown_of_a_run_is_escaped_and_says_how_much_better_it_became(trainer: Trainer) -> None:
     id = trainer.start(Wish(base="beta", pasted=TEXT), [], ME)
-    assert "Waiting for its turn" in trainer.look(id, ME).status
+    assert "About to start" in trainer.look(id, ME).status
     done(trainer, id)
     look = trainer.look(id, ME)
     assert "Done after step 3, 6 s of training" in look.status
@@ -302,10 +310,10 @@ def test_a_run_on_a_lent_gpu_that_cannot_begin_says_why_and_is_begun_once(
 ) -> None:
     monkeypatch.setattr(runs, "ON_ZERO_GPU", True)
     trainer = trainer_at(tmp_path, Limits())
-    id = trainer.start(Wish(base="beta", pasted="short"), [], ME)
+    id = trainer.start(Wish(base="beta", pasted="x " * 600, chunk_bytes=2048), [], ME)
     runs.train_on_lent_gpu(str(trainer.jobs.root), id, 1.0)
     job = trainer.jobs.get(id, ME)
-    assert job.state == FAILED and "use a longer text" in job.message
+    assert job.state == FAILED and "too few for chunks of 2048" in job.message
     with pytest.raises(TrainingError, match="does not wait any more"):
         runs.train_on_lent_gpu(str(trainer.jobs.root), id, 1.0)
 

@@ -125,7 +125,9 @@ def _train_in(folder: Path, recipe: Recipe, options: argparse.Namespace) -> int:
     if options.resume:
         run.resume()
     elif run.folder.exists() and not options.overwrite:
-        raise ConfigError(f"{folder} holds a run already; go on with it (--resume), replace it (--overwrite), or --out")
+        raise ConfigError(
+            f"{folder} holds a run already; go on with it (--resume), replace it (--overwrite) or name another (--out)"
+        )
     else:
         run.begin()
     run.folder.go_on()
@@ -275,6 +277,11 @@ class _Teller:
             if not self._quiet:
                 print(json.dumps(dataclasses.asdict(report)), flush=True)
             return
+        if not report.step:
+            self.say(
+                f"the base: {', '.join(f'{name} {bits:.3f}' for name, bits in report.validation.items())} bits/byte"
+            )
+            return
         line = f"{report.bits_per_byte:.3f} bits/byte  {report.bytes_per_s:,.0f} bytes/s"
         if self._bar is not None:
             self._bar.set_postfix_str(line, refresh=False)
@@ -292,7 +299,7 @@ class _Teller:
             self.say("  ".join([f"{phase}step {report.step}/{report.steps}", line, left, *told]))
         if report.sample:
             self.say(f"    {report.sample!r}")
-        if report.stopped:
+        if report.stopped and "asked" not in report.stopped:
             self.say(f"stopped early: {report.stopped}")
 
     def close(self) -> None:

@@ -66,10 +66,16 @@ def export(run: Run, folder: Path) -> Path:
         folder,
         model.config,
         tensors,
-        card=card(run, model, held_out, provenance, folder.name if folder.is_absolute() else folder.as_posix()),
+        card=card(run, model, held_out, provenance, _place(folder, run.recipe)),
         provenance=provenance,
         dtype=torch.bfloat16,
     )
+
+
+def _place(folder: Path, recipe: Recipe) -> str:
+    """Where a reader of the card finds the checkpoint: a path in a clone, or a folder by the model's name."""
+    told = folder.as_posix()
+    return told if told.startswith("checkpoints/") else f"path/to/{recipe.name}"
 
 
 def _held_out(model: Model[Any], splits: list[Splits], most: int | None) -> dict[str, float]:
@@ -78,6 +84,10 @@ def _held_out(model: Model[Any], splits: list[Splits], most: int | None) -> dict
         one.name: round(bits_per_byte(model, held_out_bytes(one)[:most], streams=_HELD_OUT_STREAMS), 4)
         for one in splits
     }
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
 def held_out_bytes(splits: Splits) -> Bytes:
@@ -89,6 +99,9 @@ def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: di
     """The model card in Markdown, with the Hub's front matter; it says no more than the run knows."""
     recipe, splits = run.recipe, run.splits[run.phase]
     sources = recipe.sources(run.parts[run.phase])
+    chat = any(one.name == "chat" for one in splits)
+    opening = recipe.prompt.strip() if recipe.prompt.strip() and not recipe.prompt.startswith("\nUser:") else _OPENING
+    prompt = _PROMPT if chat else f"\n{opening}".encode()
     shipped = all(is_shipped(text.source or text.name) and not text.dataset for text in sources)
     front = ["library_name: bdh-hatchery", "pipeline_tag: text-generation"]
     if shipped:
@@ -111,7 +124,7 @@ def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: di
 - **parameters**: {model.parameter_count():,}
 - **state of one stream**: {model.state_bytes() / 1e6:.1f} MB, at any length
 - **trained on**: {provenance["bytes_heard"]:,} bytes in {run.step:,} steps ({rows})
-- **time**: {run.elapsed_s / 60:.0f} minutes of wall clock on {provenance["machine"]}""",
+- **time**: {_minutes(run.elapsed_s)} of wall clock on {provenance["machine"]}""",
         f"""## Measured
 
 Bits per byte on the last part of each text, which was neither trained on nor looked at in training, heard as
@@ -124,7 +137,7 @@ Bits per byte on the last part of each text, which was neither trained on nor lo
 import bdh
 
 stream = bdh.Stream(bdh.load("{place}"))
-stream.feed({_PROMPT!r})
+stream.feed({prompt!r})
 print(bytes(w.byte for w in stream.generate(bdh.Sampling(temperature=0.5, stop=(b"\\n",)))).decode())
 ```""",
         f"""## Samples
@@ -132,7 +145,7 @@ print(bytes(w.byte for w in stream.generate(bdh.Sampling(temperature=0.5, stop=(
 Seed 0, temperature 0.5; nothing was chosen by hand.
 
 ```
-{_samples(model, chat=any(one.name == "chat" for one in splits))}
+{_samples(model, opening, chat=chat)}
 ```""",
         f"""## Made by
 
@@ -177,18 +190,18 @@ def _value(value: Any) -> str:
     return json.dumps(value)
 
 
-def _samples(model: Model[Any], *, chat: bool) -> str:
+def _samples(model: Model[Any], opening: str, *, chat: bool) -> str:
     """A short dialogue, if the model was trained on any, and a continuation, as text."""
     stream = Stream(model)
     lines = []
     for question in _QUESTIONS if chat else ():
-        opening = b"" if stream.recent.endswith(b"\n") else b"\n"
-        stream.feed(opening + f"User: {question}\nBot:".encode())
+        before = b"" if stream.recent.endswith(b"\n") else b"\n"
+        stream.feed(before + f"User: {question}\nBot:".encode())
         options = Sampling(temperature=0.5, seed=0, stop=(b"\n",), max_bytes=300, valid_utf8=True)
         answer = bytes(written.byte for written in stream.generate(options))
         lines.append(f"User: {question}\nBot:{answer.decode().rstrip()}")
     stream = Stream(model)
-    stream.feed(f"\n{_OPENING}".encode())
+    stream.feed(f"\n{opening}".encode())
     options = Sampling(temperature=0.5, seed=0, max_bytes=240, valid_utf8=True)
     prose = bytes(written.byte for written in stream.generate(options)).decode()
-    return "\n".join([*lines, "", f"{_OPENING}{prose}"]).lstrip()
+    return "\n".join([*lines, "", f"{opening}{prose}"]).lstrip()

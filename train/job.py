@@ -30,6 +30,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from bdh.checkpoint import WEIGHTS
 from bdh.errors import HatcheryError, TrainingError
 
 from . import child
@@ -92,8 +93,12 @@ class Job:
     @property
     def checkpoint(self) -> Path | None:
         """The specialist that it made, or None so far."""
-        made = self.path / "run" / "checkpoint"
-        return made if not self.active and (made / "config.json").is_file() else None
+        run = self.path / "run"
+        # The best so far of a run that was killed has no measured card, but is newer than what an earlier stop made.
+        made = [path for path in (run / "checkpoint", run / BEST) if (path / WEIGHTS).is_file()]
+        if self.active or not made:
+            return None
+        return max(made, key=lambda path: (path / WEIGHTS).stat().st_mtime)
 
     @property
     def resumable(self) -> bool:

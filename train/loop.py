@@ -37,6 +37,8 @@ from .strategy import choose_trained, plain_tensors
 
 _EVALUATION_STREAMS = 8
 _NATS = math.log(2)
+_TELL_S = 10.0
+"""After so many seconds there is a report, however few steps were taken."""
 _MEASURE_EVERY = 20
 """Steps between two looks at how much is active, where nothing steers it."""
 
@@ -485,7 +487,7 @@ def fit(run: Run, *, report_every: int = 20) -> Iterator[Report]:
     """
     recipe = run.recipe
     started, begun, start_step = time.monotonic() - run.elapsed_s, time.monotonic(), run.step
-    nats, count = 0.0, 0
+    nats, count, told = 0.0, 0, time.monotonic()
     active: dict[str, float] = {}
     if recipe.base and not run.step:
         yield run.look_at_base()
@@ -504,7 +506,8 @@ def fit(run: Run, *, report_every: int = 20) -> Iterator[Report]:
             active = {name: activity.mean(name) for name in activity.fractions}
         over, asked = run.place == part.steps, run.is_asked_to_stop()
         validates = run.place // recipe.evaluate_every > before // recipe.evaluate_every or over
-        if not (validates or asked or run.step % report_every == 0):
+        due = run.step % report_every == 0 or time.monotonic() - told >= _TELL_S
+        if not (validates or asked or due):
             continue
         validation = run.validate() if validates else {}
         if validation:
@@ -536,6 +539,6 @@ def fit(run: Run, *, report_every: int = 20) -> Iterator[Report]:
         if validates or asked:
             run.save()
         yield report
-        nats, count = 0.0, 0
+        nats, count, told = 0.0, 0, time.monotonic()
         if asked:
             return

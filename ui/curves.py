@@ -49,7 +49,9 @@ def chart(measures: Sequence[Mapping[str, Any]]) -> alt.LayerChart | None:
         scale=alt.Scale(domain=names, range=[_COLOURS[place % len(_COLOURS)] for place in range(len(names))]),
         legend=alt.Legend(orient="bottom", labelLimit=300),
     )
-    x = alt.X("step:Q", title="step", axis=alt.Axis(format=",d", tickMinStep=1))
+    last = max(point["step"] for point in points)
+    ticks: dict[str, Any] = {"values": list(range(last + 1))} if last <= 12 else {}
+    x = alt.X("step:Q", title="step", axis=alt.Axis(format=",d", **ticks))
     y = alt.Y("bits:Q", title="bits per byte", scale=alt.Scale(zero=False))
     tooltip = [alt.Tooltip("text:N"), alt.Tooltip("step:Q", format=","), alt.Tooltip("bits:Q", format=".3f")]
     lines = alt.Chart(alt.InlineData(points)).mark_line().encode(x=x, y=y, color=colour, tooltip=tooltip)
@@ -59,7 +61,7 @@ def chart(measures: Sequence[Mapping[str, Any]]) -> alt.LayerChart | None:
     if (best := best_step(measures)) is not None:
         mark = alt.Chart(alt.InlineData([{"step": best, "label": f"best at step {best:,}"}]))
         layers.append(mark.mark_rule(strokeDash=[4, 4], color="#059669").encode(x=x))
-        late = best > 0.6 * max(point["step"] for point in points)
+        late = best > 0.6 * last
         text = mark.mark_text(align="right" if late else "left", dx=-5 if late else 5, baseline="top", color="#059669")
         layers.append(text.encode(x=x, y=alt.value(0), text="label:N"))
     drawn = alt.layer(*layers).properties(width="container", height=260)

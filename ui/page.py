@@ -81,7 +81,7 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
                 write = build_write(registry, owner, limits)
             models_shown = [chat.model, write.model, write.other]
             with gr.Tab("Train", id="train") as tab:
-                build_train(registry, jobs, owner, limits, models_shown, chat.model, tabs, greeting, tab)
+                build_train(registry, jobs, owner, limits, models_shown, chat.model, write.model, tabs, greeting, tab)
             with gr.Tab("Models", id="models") as tab:
                 build_models(registry, owner, limits, models_shown, greeting, tab)
     page.queue(max_size=64, api_open=False)

@@ -308,14 +308,14 @@ class Registry:
             self.forget(other)
         return id
 
-    def drop_folder(self, folder: Path) -> None:
+    def drop_within(self, folder: Path) -> None:
         """Strike what lies in a folder that is about to go.
 
         Raises:
             HatcheryError: somebody is using it.
         """
         with self._lock:
-            slots = [slot for slot in self._slots.values() if slot.folder == folder]
+            slots = [slot for slot in self._slots.values() if slot.folder.is_relative_to(folder)]
         for slot in slots:
             self.park_idle(slot.id)
             with self._lock:

@@ -21,11 +21,24 @@ from bdh.models import parameter_count
 from bdh.presets import PRESETS, describe
 from train.folder import METRICS
 from train.job import FINISHED, LOG, RUNNING, STOPPING, WAITING, Job, Jobs
-from train.recipe import list_recipes, read_fields
+from train.recipe import list_recipes, load_recipe, read_fields
 
 from .limits import Limits
 from .registry import Owner, Registry, compact, size_text
-from .wishes import DATASET, FRESH, MINUTES, OWN, SHIPPED, Wish, arguments, checked, command, run_name, text_fields
+from .wishes import (
+    DATASET,
+    FRESH,
+    MINUTES,
+    OWN,
+    SHIPPED,
+    TRAINED,
+    Wish,
+    arguments,
+    checked,
+    command,
+    run_name,
+    text_fields,
+)
 from .writing import ON_ZERO_GPU, lent
 
 MINE = "mine.txt"
@@ -33,6 +46,8 @@ _NO_SHAPE = "composed"
 _ROWS = (".jsonl", ".ndjson")
 _AROUND_S = 60.0
 _OPENING_CHARACTERS = 40
+_LEAST_BYTES = 1_000
+_PARTS = ("the local part", "the global part")
 _MEASURES_KEPT = 64
 _MOST_SHOWN_BYTES = 2_000_000
 """Of a text that is put back into its box."""
@@ -55,7 +70,7 @@ class Trainer:
         self.registry, self.jobs, self.limits = registry, jobs, limits
         self._measured: dict[str, tuple[tuple[int, int], list[dict[str, Any]]]] = {}
         self._serving, self._folders = threading.Lock(), list[Path]()
-        jobs.before_removal = lambda job: registry.drop_folder(job.path / "run" / "checkpoint")
+        jobs.before_removal = lambda job: registry.drop_within(job.path)
 
     def bases(self, owner: Owner) -> list[tuple[str, str]]:
         """(label, id) of what can be trained: models to go on from, then shapes for fresh weights."""
@@ -117,9 +132,17 @@ class Trainer:
         """The command that does the same; a line that says what is missing if it cannot be said yet."""
         try:
             wish = checked(wish, self.limits)
-            return command(self._words(wish, files, owner))
+            words = self._words(wish, files, owner)
         except HatcheryError as error:
             return f"# {error}"
+        notes = []
+        if wish.data == OWN:
+            own = self._own_name(wish, files)
+            folder = "a folder with your files" if own == "mine" else "your text as a file"
+            notes.append(f"# {own}: {folder}")
+        if (base := "" if wish.fresh else self._base_name(wish.base, owner)).startswith("base/"):
+            notes.append(f"# {base}: the specialist, downloaded and unpacked")
+        return "\n".join([*notes, command(words)])
 
     def resume(self, id: str, owner: Owner) -> None:
         """Let a run go on that was stopped, failed or was interrupted."""
@@ -201,6 +224,8 @@ class Trainer:
             HatcheryError: nothing is made yet, nobody is signed in, or what the Hub says.
         """
         made, repo = self.made(id, owner), hub.without_address(repo.strip())
+        if "/" not in repo:
+            raise CheckpointError(f"the repository is {repo!r:.80}; give it as user/name")
         if token is None and self.limits.public:  # the machine's own login is not for strangers
             raise CheckpointError("publishing from a public page needs your own account: sign in, or download it")
         address = hub.upload(made, repo, private=private, token=token)
@@ -251,10 +276,17 @@ class Trainer:
             raise ConfigError(f"this model has {count:,} parameters; up to {most:,} may be trained here")
         if wish.data == OWN and not wish.pasted.strip() and not files:
             raise DataError("paste a text or choose files first")
+        if wish.trained in _PARTS and config.kind != "hierarchical":
+            raise ConfigError(
+                f"What learns is {wish.trained!r}, which hierarchical models have; this one is {config.kind}: choose "
+                f"{', '.join(repr(one) for one in TRAINED if one not in _PARTS)}"
+            )
         texts = text_fields(wish, self._own_name(wish, files), self.limits)
         base = "" if wish.fresh else self._base_name(wish.base, owner)
         wish = dataclasses.replace(wish, name=self._name(wish, files), prompt=wish.prompt or _opening(wish, files))
-        return arguments(wish, base, texts, kind=config.kind)
+        words = arguments(wish, base, texts, kind=config.kind)
+        load_recipe(words[0], words[1:])  # what it would refuse later is said now
+        return words
 
     def _base_name(self, id: str, owner: Owner) -> str:
         """What a base is called in a run's folder: as it is found from a clone, or on the Hub."""
@@ -290,6 +322,8 @@ class Trainer:
             raise DataError(
                 f"the text has {size_text(size)}; up to {size_text(self.limits.max_train_bytes)} are allowed here"
             )
+        if size < _LEAST_BYTES:
+            raise DataError(f"the text has {size:,} bytes; give at least {_LEAST_BYTES:,}, and better 20,000 or more")
         for path in files:
             if len(files) + bool(pasted.strip()) > 1 and Path(path).suffix.lower() in (*_ROWS, ".xz", ".gz"):
                 raise DataError(
@@ -351,9 +385,9 @@ def _headline(job: Job, last: dict[str, Any] | None, busy: tuple[int, int]) -> s
     if job.state == WAITING:
         before = job.place - 1
         ahead = f"{before} waiting before it, " if before else ""
-        return f"Waiting for its turn: {ahead}{busy[0]} training now"
+        return f"Waiting for its turn: {ahead}{busy[0]} training now" if busy[0] or before else "About to start"
     if job.state in (RUNNING, STOPPING) and (last is None or not last["step"]):
-        return "Getting ready: reading the text and the model" if last is None else "Taking its first steps"
+        return "Getting ready: reading the text and the model" if last is None else "Training: the first step"
     if job.state == STOPPING:
         return "Stopping after the step under way, then measuring the best so far"
     if last is None or not last["step"]:

@@ -23,6 +23,7 @@ from .wishes import (
     DATASET,
     FRESH,
     MINUTES,
+    NUMBERS,
     OWN,
     RATE_OF_BASE,
     RATE_OF_FRESH,
@@ -36,7 +37,10 @@ from .writing import ON_ZERO_GPU
 
 CSS = """
 .runs-status { display: grid; gap: 6px; overflow-wrap: anywhere; }
-.runs-status progress { width: 100%; height: 10px; accent-color: #059669; }
+.runs-status progress { width: 100%; height: 10px; appearance: none; border: none; }
+.runs-status progress::-webkit-progress-bar { background: var(--border-color-primary); border-radius: 5px; }
+.runs-status progress::-webkit-progress-value { background: #059669; border-radius: 5px; }
+.runs-status progress::-moz-progress-bar { background: #059669; border-radius: 5px; }
 .runs-message { color: #b45309; }
 .dark .runs-message { color: #fbbf24; }
 #train-told p { margin: 0; }
@@ -71,7 +75,7 @@ def allowed(limits: Limits) -> str:
 
 def label(job: Job) -> str:
     """A run as the list of runs names it."""
-    return f"{job.title} · {job.state} · {time.strftime('%d %b %H:%M', time.gmtime(job.created))} UTC"
+    return f"{job.title} · {job.state} · {time.strftime('%d %b %H:%M:%S', time.gmtime(job.created))} UTC"
 
 
 def build_train(
@@ -81,6 +85,7 @@ def build_train(
     limits: Limits,
     dropdowns: Sequence[gr.Dropdown],
     chat_model: gr.Dropdown,
+    write_model: gr.Dropdown,
     tabs: gr.Tabs,
     greeting: Dependency,
     tab: gr.Tab,
@@ -89,8 +94,8 @@ def build_train(
 
     Args:
         dropdowns: choices of a model anywhere on the page, which learn of new specialists.
-        chat_model: the one of them that a specialist is tried in.
-        tabs: all tabs, with the chat's id `chat`.
+        chat_model, write_model: those of them that a specialist is tried in.
+        tabs: all tabs, with the ids `chat` and `write`.
         greeting: the event after which `owner` is known.
         tab: where this is; its lists are read anew whenever it is opened.
     """
@@ -101,7 +106,7 @@ def build_train(
             choices=bases,
             value=bases[0][1] if bases else None,
             label="Begin with",
-            info="a model that goes on learning, or a fresh one of that shape",
+            info="a model that goes on learning, or a fresh one of a chosen size",
             scale=3,
             min_width=280,
             elem_id="train-base",
@@ -111,7 +116,7 @@ def build_train(
             min_width=110, elem_id="train-amount",
         )  # fmt: skip
         budget = gr.Radio(
-            [MINUTES] if ON_ZERO_GPU else [MINUTES, STEPS], value=MINUTES, label="in",
+            [MINUTES] if ON_ZERO_GPU else [MINUTES, STEPS], value=MINUTES, label="Unit",
             info="minutes of the clock, or steps", scale=1, min_width=230, elem_id="train-budget",
         )  # fmt: skip
     data = gr.Radio([OWN, SHIPPED, DATASET], value=OWN, label="Learns from", elem_id="train-data")
@@ -150,7 +155,7 @@ def build_train(
             learning_rate = gr.Number(
                 RATE_OF_BASE, label="Learning rate", info="the highest, of AdamW", step=0.0001, min_width=150
             )
-            rows = gr.Number(8, label="Rows", info="streams heard side by side", precision=0, min_width=150)
+            rows = gr.Number(8, label="Rows", info="places read side by side", precision=0, min_width=150)
             chunk_bytes = gr.Number(
                 256, label="Chunk", info="bytes that gradients reach back", precision=0, min_width=150
             )
@@ -159,8 +164,14 @@ def build_train(
                 list(TRAINED), value="everything", label="What learns", info="of a model's weights", min_width=180
             )
             lora_rank = gr.Number(8, label="LoRA rank", info="of what is added", precision=0, min_width=150)
-            patience = gr.Number(5, label="Patience", info="looks without a gain; 0: all", precision=0, min_width=150)
-            seed = gr.Number(0, label="Seed", info="the same gives the same", precision=0, min_width=150)
+            patience = gr.Number(
+                5,
+                label="Patience",
+                info="looks without a gain; 0: endless",
+                precision=0,
+                min_width=150,
+            )
+            seed = gr.Number(0, label="Seed", info="the same seed, the same run", precision=0, min_width=150)
         with gr.Row():
             activity = gr.Slider(0, 50, 0, step=1, label="Active neurons, %", info="to steer to; 0 leaves them free")
             dropout = gr.Slider(0, 0.5, 0, step=0.05, label="Dropout", info="against learning by heart")
@@ -172,7 +183,7 @@ def build_train(
     told = gr.Markdown(allowed(limits), elem_id="train-told")
     with gr.Accordion("The same from a shell", open=False, elem_id="train-same"):
         shell = gr.Textbox(
-            show_label=False, lines=3, max_lines=8, interactive=False, buttons=["copy"], elem_id="train-shell"
+            label="Command", lines=3, max_lines=8, interactive=False, buttons=["copy"], elem_id="train-shell"
         )
     gr.Markdown("### Your runs")
     nothing = gr.Markdown(_NOTHING, elem_id="runs-nothing")
@@ -184,7 +195,8 @@ def build_train(
             small: dict[str, Any] = {"size": "sm", "min_width": 120, "visible": False}
             stop = gr.Button("Stop", variant="stop", elem_id="runs-stop", **small)
             resume = gr.Button("Resume", elem_id="runs-resume", **small)
-            chat = gr.Button("Chat with it", variant="primary", elem_id="runs-chat", **small)
+            write = gr.Button("Write with it", variant="primary", elem_id="runs-write", **small)
+            chat = gr.Button("Chat with it", elem_id="runs-chat", **small)
             download = gr.Button("Download", elem_id="runs-download", **small)
             again = gr.Button("Again with changes", elem_id="runs-again", **small)
             delete = gr.Button("Delete", elem_id="runs-delete", **small)
@@ -219,29 +231,31 @@ def build_train(
         "patience": patience, "prompt": prompt, "seed": seed,
     }  # fmt: skip
     asked = [form[name] for name in _FIELDS]
-    buttons = [stop, resume, chat, download, again, delete, hub]
+    buttons = [stop, resume, write, chat, download, again, delete, hub]
     view = [nothing, shown, run, status, early, plot, samples, log, file, *buttons, seen, timer]
 
     def wish_of(values: Sequence[Any]) -> Wish:
-        told = dict(zip(_FIELDS, values, strict=True))
-        return Wish(**{name: value for name, value in told.items() if value is not None})
+        told: dict[str, Any] = dict(zip(_FIELDS, values, strict=True))
+        # An emptied number is said to be empty; an emptied text is one.
+        empty = [name for name, value in told.items() if value is None and name not in (*NUMBERS, "amount")]
+        return Wish(**told | dict.fromkeys(empty, "") | ({"corpora": []} if told["corpora"] is None else {}))
 
     def look(whose: Owner, id: str | None, token: str = "") -> tuple[Any, ...]:
         """Everything that shows a run; what has not changed since `token` is left as it is."""
         found = jobs.of(whose)
         if not found:
-            return gr.Markdown(visible=True), gr.Column(visible=False), *[gr.skip()] * 14, "", gr.Timer(active=False)
+            return gr.Markdown(visible=True), gr.Column(visible=False), *[gr.skip()] * 15, "", gr.Timer(active=False)
         job = next((one for one in found if one.id == id), found[0])
         now = trainer.look(job.id, whose)
         renewed_token = f"{job.id} {job.state} {len(now.measures)}"
         active = gr.Timer(active=job.active)
         if token == renewed_token:
-            return *[gr.skip()] * 3, now.status, *[gr.skip()] * 3, now.log, *[gr.skip()] * 8, token, active
+            return *[gr.skip()] * 3, now.status, *[gr.skip()] * 3, now.log, *[gr.skip()] * 9, token, active
         drawn = curves.chart(now.measures)
         done = job.checkpoint is not None
         choices = [(label(one), one.id) for one in found]
-        visible = [job.active, job.resumable, done, done, True, not job.active]
-        named = "Stop at once" if job.state == STOPPING else "Stop"
+        visible = [job.active, job.resumable, done, done, done, True, not job.active]
+        named = "Stop at once, unmeasured" if job.state == STOPPING else "Stop"
         shows = [gr.Button(named, visible=visible[0]), *(gr.Button(visible=one) for one in visible[1:])]
         return (
             gr.Markdown(visible=False),
@@ -269,7 +283,10 @@ def build_train(
         return *look(identify(secret, request), id), ""
 
     def on_tick(request: gr.Request, secret: str, id: str | None, token: str) -> tuple[Any, ...]:
-        return look(identify(secret, request), id, token)
+        whose = identify(secret, request)
+        shows = look(whose, id, token)
+        # Which run is looked at is not the clock's to say: another may have been chosen since.
+        return *shows[:2], gr.Dropdown(choices=[(label(job), job.id) for job in jobs.of(whose)]), *shows[3:]
 
     def on_shell(request: gr.Request, secret: str, chosen: list[str] | None, *values: Any) -> str:
         return trainer.shell(wish_of(values), chosen or [], identify(secret, request))
@@ -302,14 +319,15 @@ def build_train(
             trainer.delete(id, whose)
         return look(whose, None)
 
-    def on_chat(request: gr.Request, secret: str, id: str, *values: str | None) -> tuple[Any, ...]:
+    def on_use(request: gr.Request, secret: str, id: str, where: str, *values: str | None) -> tuple[Any, ...]:
+        target = {"chat": chat_model, "write": write_model}[where]
         whose = identify(secret, request)
         with reported():
             model = trainer.adopt(id, whose)
         choices = registry.choices(whose)
-        picks = [model if one is chat_model else value for one, value in zip(dropdowns, values, strict=True)]
+        picks = [model if one is target else value for one, value in zip(dropdowns, values, strict=True)]
         shown = [renewed(one, choices, pick) for one, pick in zip(dropdowns, picks, strict=True)]
-        return gr.Tabs(selected="chat"), *shown
+        return gr.Tabs(selected=where), *shown
 
     def on_download(request: gr.Request, secret: str, id: str) -> gr.File:
         with reported():
@@ -325,7 +343,7 @@ def build_train(
         lost = before.data == OWN and not before.pasted
         said = "Choose the files of this run again: they are not plain text, or too long to be shown." if lost else ""
         # The files would be read beside the text that was taken from them.
-        return [*(values[name] for name in _FIELDS), None, before.pasted[:_OPENING], said or allowed(limits)]
+        return [*(values[name] for name in _FIELDS), None, before.pasted[:_OPENING], said or "Filled in above."]
 
     def on_publish(
         request: gr.Request, account: gr.OAuthToken | None, secret: str, id: str, where: str, hidden: bool
@@ -364,6 +382,7 @@ def build_train(
         on_estimate, given, told, api_visibility="private", concurrency_limit=1, show_progress="full"
     )
     tried.failure(lambda: allowed(limits), None, told, **quick)
+    budget.input(lambda unit: 5 if unit == MINUTES else 300, budget, amount, **quick)
     started = start.click(
         on_start, given, [told, *view], **(quick | {"show_progress": "minimal"}), show_progress_on=told
     )
@@ -385,9 +404,11 @@ def build_train(
             event(on_lent, [owner, run], None, **lend).then(on_look, [owner, run], [*view, pushed], **quick)
     stop.click(on_stop, [owner, run], view, **quick)
     delete.click(on_delete, [owner, run], view, **quick)
-    chat.click(on_chat, [owner, run, *dropdowns], [tabs, *dropdowns], **quick)
+    for button, where in ((chat, "chat"), (write, "write")):
+        place = gr.State(where)
+        button.click(on_use, [owner, run, place, *dropdowns], [tabs, *dropdowns], **quick)
     download.click(on_download, [owner, run], file, **quick)
-    again.click(on_again, [owner, run], [*asked, files, opening, told], **quick)
+    again.click(on_again, [owner, run], [*asked, files, opening, told], scroll_to_output=True, **quick)
     push.click(
         on_publish, [owner, run, repo, private], pushed, api_visibility="private", concurrency_limit=2,
         show_progress="full",

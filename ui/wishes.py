@@ -30,10 +30,22 @@ TRAINED = {
     "LoRA: a small addition to each matrix": "lora",
 }
 SHIPPED_TEXTS = sorted(path.name.removesuffix(".txt.xz") for path in CORPORA.glob("*.txt.xz"))
-MOST_ROWS, MOST_CHUNK_BYTES = 128, 2048
+NUMBERS: dict[str, tuple[str, float, float]] = {
+    "megabytes": ("Megabytes", 0.01, 10**6),
+    "learning_rate": ("Learning rate", 1e-6, 1),
+    "rows": ("Rows", 1, 128),
+    "chunk_bytes": ("Chunk", 16, 2048),
+    "lora_rank": ("LoRA rank", 1, 256),
+    "activity_percent": ("Active neurons, %", 0, 100),
+    "dropout": ("Dropout", 0, 0.9),
+    "held_out_percent": ("Held out, %", 1, 40),
+    "patience": ("Patience", 0, 10**6),
+    "seed": ("Seed", 0, 2**53 - 1),
+}
+"""Numbers of the form: how the page calls each, its least and its largest value. The shell takes more."""
 _MOST_CHARACTERS = 1000
-_TEST_BYTES = 262_144
-"""Of each text, measured at the end of a run of the page: at most a minute's work on two cores."""
+_TEST_BYTES = 32_768
+"""Of each text, measured at the end of a run of the page: seconds, for people wait for it."""
 RATE_OF_BASE, RATE_OF_FRESH = 7e-4, 2e-3
 _NOMINAL_STEPS = 600
 """Of a schedule that the clock bounds."""
@@ -85,17 +97,20 @@ def checked(wish: Wish, limits: Limits) -> Wish:
     Raises:
         ConfigError: a number that is none, or more than is allowed.
     """
-    whole = ("rows", "chunk_bytes", "lora_rank", "patience", "seed")
-    for name in (*whole, "amount", "learning_rate", "activity_percent", "dropout", "held_out_percent", "megabytes"):
-        value = getattr(wish, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ConfigError(f"{name.replace('_', ' ')} is {value!r:.40}; it must be a number")
     if wish.budget not in (MINUTES, STEPS):
         raise ConfigError(f"the budget is in {wish.budget!r:.40}; it must be in {MINUTES} or {STEPS}")
-    if wish.budget == MINUTES and not 0 < wish.amount <= limits.max_train_minutes:
-        raise ConfigError(f"{wish.amount:g} minutes are asked for; allowed here are up to {limits.max_train_minutes:,}")
-    if wish.budget == STEPS and not 1 <= wish.amount <= 1e9:
-        raise ConfigError(f"{wish.amount:g} steps are asked for; take 1 or more")
+    most = limits.max_train_minutes if wish.budget == MINUTES else 10**9
+    bounds = NUMBERS | {"amount": ("Budget", 0.01 if wish.budget == MINUTES else 1, most)}
+    for name, (label, low, high) in bounds.items():
+        value = getattr(wish, name)
+        unit = f" {wish.budget}" if name == "amount" else ""
+        allowed = f"from {low:,} to {high:,}{unit}"
+        if value is None:
+            raise ConfigError(f"{label} is empty; give a number {allowed}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ConfigError(f"{label} is {value!r:.40}; it must be a number {allowed}")
+        if not low <= value <= high:
+            raise ConfigError(f"{label} is {value:g}; allowed here is {allowed}")
     for name in ("base", "prompt", "name", "dataset", "config", "split", "column"):
         text = getattr(wish, name)
         if not isinstance(text, str) or len(text) > _MOST_CHARACTERS or text != text.encode("utf-8", "ignore").decode():
@@ -104,15 +119,7 @@ def checked(wish: Wish, limits: Limits) -> Wish:
         raise ConfigError(f"the shipped texts are {', '.join(SHIPPED_TEXTS)}; given {wish.corpora!r:.80}")
     if wish.trained not in TRAINED:
         raise ConfigError(f"what learns is {wish.trained!r:.40}; it must be one of {', '.join(TRAINED)}")
-    if not 1 <= wish.rows <= MOST_ROWS or not 16 <= wish.chunk_bytes <= MOST_CHUNK_BYTES:
-        raise ConfigError(
-            f"{wish.rows:g} rows and chunks of {wish.chunk_bytes:g} bytes are asked for; the page takes up to "
-            f"{MOST_ROWS} rows and chunks of 16 to {MOST_CHUNK_BYTES:,}, the shell more"
-        )
-    if not 0.1 <= wish.held_out_percent <= 40:
-        raise ConfigError(f"{wish.held_out_percent:g} % are held out; take 0.1 to 40 %")
-    if not 0 <= wish.activity_percent <= 100:
-        raise ConfigError(f"{wish.activity_percent:g} % are to be active; take 0 (free) to 100 %")
+    whole = ("rows", "chunk_bytes", "lora_rank", "patience", "seed", *(["amount"] if wish.budget == STEPS else []))
     numbers: dict[str, Any] = {name: int(getattr(wish, name)) for name in whole}
     return dataclasses.replace(wish, **numbers)
 
@@ -160,6 +167,8 @@ def arguments(wish: Wish, base: str, texts: Mapping[str, Any], *, kind: str) -> 
     steps = _NOMINAL_STEPS if wish.budget == MINUTES else int(wish.amount)
     looks = max(3, min(20, round(wish.amount * 2.5))) if wish.budget == MINUTES else 12
     told: dict[str, Any] = {"name": wish.name or "specialist", "texts": dict(texts)}
+    learned = {OWN: "a text of one's own", SHIPPED: ", ".join(texts), DATASET: f"{wish.dataset.strip()} from the Hub"}
+    told["description"] = f"A specialist: {base or 'a fresh ' + wish.fresh} that learned from {learned[wish.data]}."
     if wish.fresh:
         told |= {"base": "", "model": fresh_fields(wish.fresh) | {"dropout": float(wish.dropout)}}
     else:
