@@ -133,6 +133,8 @@ def join(states: Sequence[S]) -> S:
 
 def apart(state: S, other: object) -> S:
     """The same state with a copy of each tensor that it shares with `other`."""
+    if torch.compiler.is_compiling():  # there are no addresses, and what is copied for nothing is merged away
+        return clone(state)
     shared = {tensor.untyped_storage().data_ptr() for tensor in named_tensors(other).values()}
     return map_tensors(
         lambda tensor: tensor.clone() if tensor.untyped_storage().data_ptr() in shared else tensor, state

@@ -1,12 +1,10 @@
-"""python -m benchmarks decode|prefill|constant [CHECKPOINT or PRESET] [--json]."""
+"""python -m benchmarks decode|prefill|constant [CHECKPOINT or PRESET] [--json]; python -m benchmarks train [--json]."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -25,10 +23,14 @@ from bdh.models import Model
 from bdh.presets import PRESETS
 from train.data import read_bytes
 
-Result = dict[str, Any]
+from . import train
+from .report import Result, machine, report, spread
+from .upstream import load_upstream
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["train"]:
+        return train.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", choices=["decode", "prefill", "constant"])
     parser.add_argument("model", nargs="?", default="checkpoints/hatchling", help="checkpoint or preset")
@@ -51,9 +53,7 @@ def main() -> int:
         "model": options.model,
         "parameters": model.parameter_count(),
         "x_active": round(x_active(model), 3) if model.kind == "flat" else None,
-        "machine": f"{options.threads} threads of {os.cpu_count()} cores, {cpu_name()}",
-        "others_load": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
+        **machine(options.threads),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
     print(json.dumps(result, indent=2) if options.json else report(result))
@@ -63,7 +63,7 @@ def main() -> int:
 @torch.no_grad()
 def decode(model: Model[Any], options: argparse.Namespace) -> Result:
     """Bytes a second of the recurrent step against hearing the whole context again for every byte."""
-    upstream = load_upstream(model, options.upstream) if options.upstream else None
+    upstream = load_upstream(options.upstream, model).eval() if options.upstream else None
     rows = []
     for context in options.contexts:
         ids = text(context + 1)
@@ -183,44 +183,6 @@ def x_active(model: Model[Any]) -> float:
     """Mean part of x_sparse that is above zero in the first layer, over 512 bytes of text."""
     embedded = torch.nn.functional.layer_norm(model.embed(text(512)), (model.config.n_embd,))
     return (torch.einsum("btd,hdn->bhtn", embedded, model.encoder) > 0).float().mean().item()
-
-
-def load_upstream(model: Model[Any], path: Path) -> Any:
-    """The released model with the same weights."""
-    spec = importlib.util.spec_from_file_location("upstream_bdh", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["upstream_bdh"] = module
-    spec.loader.exec_module(module)
-    fields = ("n_layer", "n_embd", "dropout", "n_head", "mlp_internal_dim_multiplier", "vocab_size")
-    if getattr(model.config, "decay", ()):
-        raise SystemExit("the released code has no damping: time a preset, such as flat-5m, beside it")
-    released = module.BDH(module.BDHConfig(**{name: getattr(model.config, name) for name in fields}))
-    released.load_state_dict(model.state_dict())
-    return released.eval()
-
-
-def spread(values: list[float]) -> str:
-    """Smallest to largest."""
-    return f"{min(values):.4g} to {max(values):.4g}"
-
-
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def report(result: Result) -> str:
-    """The result as a Markdown table with what it was measured on."""
-    columns = list(result["rows"][0])
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in result["rows"]]
-    rest = [f"{key}: {value}" for key, value in result.items() if key != "rows"]
-    return "\n".join([*lines, "", *rest])
 
 
 if __name__ == "__main__":

@@ -581,3 +581,26 @@ def test_dropout_acts_in_training_and_never_in_evaluation(name: str) -> None:
     members = () if name == "deep" else getattr(ZOO[name], "members", ())
     dropped = any(getattr(c, "dropout", 0) for c in (ZOO[name], *members))
     assert torch.equal(listening(ids).logits, listening(ids).logits) != dropped
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["flat-damped", "hebbian-damped", "transformer"])
+@pytest.mark.filterwarnings("error:.*lru_cache", "error:.*complex")
+def test_a_model_compiles_as_one_graph_that_hears_and_learns_the_same(name: str) -> None:
+    heard = []
+    for compiled in (False, True):
+        torch.compiler.reset()
+        listening = fresh(name)
+        called = torch.compile(listening, fullgraph=True, backend="aot_eager") if compiled else listening
+        given_ = listening(text(5, 2)).state
+        before = states.clone(given_)
+        logits, state = called(text(9, 2, 1), states.detach(given_))
+        F.cross_entropy(logits.flatten(0, 1), text(9, 2, 2).flatten()).backward()
+        assert_equal_state(given_, before)
+        heard.append((logits, state, {key: p.grad for key, p in listening.named_parameters()}))
+    assert_close(heard[1][0], heard[0][0])
+    assert_same_state(heard[1][1], heard[0][1])
+    for key, gradient in heard[0][2].items():
+        assert gradient is not None and heard[1][2][key] is not None
+        scale = max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(heard[1][2][key] / scale, gradient / scale, atol=1e-5, rtol=1e-5)

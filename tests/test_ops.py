@@ -58,6 +58,23 @@ def test_the_chunked_memory_agrees_with_the_plain_one_in_reads_sums_and_gradient
 
 
 @given(SHAPES, st.integers(0, 99), st.booleans(), st.booleans())
+def test_where_the_query_is_the_key_values_and_gradients_agree_too(
+    shape: tuple[int, ...], seed: int, with_memory: bool, with_decay: bool
+) -> None:
+    results = []
+    for attention in (chunked.hebbian_attention, reference.hebbian_attention):
+        _, key, value, memory, decay = operands(shape, seed, with_memory, with_decay, True)
+        assert key is not None and value is not None
+        read, written = attention(key, key, value, memory, decay)
+        assert written is not None
+        weights = torch.randn(read.shape, generator=torch.Generator().manual_seed(seed + 1))
+        ((read * weights).sum() + written.square().sum()).backward()
+        results.append((read, written, key.grad))
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, atol=5e-5, rtol=5e-5)
+
+
+@given(SHAPES, st.integers(0, 99), st.booleans(), st.booleans())
 @torch.no_grad()
 def test_writing_in_place_gives_the_same_and_overwrites_only_the_memory(
     shape: tuple[int, ...], seed: int, with_memory: bool, with_decay: bool
@@ -164,6 +181,17 @@ def test_rotating_pairs_agrees_with_the_plain_rotation_in_values_and_gradients(
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
     for fast, plain in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, atol=tolerance * max(1.0, float(plain.abs().max())), rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_of_a_rotation_may_lie_in_memory_as_it_likes(dtype: torch.dtype) -> None:
+    cos, sin = rope.cos_sin(torch.tensor([5]), 3, torch.tensor([2**60, 2**62]))
+    results = []
+    for gradient in (torch.ones(1, 1, 1).expand(2, 3, 4), torch.ones(2, 4, 3).mT):
+        x = torch.zeros(2, 3, 4, dtype=dtype, requires_grad=True)
+        rope.rotate_pairs(x, cos, sin).backward(gradient.to(dtype))
+        results.append(x.grad)
+    assert results[0] is not None and torch.equal(results[0], results[1]) and bool(results[0].any())
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 99))

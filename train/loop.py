@@ -118,8 +118,9 @@ class Run:
         )
         self.model.to(self.accelerator.device)
         self._called, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self._fast = self._called
         if recipe.compile == "on" or (recipe.compile == "auto" and self.accelerator.device.type == "cuda"):
-            self._called = torch.compile(self._called)
+            self._fast = torch.compile(self._called)
         self.generator = torch.Generator().manual_seed(recipe.seed)
         torch.manual_seed(recipe.seed + self.accelerator.process_index)  # dropout draws from the global generator
         self.steering = Steering(recipe.activity, recipe.activity_steps) if recipe.activity else None
@@ -425,7 +426,8 @@ class Run:
             self._precision(),
             observing(activity) if activity is not None else nullcontext(),
         ):
-            output = self._called(ids, state, keep_state=self.recipe.carried)
+            called = self._fast if activity is None else self._called  # a compiled model cannot be observed
+            output = called(ids, state, keep_state=self.recipe.carried)
         nats = F.cross_entropy(output.logits.float().flatten(0, 1), targets.flatten())
         return nats, output.state if self.recipe.carried else ()
 

@@ -143,7 +143,8 @@ class Recipe:
     precision: str = "bfloat16"
     """Type of the products in training; weights, sums and optimizer stay float32."""
     compile: str = "auto"
-    """torch.compile: `on`, `off`, or `auto`, which is on for CUDA."""
+    """torch.compile: `on`, `off`, or `auto`, which is on for CUDA. Steps that look at what is active, all of them
+    where `activity` is steered, run uncompiled."""
     recompute: str = "auto"
     """Compute activations again on the way back instead of keeping them: `on`, `off`, or `auto`, if need be."""
     evaluate_every: int = 250

@@ -45,10 +45,15 @@ class Frequencies(nn.Module):
         return rope.cos_sin(position, length, rope.increments(self.freqs))
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def decay_rates(decay: tuple[float, ...], device: torch.device) -> Tensor | None:
     """The damping of each head, (H,) float32, or None if there is none."""
-    return torch.tensor(decay, dtype=torch.float32, device=device) if decay else None
+    return _rates(decay, device) if decay else None
+
+
+@lru_cache(maxsize=64)
+def _rates(decay: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(decay, dtype=torch.float32, device=device)
 
 
 def bdh_layer(

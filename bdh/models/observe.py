@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 Observer: TypeAlias = Callable[[str, Tensor], None]
@@ -26,6 +27,6 @@ def observing(observer: Observer) -> Iterator[None]:
 
 
 def observe(name: str, activation: Tensor) -> None:
-    """Show an activation to whoever is looking."""
-    if (observer := _observer.get()) is not None:
+    """Show an activation to whoever is looking; a compiled model shows none."""
+    if not torch.compiler.is_compiling() and (observer := _observer.get()) is not None:
         observer(name, activation)

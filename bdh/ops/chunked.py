@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,18 +35,21 @@ def hebbian_attention(
         The reads (H, B, T, D) in the type of `value`, and S' (None if not written).
     """
     dtype = value.dtype
+    alike = query is key
     if not torch.is_autocast_enabled(value.device.type):
         query, key, value = query.float(), key.float(), value.float()
     heads, batch, length, _ = key.shape
     value = value.expand(heads, batch, length, value.shape[-1])
     read = None
     if length > 1:
-        scores = query @ key.mT
-        if decay is not None:
-            age = torch.arange(length, device=key.device)
-            age = (age[:, None] - age[None, :] - 1).clamp(min=0)
-            scores = scores * (decay[:, None, None] ** age).to(scores.dtype)[:, None]
-        read = scores.tril(diagonal=-1) @ value
+        scores = _Gram.apply(key) if alike else query @ key.mT
+        if decay is None:
+            scores = scores.tril(diagonal=-1)
+        else:
+            steps = torch.arange(length, device=key.device)
+            age = (steps[:, None] - steps - 1).clamp(min=0)
+            scores = scores * (decay[:, None, None] ** age).tril(diagonal=-1).to(scores.dtype)[:, None]
+        read = scores @ value
     if memory is not None:
         if length < value.shape[-1]:
             # Whichever is smaller is moved to the other's order of axes; with one stream nothing is.
@@ -58,6 +63,20 @@ def hebbian_attention(
     if read is None:
         read = torch.zeros_like(value)
     return read.to(dtype), _write(key, value, memory, decay, inplace) if write else None
+
+
+class _Gram(torch.autograd.Function):
+    """x xᵀ; its gradient takes one product, (g + gᵀ) x, where autograd takes two and adds them across their order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x @ x.mT
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (gradient + gradient.mT).to(x.dtype) @ x
 
 
 def _write(key: Tensor, value: Tensor, memory: Tensor | None, decay: Tensor | None, inplace: bool) -> Tensor:

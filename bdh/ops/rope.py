@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import reference
+
 _TURN = 2.0**64
+_CACHED = 2**18
+"""Numbers that a rotation of a narrow type widens at once: measured best on a CPU."""
 
 
 def frequencies(n: int, theta: float = 2.0**16) -> Tensor:
@@ -39,13 +44,18 @@ def increments(freqs: Tensor) -> Tensor:
     return (freqs.reshape(-1)[::2] * _TURN).to(torch.int64)
 
 
-@lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def radian_increments(dim: int, theta: float, device: torch.device) -> Tensor:
     """Fixed-point turns a byte of the usual rotary embedding, theta^(-2i/dim) radians a byte.
 
     Returns:
         (dim / 2,) int64 in units of 2^-64 turns.
     """
+    return _radian_increments(dim, theta, device)
+
+
+@lru_cache(maxsize=64)
+def _radian_increments(dim: int, theta: float, device: torch.device) -> Tensor:
     radians = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim))
     return (radians / (2 * math.pi) * _TURN).to(torch.int64).to(device)
 
@@ -69,17 +79,44 @@ def cos_sin(position: Tensor, length: int, increment: Tensor) -> tuple[Tensor, T
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair (2i, 2i + 1) of the last axis by its phase.
 
-    As a product of complex numbers, which is one pass over memory where slices of pairs are many.
-
     Args:
         x: (..., T, N).
-        cos, sin: broadcastable to (..., T, N / 2), float32.
+        cos, sin: broadcastable to (..., T, N / 2), float32; no gradient reaches them.
 
     Returns:
         (..., T, N) in the type of `x`.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
+    if torch.compiler.is_compiling():
+        return reference.rotate_pairs(x, cos, sin)
+    return _Rotation.apply(x, cos, sin)
+
+
+class _Rotation(torch.autograd.Function):
+    """A rotation, whose gradient is turned back by the same phase."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(gradient.contiguous(), cos, -sin), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As a product of complex numbers, which is one pass over memory where slices of pairs are many."""
+    if x.dtype == torch.float32:
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+    turned = torch.empty_like(x)
+    # There are no complex numbers of two bytes; a few rows at a time the wide ones stay in a CPU's cache.
+    rows = max(1, _CACHED * x.shape[-2] // x.numel()) if x.device.type == "cpu" else x.shape[-2]
+    for part, cos_, sin_, into in zip(*(t.split(rows, dim=-2) for t in (x, cos, sin, turned)), strict=True):
+        pairs = torch.view_as_complex(part.float().unflatten(-1, (-1, 2)))
+        into.copy_(torch.view_as_real(pairs.mul_(torch.complex(cos_, sin_))).flatten(-2))
+    return turned
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
