@@ -24,6 +24,8 @@ from bdh.models.base import expected_shapes
 from .limits import Limits
 
 TRAINED_HERE = "trained here"
+_MET_FIRST = "hatchling"
+"""What a newcomer talks to, if it is there."""
 LOADS_AT_ONCE = 2
 """Models fetched or taken in at the same time, for all visitors together."""
 Owner = str
@@ -88,7 +90,9 @@ class Registry:
         self._lock = threading.RLock()
         self._slots: dict[str, _Slot] = {}
         self._clock = 0
-        for folder in sorted(shipped.iterdir()) if shipped.is_dir() else []:
+        found = shipped.iterdir() if shipped.is_dir() else []
+        folders = sorted(found, key=lambda folder: (folder.name != _MET_FIRST, folder.name))
+        for folder in folders:
             if (folder / "config.json").is_file():
                 config = checkpoint.read_config(folder)
                 self._slots[folder.name] = _Slot(folder.name, folder.name, folder, config, "shipped")
