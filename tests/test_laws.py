@@ -585,7 +585,7 @@ def test_dropout_acts_in_training_and_never_in_evaluation(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["flat-damped", "hebbian-damped", "transformer"])
-@pytest.mark.filterwarnings("error:.*lru_cache", "error:.*complex")
+@pytest.mark.filterwarnings("error:.*complex")
 def test_a_model_compiles_as_one_graph_that_hears_and_learns_the_same(name: str) -> None:
     heard = []
     for compiled in (False, True):

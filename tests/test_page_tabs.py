@@ -24,8 +24,15 @@ def choose(page: Page, dropdown: str, option: str) -> None:
 
 
 def settle(page: Page, label: str, value: str) -> None:
-    page.get_by_label(label, exact=True).fill(value)
-    page.keyboard.press("Tab")
+    """Fill a number and leave it; one that was just unfolded may still be set to what it was."""
+    number = page.get_by_label(label, exact=True)
+    for _ in range(20):
+        number.fill(value)
+        page.keyboard.press("Tab")
+        page.wait_for_timeout(250)
+        if number.input_value() == value:
+            return
+    raise AssertionError(f"{label} does not take {value}")
 
 
 def test_the_same_seed_writes_the_same_text_again_and_another_seed_another(page: Page) -> None:

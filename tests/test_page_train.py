@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from browsing import WAIT_MS, settle_in, started, upload
 from playwright.sync_api import Browser, Page, expect
+from test_page_tabs import settle
 
 pytestmark = pytest.mark.page
 
@@ -26,8 +27,7 @@ def ask(page: Page, minutes: str, text: str = TEXT) -> None:
     page.get_by_role("tab", name="Train").click()
     choose_base(page, "beta")
     page.locator("#train-pasted textarea").fill(text)
-    page.locator("#train-amount input").fill(minutes)
-    page.keyboard.press("Tab")
+    settle(page, "Budget", minutes)
 
 
 def test_a_specialist_is_trained_on_a_pasted_text_and_talked_to_and_taken_along(page: Page, tmp_path: Path) -> None:

@@ -115,12 +115,12 @@ def _train(options: argparse.Namespace) -> int:
         check_size(recipe.config())
     if options.dry_run:
         return _dry_run(Run(recipe, folder, accelerator=accelerator(options.track)), options)
+    tracked_by = accelerator(options.track)  # refused before anything is written
     with _alone_in(folder):
-        return _train_in(folder, recipe, options)
+        return _train_in(Run(recipe, folder, accelerator=tracked_by), folder, options)
 
 
-def _train_in(folder: Path, recipe: Recipe, options: argparse.Namespace) -> int:
-    run = Run(recipe, folder, accelerator=accelerator(options.track))
+def _train_in(run: Run, folder: Path, options: argparse.Namespace) -> int:
     target = options.checkpoint or folder / "checkpoint"
     if options.resume:
         run.resume()

@@ -90,9 +90,8 @@ class Registry:
         self._lock = threading.RLock()
         self._slots: dict[str, _Slot] = {}
         self._clock = 0
-        found = shipped.iterdir() if shipped.is_dir() else []
-        folders = sorted(found, key=lambda folder: (folder.name != _MET_FIRST, folder.name))
-        for folder in folders:
+        folders = list(shipped.iterdir()) if shipped.is_dir() else []
+        for folder in sorted(folders, key=lambda folder: (folder.name != _MET_FIRST, folder.name)):
             if (folder / "config.json").is_file():
                 config = checkpoint.read_config(folder)
                 self._slots[folder.name] = _Slot(folder.name, folder.name, folder, config, "shipped")

@@ -112,7 +112,7 @@ def build_train(
             elem_id="train-base",
         )
         amount = gr.Number(
-            min(5, limits.max_train_minutes), label="Budget", info="how long it trains", minimum=0, scale=1,
+            min(5, limits.max_train_minutes), label="Budget", info="how long it trains", scale=1,
             min_width=110, elem_id="train-amount",
         )  # fmt: skip
         budget = gr.Radio(
@@ -148,7 +148,7 @@ def build_train(
         config = gr.Textbox(label="Configuration", info="empty: its default", max_lines=1, min_width=130)
         split = gr.Textbox("train", label="Split", info="to train on", max_lines=1, min_width=110)
         column = gr.Textbox("text", label="Column", info="with the text", max_lines=1, min_width=110)
-        megabytes = gr.Number(5, label="Megabytes", info="read at most", minimum=0.01, min_width=110)
+        megabytes = gr.Number(5, label="Megabytes", info="read at most", min_width=110)
     with gr.Accordion("Advanced", open=False, elem_id="train-advanced"):
         with gr.Row():
             name = gr.Textbox(label="Name", info="of the specialist; empty: after its text", max_lines=1, min_width=180)
@@ -408,7 +408,8 @@ def build_train(
         place = gr.State(where)
         button.click(on_use, [owner, run, place, *dropdowns], [tabs, *dropdowns], **quick)
     download.click(on_download, [owner, run], file, **quick)
-    again.click(on_again, [owner, run], [*asked, files, opening, told], scroll_to_output=True, **quick)
+    filled = again.click(on_again, [owner, run], [*asked, files, opening, told], **quick)
+    filled.then(None, js="() => { document.querySelector('#train-base').scrollIntoView({behavior: 'smooth'}); }")
     push.click(
         on_publish, [owner, run, repo, private], pushed, api_visibility="private", concurrency_limit=2,
         show_progress="full",

@@ -167,7 +167,7 @@ def arguments(wish: Wish, base: str, texts: Mapping[str, Any], *, kind: str) -> 
     steps = _NOMINAL_STEPS if wish.budget == MINUTES else int(wish.amount)
     looks = max(3, min(20, round(wish.amount * 2.5))) if wish.budget == MINUTES else 12
     told: dict[str, Any] = {"name": wish.name or "specialist", "texts": dict(texts)}
-    learned = {OWN: "a text of one's own", SHIPPED: ", ".join(texts), DATASET: f"{wish.dataset.strip()} from the Hub"}
+    learned = {OWN: "a text of its owner", SHIPPED: ", ".join(texts), DATASET: f"{wish.dataset.strip()} from the Hub"}
     told["description"] = f"A specialist: {base or 'a fresh ' + wish.fresh} that learned from {learned[wish.data]}."
     if wish.fresh:
         told |= {"base": "", "model": fresh_fields(wish.fresh) | {"dropout": float(wish.dropout)}}

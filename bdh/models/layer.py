@@ -45,15 +45,10 @@ class Frequencies(nn.Module):
         return rope.cos_sin(position, length, rope.increments(self.freqs))
 
 
-@torch.compiler.assume_constant_result
+@lru_cache(maxsize=64)
 def decay_rates(decay: tuple[float, ...], device: torch.device) -> Tensor | None:
     """The damping of each head, (H,) float32, or None if there is none."""
-    return _rates(decay, device) if decay else None
-
-
-@lru_cache(maxsize=64)
-def _rates(decay: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(decay, dtype=torch.float32, device=device)
+    return torch.tensor(decay, dtype=torch.float32, device=device) if decay else None
 
 
 def bdh_layer(

@@ -44,18 +44,13 @@ def increments(freqs: Tensor) -> Tensor:
     return (freqs.reshape(-1)[::2] * _TURN).to(torch.int64)
 
 
-@torch.compiler.assume_constant_result
+@lru_cache(maxsize=64)
 def radian_increments(dim: int, theta: float, device: torch.device) -> Tensor:
     """Fixed-point turns a byte of the usual rotary embedding, theta^(-2i/dim) radians a byte.
 
     Returns:
         (dim / 2,) int64 in units of 2^-64 turns.
     """
-    return _radian_increments(dim, theta, device)
-
-
-@lru_cache(maxsize=64)
-def _radian_increments(dim: int, theta: float, device: torch.device) -> Tensor:
     radians = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim))
     return (radians / (2 * math.pi) * _TURN).to(torch.int64).to(device)
 
