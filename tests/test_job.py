@@ -36,7 +36,8 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
     yield made
     made.close()
     for path in made.root.glob("*/job.json"):
-        with contextlib.suppress(ValueError):
+        pid = 0
+        with contextlib.suppress(ValueError):  # the note that a test damaged
             pid = json.loads(path.read_text())["pid"]
         if pid and pid != os.getpid() and psutil.pid_exists(pid):
             psutil.Process(pid).kill()

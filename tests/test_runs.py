@@ -196,13 +196,13 @@ def test_what_a_run_made_joins_its_owners_models_alone_under_one_name(trainer: T
     with trainer.registry.lease(model, ME) as loaded:
         assert loaded.config == FLAT
         with pytest.raises(HatcheryError, match="being used in another tab"):
-            trainer.delete(id, ME)
+            trainer.jobs.delete(id, ME)
     again = trainer.start(Wish(base=model, pasted=TEXT), [], ME)
     assert (trainer.jobs.get(again, ME).given / "base" / "my-cat").is_dir()
-    for deed in (trainer.adopt, trainer.zipped, trainer.delete, trainer.look, trainer.wish_of):
+    for deed in (trainer.adopt, trainer.zipped, trainer.jobs.delete, trainer.look, trainer.wish_of):
         with pytest.raises(TrainingError, match="no such run of yours"):
             deed(id, OTHER)
-    trainer.delete(id, ME)
+    trainer.jobs.delete(id, ME)
     assert model not in [entry.id for entry in trainer.registry.entries(ME)]
 
 
@@ -299,7 +299,7 @@ def test_a_run_on_a_lent_gpu_is_stopped_from_the_page(tmp_path: Path, monkeypatc
     work.join(60)
     job = trainer.jobs.get(id, ME)
     assert job.state == STOPPED and job.checkpoint is not None
-    trainer.resume(id, ME)
+    trainer.jobs.resume(id, ME)
     assert trainer.jobs.get(id, ME).state == WAITING
     trainer.jobs.give_back(id, "no GPU")
     assert trainer.jobs.get(id, ME).message == "no GPU"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from .data import Bytes, Splits
 from .evaluate import bits_per_byte
 from .folder import environment
 from .loop import Run
-from .recipe import Recipe
+from .recipe import Recipe, toml_key, toml_value
 from .sources import is_shipped
 from .strategy import plain_tensors
 
@@ -168,26 +166,16 @@ def _toml(fields: dict[str, Any]) -> str:
     """The fields that differ from what they are by default, as TOML."""
     usual = {f.name: f.default for f in dataclasses.fields(Recipe)}
     told = {name: value for name, value in fields.items() if value != usual[name] and value not in ({}, ())}
-    plain = [f"{name} = {_value(value)}" for name, value in told.items() if not isinstance(value, (dict, tuple, list))]
+    plain = [
+        f"{name} = {toml_value(value)}" for name, value in told.items() if not isinstance(value, (dict, tuple, list))
+    ]
     for name, table in told.items():
         if isinstance(table, dict):
-            plain += ["", f"[{name}]", *(f"{_key(key)} = {_value(value)}" for key, value in table.items())]
+            plain += ["", f"[{name}]", *(f"{toml_key(key)} = {toml_value(value)}" for key, value in table.items())]
         elif isinstance(table, (tuple, list)):
             for row in table:
-                plain += ["", f"[[{name}]]", *(f"{_key(key)} = {_value(value)}" for key, value in row.items())]
+                plain += ["", f"[[{name}]]", *(f"{toml_key(key)} = {toml_value(value)}" for key, value in row.items())]
     return "\n".join(plain)
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(key)} = {_value(one)}" for key, one in value.items()) + " }"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value)
 
 
 def _samples(model: Model[Any], opening: str, *, chat: bool) -> str:

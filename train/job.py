@@ -211,16 +211,9 @@ class Jobs:
             TrainingError: too many wait, the owner has too many, or the disk is full.
         """
         with self._guard:
-            self.note(id, title, arguments, form, limit_s=limit_s)
-            self._enqueue(id, self._read(id))
+            record = dataclasses.replace(self._read(id), title=title, arguments=list(arguments))
+            self._enqueue(id, dataclasses.replace(record, form=dict(form), limit_s=limit_s))
         self._wake.set()
-
-    def note(
-        self, id: str, title: str, arguments: Sequence[str], form: Mapping[str, Any], *, limit_s: float = 0
-    ) -> None:
-        """Write down what a drafted job is to do, for `take`; as in `submit`."""
-        record = dataclasses.replace(self._read(id), title=title, arguments=list(arguments), limit_s=limit_s)
-        self._write(id, dataclasses.replace(record, form=dict(form)))
 
     def drop(self, id: str) -> None:
         """Remove a draft."""
@@ -256,9 +249,10 @@ class Jobs:
             TrainingError: it is active.
         """
         with self._guard:
-            if self._view(id, self._own(id, owner)).active:
+            job = self.get(id, owner)
+            if job.active:
                 raise TrainingError("this run is under way; stop it first")
-            self.before_removal(self.get(id, owner))
+            self.before_removal(job)
             self._remove(id)
 
     def get(self, id: str, owner: str) -> Job:

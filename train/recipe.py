@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import sys
@@ -297,6 +298,20 @@ def recipe_from_fields(fields: Mapping[str, Any], path: Path | str) -> Recipe:
 def list_recipes() -> list[str]:
     """Names of the shipped recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def toml_key(key: str) -> str:
+    """A key as TOML."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML, on one line."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{toml_key(key)} = {toml_value(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _override(fields: dict[str, Any], override: str) -> None:

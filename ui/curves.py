@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import altair as alt
+if TYPE_CHECKING:
+    import altair as alt
 
 _TRAINING = "training text"
 _MOST_POINTS = 600
@@ -38,6 +39,8 @@ def best_step(measures: Sequence[Mapping[str, Any]]) -> int | None:
 
 def chart(measures: Sequence[Mapping[str, Any]]) -> alt.LayerChart | None:
     """The curves, or None as long as there is no line to draw."""
+    import altair as alt  # noqa: PLC0415 - the page starts without it
+
     points = rows(measures)
     if len({point["step"] for point in points}) < 2:
         return None

@@ -75,12 +75,12 @@ class Trainer:
     def bases(self, owner: Owner) -> list[tuple[str, str]]:
         """(label, id) of what can be trained: models to go on from, then shapes for fresh weights."""
         most = self.limits.max_train_parameters
-        entries = self.registry.entries(owner)
-        models = [
-            (f"{entry.title} · {entry.kind} · {compact(entry.parameters)} parameters", entry.id)
-            for entry in entries
+        trainable = [
+            entry.id
+            for entry in self.registry.entries(owner)
             if not entry.kind.startswith(_NO_SHAPE) and entry.parameters <= most
         ]
+        models = [choice for choice in self.registry.choices(owner) if choice[1] in trainable]
         fresh = [
             (f"fresh {one.name} · {compact(one.parameters)} parameters", FRESH + one.name)
             for one in describe()
@@ -144,10 +144,6 @@ class Trainer:
             notes.append(f"# {base}: the specialist, downloaded and unpacked")
         return "\n".join([*notes, command(words)])
 
-    def resume(self, id: str, owner: Owner) -> None:
-        """Let a run go on that was stopped, failed or was interrupted."""
-        self.jobs.resume(id, owner)
-
     def adopt(self, id: str, owner: Owner) -> str:
         """Take what a run made into the owner's list of models; returns the model's id.
 
@@ -155,14 +151,6 @@ class Trainer:
             HatcheryError: there is nothing yet.
         """
         return self.registry.load_trained(self.made(id, owner), self.jobs.get(id, owner).title, owner)
-
-    def delete(self, id: str, owner: Owner) -> None:
-        """Remove a run and what it made.
-
-        Raises:
-            HatcheryError: it is under way, or what it made is in use.
-        """
-        self.jobs.delete(id, owner)
 
     def zipped(self, id: str, owner: Owner) -> Path:
         """What a run made as one file, in a temporary folder of its own."""

@@ -240,27 +240,28 @@ def build_train(
         empty = [name for name, value in told.items() if value is None and name not in (*NUMBERS, "amount")]
         return Wish(**told | dict.fromkeys(empty, "") | ({"corpora": []} if told["corpora"] is None else {}))
 
-    def look(whose: Owner, id: str | None, token: str = "") -> tuple[Any, ...]:
-        """Everything that shows a run; what has not changed since `token` is left as it is."""
+    def look(whose: Owner, id: str | None, token: str | None = None) -> tuple[Any, ...]:
+        """Everything that shows a run; with the `token` of the look before, only what has changed since."""
         found = jobs.of(whose)
         if not found:
             return gr.Markdown(visible=True), gr.Column(visible=False), *[gr.skip()] * 15, "", gr.Timer(active=False)
         job = next((one for one in found if one.id == id), found[0])
         now = trainer.look(job.id, whose)
-        renewed_token = f"{job.id} {job.state} {len(now.measures)}"
+        choices = [(label(one), one.id) for one in found]
+        renewed_token = f"{job.id} {len(now.measures)} {choices}"
         active = gr.Timer(active=job.active)
         if token == renewed_token:
             return *[gr.skip()] * 3, now.status, *[gr.skip()] * 3, now.log, *[gr.skip()] * 9, token, active
         drawn = curves.chart(now.measures)
         done = job.checkpoint is not None
-        choices = [(label(one), one.id) for one in found]
         visible = [job.active, job.resumable, done, done, done, True, not job.active]
         named = "Stop at once, unmeasured" if job.state == STOPPING else "Stop"
         shows = [gr.Button(named, visible=visible[0]), *(gr.Button(visible=one) for one in visible[1:])]
         return (
             gr.Markdown(visible=False),
             gr.Column(visible=True),
-            gr.Dropdown(choices=choices, value=job.id),
+            # Which run is looked at is not the clock's to say: another may have been chosen since.
+            gr.Dropdown(choices=choices, value=job.id) if token is None else gr.Dropdown(choices=choices),
             now.status,
             gr.Markdown(visible=drawn is None and job.active),
             gr.Plot(drawn, visible=drawn is not None),
@@ -283,10 +284,7 @@ def build_train(
         return *look(identify(secret, request), id), ""
 
     def on_tick(request: gr.Request, secret: str, id: str | None, token: str) -> tuple[Any, ...]:
-        whose = identify(secret, request)
-        shows = look(whose, id, token)
-        # Which run is looked at is not the clock's to say: another may have been chosen since.
-        return *shows[:2], gr.Dropdown(choices=[(label(job), job.id) for job in jobs.of(whose)]), *shows[3:]
+        return look(identify(secret, request), id, token)
 
     def on_shell(request: gr.Request, secret: str, chosen: list[str] | None, *values: Any) -> str:
         return trainer.shell(wish_of(values), chosen or [], identify(secret, request))
@@ -310,13 +308,13 @@ def build_train(
     def on_resume(request: gr.Request, secret: str, id: str) -> tuple[Any, ...]:
         whose = identify(secret, request)
         with reported():
-            trainer.resume(id, whose)
+            jobs.resume(id, whose)
         return look(whose, id)
 
     def on_delete(request: gr.Request, secret: str, id: str) -> tuple[Any, ...]:
         whose = identify(secret, request)
         with reported():
-            trainer.delete(id, whose)
+            jobs.delete(id, whose)
         return look(whose, None)
 
     def on_use(request: gr.Request, secret: str, id: str, where: str, *values: str | None) -> tuple[Any, ...]:
@@ -402,8 +400,12 @@ def build_train(
 
         for event in (started.success, resumed.success):
             event(on_lent, [owner, run], None, **lend).then(on_look, [owner, run], [*view, pushed], **quick)
-    stop.click(on_stop, [owner, run], view, **quick)
-    delete.click(on_delete, [owner, run], view, **quick)
+    stopped = stop.click(on_stop, [owner, run], view, **quick)
+    deleted = delete.click(on_delete, [owner, run], view, **quick)
+    # What went wrong is told in words above the page; marks on the components would stay behind.
+    started.failure(lambda: allowed(limits), None, told, **quick)
+    for asked_for in (started, resumed, stopped, deleted):
+        asked_for.failure(on_look, [owner, run], [*view, pushed], **quick)
     for button, where in ((chat, "chat"), (write, "write")):
         place = gr.State(where)
         button.click(on_use, [owner, run, place, *dropdowns], [tabs, *dropdowns], **quick)

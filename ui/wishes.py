@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import shlex
@@ -14,6 +13,7 @@ from typing import Any
 from bdh.config import config_to_dict
 from bdh.errors import ConfigError, DataError
 from bdh.presets import PRESETS
+from train.recipe import toml_value
 from train.sources import CORPORA
 
 from .limits import Limits
@@ -238,15 +238,4 @@ def run_name(text: str, otherwise: str) -> str:
 def _word(value: Any) -> str:
     """A value of a `key=value` pair; a text that nobody could take for something else stands bare."""
     bare = isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_./@-]*", value)
-    return value if bare and value not in ("true", "false", "inf", "nan") else _toml(value)
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name} = {_toml(one)}" for name, one in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(value)
+    return value if bare and value not in ("true", "false", "inf", "nan") else toml_value(value)
