@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-WAIT_MS = 20_000
+WAIT_MS = 60_000
 
 
 @contextmanager
@@ -112,6 +112,30 @@ def visitor(browser: Browser, url: str) -> Iterator[Page]:
     yield page
     context.close()
     assert errors == []
+
+
+def say(page: Page, text: str) -> None:
+    """Send a message in the chat; a key pressed while the last answer is still being closed is pressed again."""
+    box = page.locator("#chat-message textarea")
+    box.fill(text)
+    for _ in range(10):
+        box.press("Enter")
+        with suppress(AssertionError):
+            expect(box).to_have_value("", timeout=WAIT_MS // 10)
+            return
+    raise AssertionError(f"{text!r} was not sent")
+
+
+def settle(page: Page, label: str, value: str) -> None:
+    """Fill a number and leave it; one that was just unfolded may still be set to what it was."""
+    number = page.get_by_label(label, exact=True)
+    for _ in range(20):
+        number.fill(value)
+        page.keyboard.press("Tab")
+        page.wait_for_timeout(250)
+        if number.input_value() == value:
+            return
+    raise AssertionError(f"{label} does not take {value}")
 
 
 def upload(page: Page, button: str, files: Path | list[Path]) -> None:

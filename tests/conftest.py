@@ -18,6 +18,7 @@ from bdh import hub
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+pytest.register_assert_rewrite("browsing")
 torch.set_num_threads(1)
 settings.register_profile("default", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("default")

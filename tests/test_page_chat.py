@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from browsing import WAIT_MS, upload
+from browsing import WAIT_MS, say, settle, upload
 from playwright.sync_api import Browser, Page, expect
 
 pytestmark = pytest.mark.page
@@ -15,8 +15,7 @@ pytestmark = pytest.mark.page
 
 def send(page: Page, text: str, answers: int) -> None:
     """Send a message and wait until it is answered."""
-    page.locator("#chat-message textarea").fill(text)
-    page.keyboard.press("Enter")
+    say(page, text)
     expect(page.get_by_test_id("bot")).to_have_count(answers, timeout=WAIT_MS)
     expect(page.locator("#chat-send")).to_be_visible(timeout=WAIT_MS)
 
@@ -28,16 +27,11 @@ def heard(page: Page) -> int:
 
 
 def set_length(page: Page, size: int) -> None:
-    """Set the longest answer."""
-    page.get_by_text("How it answers").click()
-    page.get_by_label("number input for Longest answer, in bytes").fill(str(size))
-    page.keyboard.press("Tab")
-
-
-def set_length_again(page: Page, size: int) -> None:
-    """Set the longest answer, when its place is open already."""
-    page.get_by_label("number input for Longest answer, in bytes").fill(str(size))
-    page.keyboard.press("Tab")
+    """Set the longest answer, where that is open or not."""
+    length = page.get_by_label("number input for Longest answer, in bytes")
+    if not length.is_visible():
+        page.get_by_text("How it answers").click()
+    settle(page, "number input for Longest answer, in bytes", str(size))
 
 
 def test_a_conversation_is_answered_and_survives_a_reload(page: Page) -> None:
@@ -68,10 +62,21 @@ def test_regenerate_and_undo_come_back_to_the_state_of_the_turn(page: Page) -> N
     assert heard(page) == first
 
 
+def test_what_is_typed_while_an_answer_is_written_stays(page: Page) -> None:
+    set_length(page, 2_000)
+    say(page, "hello")
+    expect(page.locator("#chat-stop")).to_be_visible(timeout=WAIT_MS)
+    page.locator("#chat-message textarea").fill("and then")
+    written = page.get_by_test_id("bot").inner_text()
+    expect(page.get_by_test_id("bot")).not_to_have_text(written, timeout=WAIT_MS)
+    page.locator("#chat-stop").click(timeout=WAIT_MS)
+    expect(page.locator("#chat-send")).to_be_visible(timeout=WAIT_MS)
+    expect(page.locator("#chat-message textarea")).to_have_value("and then")
+
+
 def test_stop_stops_at_once_and_the_next_message_is_answered(page: Page, url: str) -> None:
     set_length(page, 2_000)
-    page.locator("#chat-message textarea").fill("hello")
-    page.keyboard.press("Enter")
+    say(page, "hello")
     page.locator("#chat-stop").click(timeout=WAIT_MS)
     expect(page.locator("#chat-send")).to_be_visible(timeout=WAIT_MS)
     time.sleep(1.0)
@@ -80,7 +85,7 @@ def test_stop_stops_at_once_and_the_next_message_is_answered(page: Page, url: st
     expect(beside.get_by_test_id("bot")).to_have_count(1, timeout=WAIT_MS)
     assert heard(beside) < 2_000
     beside.close()
-    set_length_again(page, 30)
+    set_length(page, 30)
     send(page, "go on", 2)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from browsing import FLAT, WAIT_MS, upload
+from browsing import FLAT, WAIT_MS, say, settle, upload
 from playwright.sync_api import Browser, Page, expect
 
 from bdh.models import build
@@ -21,18 +21,6 @@ def choose(page: Page, dropdown: str, option: str) -> None:
     """Choose an option of a dropdown by the beginning of its name."""
     page.locator(f"{dropdown} input").click()
     page.get_by_role("option", name=option).click()
-
-
-def settle(page: Page, label: str, value: str) -> None:
-    """Fill a number and leave it; one that was just unfolded may still be set to what it was."""
-    number = page.get_by_label(label, exact=True)
-    for _ in range(20):
-        number.fill(value)
-        page.keyboard.press("Tab")
-        page.wait_for_timeout(250)
-        if number.input_value() == value:
-            return
-    raise AssertionError(f"{label} does not take {value}")
 
 
 def test_the_same_seed_writes_the_same_text_again_and_another_seed_another(page: Page) -> None:
@@ -111,8 +99,7 @@ def test_an_uploaded_model_is_added_chosen_everywhere_and_deleted_and_nobody_els
 
     open_tab(page, "Chat")
     choose(page, "#chat-model", "model")
-    page.locator("#chat-message textarea").fill("hello")
-    page.keyboard.press("Enter")
+    say(page, "hello")
     expect(page.locator("#chat-status")).to_contain_text("bytes heard", timeout=WAIT_MS)
     expect(page.locator("#chat-send")).to_be_visible(timeout=WAIT_MS)
 

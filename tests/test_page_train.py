@@ -7,13 +7,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from browsing import WAIT_MS, settle_in, started, upload
+from browsing import WAIT_MS, say, settle, settle_in, started, upload
 from playwright.sync_api import Browser, Page, expect
-from test_page_tabs import settle
 
 pytestmark = pytest.mark.page
 
-LONG_MS = 90_000
+LONG_MS = 240_000
 """A training process takes seconds to start, and others use the machine."""
 TEXT = "Ana y Luis van al mercado. Compran pan, queso y vino. " * 400
 
@@ -52,8 +51,7 @@ def test_a_specialist_is_trained_on_a_pasted_text_and_talked_to_and_taken_along(
     page.locator("#runs-chat").click()
     expect(page.locator("#chat-message textarea")).to_be_visible(timeout=WAIT_MS)
     assert page.locator("#chat-model input").input_value().startswith("mine · flat")
-    page.locator("#chat-message textarea").fill("hola")
-    page.keyboard.press("Enter")
+    say(page, "hola")
     expect(page.locator("#chat-status")).to_contain_text("bytes heard", timeout=WAIT_MS)
 
 

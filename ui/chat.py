@@ -160,7 +160,7 @@ class Chat:
         """Answer a message."""
         options = self._options(text, temperature, top_p, length, seed)
         with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
-            yield from self._streamed(conversation, text, options)
+            yield from self._streamed(conversation, text, options, box="")
 
     def retry(
         self,
@@ -347,7 +347,10 @@ class Chat:
                 conversation.unheard += heard_in(dropped)
         yield from self._streamed(conversation, text, options)
 
-    def _streamed(self, conversation: Conversation, text: str, options: Sampling) -> Iterator[tuple[Any, ...]]:
+    def _streamed(
+        self, conversation: Conversation, text: str, options: Sampling, box: str | None = None
+    ) -> Iterator[tuple[Any, ...]]:
+        """Answer; `box` is written into the message box once, and what is typed there meanwhile is left alone."""
         rate = 0.0
         for progress in answer(conversation, text, options):
             rate = progress.bytes_per_s or rate
@@ -357,8 +360,9 @@ class Chat:
                 continue
             reading = not progress.written_bytes and progress.total_bytes > 2_000
             note = f"reading {progress.heard_bytes:,} of {progress.total_bytes:,} bytes" if reading else ""
-            yield history(conversation), self._status(conversation, rate, note), "", *_buttons(writing=True)
-        yield history(conversation), self._status(conversation, rate), "", *_buttons(writing=False)
+            into_box, box = gr.skip() if box is None else box, None
+            yield history(conversation), self._status(conversation, rate, note), into_box, *_buttons(writing=True)
+        yield history(conversation), self._status(conversation, rate), gr.skip(), *_buttons(writing=False)
 
     def _status(self, conversation: Conversation | None, rate: float = 0.0, note: str = "") -> str:
         return status(conversation, self.registry.device.type.upper(), rate, note)
