@@ -13,12 +13,11 @@ from torch import Tensor
 
 from bdh.errors import ConfigError, DataError
 
-from .sources import CORPORA as CORPORA
+from .shipped import CORPORA as CORPORA
+from .shipped import held_out_start as held_out_start
 from .sources import Prepared, find_source, read_file
 
 Bytes: TypeAlias = NDArray[np.uint8]
-HELD_OUT = 0.05
-"""The part of a shipped corpus that recipes keep from training, if they do not say otherwise."""
 
 
 def read_bytes(source: str) -> Bytes:
@@ -27,12 +26,6 @@ def read_bytes(source: str) -> Bytes:
     if path.is_dir():
         raise DataError(f"{source!r:.200} is a folder; name one file of it")
     return np.frombuffer(b"".join(read_file(path)), dtype=np.uint8)
-
-
-def held_out_start(size_bytes: int) -> int:
-    """Where in a shipped corpus of so many bytes the part begins that recipes keep from training."""
-    # Half of it to validate on and half to test on, each in whole bytes.
-    return size_bytes - 2 * int(size_bytes * HELD_OUT / 2)
 
 
 @dataclass(frozen=True)

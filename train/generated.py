@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 from bdh.errors import DataError
 
 from .dialogues import compact_json, dialogue
+from .invented import invented_dialogue
 
 VERSION = 1
 """Part of what names a prepared text: raised when a change here changes any byte."""
@@ -522,5 +523,6 @@ KINDS: dict[str, Callable[[Draws], str]] = {
     "algorithms": _algorithm,
     "systems": _system,
     "tool-calling": _dialogue,
+    "invented-words": invented_dialogue,
 }
 """What can be generated, and what makes a block of it."""

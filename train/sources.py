@@ -39,8 +39,8 @@ from bdh.hub import Progress, Token
 
 from . import generated
 from .dialogues import dialogue_of_row
+from .shipped import CORPORA as CORPORA
 
-CORPORA = Path(__file__).parent / "corpora"
 FORMS = ("plain", "tool-calling")
 MAX_ROWS = 4096
 
