@@ -1,4 +1,4 @@
-"""The command line: generate, chat, score, info, convert.
+"""The command line: generate, chat, score, info, convert, merge.
 
 What a model writes goes to stdout, all else to stderr. Exit status: 0, 2 for bad input, 130 for Ctrl-C, 141 when
 the reader of the output went away.
@@ -31,6 +31,7 @@ from .convert import convert
 from .device import is_out_of_memory
 from .errors import CheckpointError, DataError, HatcheryError
 from .load import load
+from .merge import command as merge
 from .models import Model
 from .presets import describe
 from .sampling import Sampling
@@ -57,6 +58,7 @@ examples:
   python -m bdh score user/repo book.txt --json
   python -m bdh info --presets
   python -m bdh convert old.pt new-folder --n-layer 6
+  python -m bdh merge english spanish --out both
 """
 
 
@@ -181,6 +183,9 @@ def _parser() -> argparse.ArgumentParser:
         flag = f"--{name.replace('_', '-')}"
         conversion.add_argument(flag, metavar="N", type=int, help=f"{name}, where neither file nor shapes tell it")
     _add_json(conversion)
+
+    merging = _command(commands.add_parser, "merge", merge.DESCRIPTION, merge.EXAMPLES, run=_merge)
+    merge.add_options(merging)
     return parser
 
 
@@ -478,6 +483,14 @@ def _convert(options: argparse.Namespace) -> int:
     else:
         print(f"{out}: a {model.config.kind} model of {model.parameter_count():,} parameters, weights {weights[:12]}")
     return 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    meter = Meter("downloaded", quiet=options.json)
+    try:
+        return merge.run(options, resolved, meter)
+    finally:
+        meter.end()
 
 
 # What commands share

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -15,6 +16,7 @@ from .errors import ConfigError
 VOCAB_SIZE = 256
 """Every model here reads and writes bytes."""
 
+_PINNED = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}@[0-9a-f]{40}(:[\w.-]{1,96}(/[\w.-]{1,96}){0,8})?", re.ASCII)
 _BOUNDS: dict[str, tuple[float, float]] = {
     "n_layer": (1, 256),
     "n_embd": (2, 16384),
@@ -231,6 +233,9 @@ class ComposedConfig:
     Herbster and Warmuth 1998); 0 is plain Bayes, 0 to 0.5."""
     n_embd: int = 256
     """`deep` only: width of the combined hidden state."""
+    sources: tuple[str, ...] = ()
+    """In a checkpoint that refers to its members instead of holding them: where each lies on the Hub, as
+    `user/repo@commit` or `user/repo@commit:subfolder`. A loaded model holds them, so there it is empty."""
 
     def __post_init__(self) -> None:
         if self.method not in self.METHODS:
@@ -244,6 +249,13 @@ class ComposedConfig:
                     f"{', '.join(c.kind for c in MEMBER_CONFIGS)}"
                 )
         _check(self, "share_rate", "n_embd")
+        if not isinstance(self.sources, tuple) or len(self.sources) not in (0, len(self.members)):
+            raise ConfigError(
+                f"sources must name a place on the Hub for each of the {len(self.members)} members, or none"
+            )
+        for source in self.sources:
+            if not isinstance(source, str) or not _PINNED.fullmatch(source):
+                raise ConfigError(f"a source is {_short(source)}; it must be user/repo@commit, the commit in full")
 
 
 MemberConfig: TypeAlias = FlatConfig | HierarchicalConfig | HebbianConfig | TransformerConfig

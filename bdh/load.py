@@ -64,7 +64,16 @@ def load(
     if place.is_file() and place.name == checkpoint.WEIGHTS and (place.parent / checkpoint.CONFIG).is_file():
         place = place.parent
     if place.is_dir() and checkpoint.is_checkpoint(place):
-        model: Model[Any] = Model.from_pretrained(place, device=device, dtype=dtype, max_parameters=max_parameters)
+        model: Model[Any] = Model.from_pretrained(
+            place,
+            device=device,
+            dtype=dtype,
+            token=token,  # members that a composed checkpoint refers to are fetched as it was
+            cache_dir=cache_dir,
+            offline=offline,
+            progress=progress,
+            max_parameters=max_parameters,
+        )
         provenance = model.origin.provenance if model.origin else {}
         model.origin = Origin(found.text, repo_id, revision, place, provenance)
         return model

@@ -25,7 +25,7 @@ else:
 RECIPES = Path(__file__).parent / "recipes"
 
 SCHEDULES = ("stable-decay", "cosine")
-TRAINED = ("full", "local", "global", "head", "lora")
+TRAINED = ("full", "local", "global", "head", "ends", "lora")
 PRECISIONS = ("bfloat16", "float32")
 _SWITCHES = ("auto", "on", "off")
 _CHOICES = {
@@ -132,7 +132,8 @@ class Recipe:
     clip: float = 1.0
     """Largest norm of the gradient."""
     trained: str = "full"
-    """What learns: `full`; `local`, `global` or `head` alone; or `lora` on encoder, encoder_v and decoder."""
+    """What learns: `full`; `local`, `global` or `head` alone; `ends`, the embedding and the head; or `lora`
+    on encoder, encoder_v and decoder."""
     lora_rank: int = 8
     """Rank of what LoRA adds to a matrix."""
     lora_alpha: float = 16.0

@@ -14,7 +14,13 @@ from bdh.errors import ConfigError
 from bdh.models import Model, skeleton
 
 _LORA_MATRICES = ("encoder", "encoder_v", "decoder")
-_PARTS = {"local": ("local_model.",), "global": ("global_model.", "patch_embedder."), "head": ("lm_head",)}
+_ENDS = ("embed.", "tok_emb.", "patch_embedder.byte_embed.", "lm_head")
+_PARTS = {
+    "local": ("local_model.",),
+    "global": ("global_model.", "patch_embedder."),
+    "head": ("lm_head",),
+    "ends": _ENDS,
+}
 """Beginnings of the names of what learns."""
 
 
@@ -66,7 +72,7 @@ def choose_trained(model: Model[Any], trained: str, *, rank: int = 8, alpha: flo
     if not chosen:
         raise ConfigError(
             f"a {model.config.kind} model has no part of its own called {trained}; choose full, lora"
-            + (", local, global or head" if model.config.kind == "hierarchical" else " or head")
+            + (", local, global, head or ends" if model.config.kind == "hierarchical" else ", head or ends")
         )
     for parameter in chosen:
         parameter.requires_grad_(True)

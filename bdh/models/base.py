@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -307,6 +308,23 @@ class Model(nn.Module, ABC, Generic[C]):
         elif folder.is_file():
             raise CheckpointError(f"{folder} is a file; a checkpoint is a folder, and bdh.load takes files too")
         config, tensors, provenance = checkpoint.read(folder, expected, device=pick_device(device), dtype=dtype)
+        if isinstance(config, ComposedConfig) and config.sources:
+            for index, (source, member) in enumerate(zip(config.sources, config.members, strict=True)):
+                # Of its kind, so that nothing composed is loaded, which could refer to itself; and never from a path.
+                own: Model[Any] = cls.KINDS[member.kind].from_pretrained(
+                    hub.parse_source(source, local=False),
+                    token=token,
+                    cache_dir=cache_dir,
+                    offline=offline,
+                    progress=progress,
+                    device=device,
+                    dtype=dtype,
+                    max_parameters=max_parameters,
+                )
+                if own.config != member:
+                    raise CheckpointError(f"{source} is not the model that {folder} was made of")
+                tensors |= {f"members.{index}.{name}": tensor for name, tensor in own.state_dict().items()}
+            config = replace(config, sources=())
         model = skeleton(config)
         model.load_state_dict(tensors, strict=True, assign=True)
         model.origin = Origin(place.text, folder=folder, provenance=provenance, **where)
@@ -346,7 +364,9 @@ def expected_shapes(config: Config, max_parameters: int = MAX_PARAMETERS) -> dic
         raise CheckpointError(
             f"the memory of one stream would take {size:,} bytes; at most {MAX_STATE_BYTES:,} are allowed"
         )
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    referred = isinstance(config, ComposedConfig) and config.sources
+    return {name: shape for name, shape in shapes.items() if not (referred and name.startswith("members."))}
 
 
 def _layers(config: Config) -> int:
