@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hub_server import MAIN, Hub
+from huggingface_hub import constants
 from torch import Tensor
 from zoo import FLAT, FLAT_DAMPED, HEBBIAN, HIERARCHICAL, HIERARCHICAL_DAMPED, TRANSFORMER, fresh, louder, model, text
 
 import bdh
-from bdh import cli
-from bdh.config import Config, FlatConfig
-from bdh.errors import CheckpointError, MergeError
+from bdh import checkpoint, cli
+from bdh.config import ComposedConfig, Config, FlatConfig
+from bdh.errors import CheckpointError, ConfigError, MergeError
 from bdh.merge import METHODS, Recipe, make_plan, merge, read_recipe, write
 from bdh.merge.axes import groups
 from bdh.merge.join import concatenate, concatenate_heads, heritage, join_config
@@ -320,3 +322,41 @@ def test_the_command_shows_the_plan_and_writes_what_the_recipe_says(
     assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
     assert cli.main(["merge", parents[1], str(tmp_path / "nothing"), "--out", str(out)]) == 2
     assert "nothing" in capsys.readouterr().err
+
+
+def test_a_mixture_stored_by_reference_holds_no_weights_and_loads_its_members_from_their_commits(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for index, name in enumerate(("user/bird", "user/fish")):
+        folder = loud(FLAT, index).save_pretrained(tmp_path / name)
+        server.add(name, {file.name: file.read_bytes() for file in folder.iterdir()})
+    wanted = Recipe(parents=("user/bird", "user/fish"), method="mixture", by_reference=True)
+    merged = merge(make_plan(wanted))
+    out = write(merged, tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["sources"] == [f"user/bird@{MAIN}", f"user/fish@{MAIN}"]
+    assert (out / "model.safetensors").stat().st_size < 100
+    assert "base_model:\n- user/bird\n- user/fish\nbase_model_relation: merge" in (out / "README.md").read_text()
+    loaded = bdh.load(out, device="cpu")
+    assert loaded.config == merged.config  # type: ignore[attr-defined]
+    torch.testing.assert_close(heard(loaded), heard(merged.model()))
+    again = bdh.load(bdh.save(loaded, tmp_path / "whole"), device="cpu", offline=True)
+    torch.testing.assert_close(heard(again), heard(loaded))
+
+
+def test_a_checkpoint_that_refers_to_another_kind_or_to_a_path_is_refused(server: Hub, tmp_path: Path) -> None:
+    folder = fresh("hebbian").save_pretrained(tmp_path / "hebbian")
+    server.add("user/bird", {file.name: file.read_bytes() for file in folder.iterdir()})
+    config = ComposedConfig(method="mixture", members=(FLAT, FLAT), sources=(f"user/bird@{MAIN}",) * 2)
+    checkpoint.write(tmp_path / "liar", config, {})
+    with pytest.raises(CheckpointError, match="is a hebbian model and no flat one"):
+        bdh.load(tmp_path / "liar", device="cpu")
+    assert server.weight_bytes() == 0
+    for source in ("../other", "user/bird", "user/bird@main", "/etc/passwd", 3):
+        with pytest.raises(ConfigError, match="a source is"):
+            ComposedConfig(method="mixture", members=(FLAT, FLAT), sources=(source,) * 2)  # type: ignore[arg-type]
+
+
+def test_parents_that_are_not_on_the_hub_are_not_referred_to(parents: list[str]) -> None:
+    with pytest.raises(MergeError, match="one is not on the Hub"):
+        make_plan(recipe(parents, "mixture", by_reference=True))

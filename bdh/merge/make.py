@@ -170,7 +170,7 @@ def describe(merged: Merged, out: Path) -> str:
                 f"Made of {len(plan.parents)} by `{recipe.method}`: {METHODS[recipe.method].summary}.",
                 f"- **kind**: {summary(merged.config)}\n- **parameters**: {count:,}{notes}",
                 listed,
-                "The same recipe on the same parents gives the same bytes: `python -m bdh merge --recipe merge.toml`.\n\n"
+                "The same recipe on the same parents gives the same bytes: `python -m bdh merge --recipe FILE`.\n\n"
                 + "```toml\n"
                 + "\n".join(f"{name} = {_toml(value)}" for name, value in merged.fields().items())
                 + "\n```",
