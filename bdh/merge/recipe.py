@@ -159,11 +159,12 @@ class Recipe:
 
     def told(self) -> dict[str, Any]:
         """The fields that the result depends on, as JSON values, for the checkpoint and its card."""
-        always = {"method", "name", "parents", "dtype"}
+        numbers = {"t", "density", "scale", "share_rate", "width", "seed"}
         fields = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in always or (value != field.default) or self.uses(field.name):
+            wanted = field.name in ("parents", "method", "name", "dtype") or (field.name == "by" and self.neurons > 0)
+            if wanted or value != field.default or (field.name in numbers and self.uses(field.name)):
                 fields[field.name] = list(value) if isinstance(value, tuple) else value
         return fields
 
