@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from bdh.errors import DataError
 from train.generated import KINDS, NO_TOOL, TOOLS, blocks, generate, generated_tool_calls
+from train.shipped import CORPORA
 
 BYTES = 60_000
 
@@ -191,6 +193,21 @@ def test_dialogues_call_tools_that_they_have_with_arguments_of_their_types() -> 
     assert len(called) == 20
 
 
+def test_a_made_up_word_stands_nowhere_in_the_corpus_and_is_the_one_that_answers_name() -> None:
+    corpus = set(re.findall(r"\w+", lzma.decompress((CORPORA / "chat.txt.xz").read_bytes()).decode().lower()))
+    dialogues = generate("invented-words", BYTES).decode().split("\n\n")[:-1]
+    asked = [re.search(r'"(\w+)"', text.partition("\n")[0]) for text in dialogues]
+    words = [found[1] for found in asked if found]
+    assert len(words) == len(dialogues) > 100 and len(set(words)) > 0.95 * len(words)
+    assert not corpus & set(words)
+    named = 0
+    for word, text in zip(words, dialogues, strict=True):
+        if found := re.match(r'Bot: (?:The word )?"(\w+)"(?: means|:)', text.split("\n")[1]):
+            assert found[1].lower() == word
+            named += 1
+    assert named > 0.3 * len(words)
+
+
 @given(st.sampled_from(sorted(KINDS)), st.integers(0, 5000), st.integers(0, 2**63 - 1))
 def test_whole_blocks_fill_the_bytes_and_more_bytes_only_add_to_them(kind: str, max_bytes: int, seed: int) -> None:
     made = generate(kind, max_bytes, seed)
@@ -207,6 +224,7 @@ def test_whole_blocks_fill_the_bytes_and_more_bytes_only_add_to_them(kind: str, 
         ("composition", "79eeb0eccec86759"),
         ("primitives", "1589b7d277140045"),
         ("systems", "dadffe12d4922e1c"),
+        ("invented-words", "9cd7d2dd5abdf627"),
         ("tool-calling", "dbc17e66d7a1f734"),
     ],
 )

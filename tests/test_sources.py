@@ -315,7 +315,7 @@ def test_what_is_named_to_validate_and_test_on_lies_behind_the_text(tmp_path: Pa
         ("x" * 4000, "is neither a shipped corpus"),
         ("~nobody/x.txt", "is neither a shipped corpus"),
         ("nowhere.txt", r"'nowhere.txt' is neither a shipped corpus \(chat, english, python, spanish\), nor a file"),
-        ("generated:poems", r"nor generated \(generated:primitives, .*generated:tool-calling\)"),
+        ("generated:poems", r"nor generated \(generated:primitives, .*generated:invented-words\)"),
     ],
 )
 def test_a_source_that_is_not_there_is_named_with_what_there_is(tmp_path: Path, source: str, message: str) -> None:

@@ -43,6 +43,18 @@ def test_a_part_learns_alone(trained: str, prefixes: tuple[str, ...]) -> None:
     assert changed and all(name.startswith(prefixes) for name in changed)
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("flat", {"embed.weight", "lm_head"}),
+        ("hierarchical", {"patch_embedder.byte_embed.weight", "lm_head.weight"}),
+        ("transformer", {"tok_emb.weight"}),
+    ],
+)
+def test_the_ends_are_the_embedding_and_the_read_out(kind: str, names: set[str]) -> None:
+    assert trained_a_step(kind, "ends")[1] == names
+
+
 def test_low_rank_additions_are_plain_weights_in_a_checkpoint() -> None:
     tuned, _ = trained_a_step("flat", "lora")
     plain = fresh("flat")
@@ -60,7 +72,7 @@ def test_before_its_first_step_lora_changes_nothing() -> None:
     ("kind", "trained", "message"),
     [
         ("flat", "local", "no part of its own called local"),
-        ("flat", "global", "choose full, lora or head"),
+        ("flat", "global", "choose full, lora, head or ends"),
         ("transformer", "lora", "no encoder"),
     ],
 )
