@@ -24,8 +24,8 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 
 PARALLEL = 0.9995
 """Cosine beyond which `slerp` takes two tensors for parallel, as mergekit does."""
-_PIECE = 1 << 20
-"""Elements mixed at once, so that beside a result little memory is needed however many the parents are."""
+_PIECE = 1 << 16
+"""Elements mixed at once: what is made of them on the way stays in the processor's cache and takes no memory."""
 
 
 def average(parents: Sequence[Tensors], weights: Sequence[float]) -> dict[str, Tensor]:
