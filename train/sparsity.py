@@ -41,6 +41,8 @@ class Activity:
 
     def __call__(self, name: str, activation: Tensor) -> None:
         """Take note of an activation; see `bdh.models.observe`."""
+        if name not in ("x_sparse", "y_sparse"):
+            return
         self.fractions.setdefault(name, []).append((activation.detach() > 0).float().mean())
         if self.press and name == "x_sparse":
             self.penalties.append(hoyer(activation))

@@ -70,7 +70,7 @@ def bdh_layer(
     x' = LN(x + LN((x_sparse · y_sparse) · decoder))
 
     Heads stand first, so that each product is one batched multiplication of whole matrices. The activations
-    `x_sparse` and `y_sparse`, (H, B, T, N), can be observed.
+    `x_sparse` and `y_sparse`, (H, B, T, N), and x' as `residual` can be observed.
 
     Args:
         x: (B, T, D).
@@ -97,7 +97,9 @@ def bdh_layer(
     if dropout:
         gated = F.dropout(gated, dropout)
     out = torch.bmm(gated.view(heads, batch * length, neurons), decoder.view(heads, neurons, width)).sum(0)
-    return norm(x + norm(out.view(batch, length, width))), memory
+    x = norm(x + norm(out.view(batch, length, width)))
+    observe("residual", x)
+    return x, memory
 
 
 def recomputed(layer: Callable[..., Any], recompute: bool) -> Callable[..., Any]:
