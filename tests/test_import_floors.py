@@ -22,6 +22,7 @@ FLOORS = (
     ("bdh.presets", "bdh.stream"),
     ("bdh.convert",),
     ("bdh.load",),
+    ("bdh.merge",),
     ("bdh.cli",),
     ("bdh.__main__",),
     ("bdh",),

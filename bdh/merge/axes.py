@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..config import Config, FlatConfig, HierarchicalConfig
@@ -81,3 +82,30 @@ def others(config: Config, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Names of the tensors without an axis of neurons: what joined parents must share, in the order they stand."""
     own = {name for group in groups(config) for name in group.names}
     return tuple(name for name in tensors if name not in own)
+
+
+def select_pairs(tensors: Mapping[str, Tensor], group: Group, pairs: Tensor) -> dict[str, Tensor]:
+    """The tensors of a group with those of its neuron pairs that are named, in that order.
+
+    Args:
+        pairs: (H, K) int64, each head's own; their frequencies must be the same in all heads.
+
+    Raises:
+        MergeError: they are not.
+    """
+    frequencies = tensors[group.frequencies].flatten()[::2][pairs.to(tensors[group.frequencies].device)]
+    if not bool((frequencies == frequencies[0]).all()):
+        raise MergeError(
+            f"the neuron pairs at one place have other frequencies in one head than in the next, and all heads share "
+            f"{group.frequencies}; take the same pairs in all heads, or exchange only pairs of equal frequency"
+        )
+    neurons = (2 * pairs[:, :, None] + torch.tensor([0, 1], device=pairs.device)).flatten(1)
+    by_head = neurons.to(tensors[group.decoder].device)
+    decoder = group.by_head(tensors[group.decoder])
+    selected = {
+        name: torch.stack([head[:, own] for head, own in zip(tensors[name], by_head, strict=True)])
+        for name in group.encoders
+    }
+    selected[group.decoder] = torch.cat([head[own] for head, own in zip(decoder, by_head, strict=True)])
+    selected[group.frequencies] = frequencies[0].repeat_interleave(2).view(1, 1, 1, -1)
+    return selected
