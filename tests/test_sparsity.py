@@ -44,6 +44,7 @@ def test_what_is_active_is_seen_layer_by_layer(kind: str, layers: int) -> None:
     activity = Activity(press=True)
     with observing(activity):
         output = model(ids)
+    assert set(activity.fractions) == {"x_sparse", "y_sparse"}
     assert len(activity.fractions["x_sparse"]) == len(activity.fractions["y_sparse"]) == len(seen) >= layers
     expected = sum((x > 0).float().mean().item() for x in seen) / len(seen)
     assert activity.mean("x_sparse") == pytest.approx(expected)

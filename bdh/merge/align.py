@@ -21,7 +21,7 @@ from ..models import Model
 from ..models.base import CHUNK
 from ..models.layer import norm
 from ..models.observe import observing
-from .axes import Group, groups, select_pairs
+from .axes import FREQUENCIES, Group, groups, select_pairs
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 
@@ -280,21 +280,21 @@ def _crossings(reference: Model[Any], other: Model[Any], heard: Tensor) -> dict[
     weights = (weights / weights.sum())[:, None]
     crossings = {}
     for name, rows in (("embeddings", _embeddings), ("read-outs", _read_outs)):
-        x, y = (weights.sqrt() * rows(model, weights) for model in (other, reference))
+        x, y = (weights.sqrt() * rows(model.state_dict(), weights) for model in (other, reference))
         crossings[name] = _scaled(x.mT @ y, x.square().sum(), y.square().sum())[None]
     if len(heard):
         crossings["residuals"] = _residual_crossings(reference, other, heard)
     return crossings
 
 
-def _embeddings(model: Model[Any], weights: Tensor) -> Tensor:
+def _embeddings(tensors: Tensors, weights: Tensor) -> Tensor:
     """What the first layer hears of each byte, (256, D)."""
-    return norm(model.embed.weight.detach().double().cpu())
+    return norm(tensors[_EMBED].double().cpu())
 
 
-def _read_outs(model: Model[Any], weights: Tensor) -> Tensor:
+def _read_outs(tensors: Tensors, weights: Tensor) -> Tensor:
     """What speaks for each byte, (256, D), without what moves no probability."""
-    columns = model.lm_head.detach().double().cpu().mT
+    columns = tensors[_LM_HEAD].double().cpu().mT
     columns = columns - columns.mean(1, keepdim=True)
     return columns - (weights * columns).sum(0)
 
@@ -361,6 +361,5 @@ def _matchable(reference: Model[Any], other: Model[Any]) -> bool:
     one, two = reference.config, other.config
     if (one.n_head, one.n_neuron, _decay(one)) != (two.n_head, two.n_neuron, _decay(two)):
         return False
-    return torch.equal(
-        reference.attn.freqs.flatten().cpu().sort().values, other.attn.freqs.flatten().cpu().sort().values
-    )
+    frequencies = [model.state_dict()[FREQUENCIES].flatten().cpu().sort().values for model in (reference, other)]
+    return torch.equal(*frequencies)

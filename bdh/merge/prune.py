@@ -1,4 +1,8 @@
-"""Cutting a model to fewer neurons: by chance, or leaving those that do least on a text."""
+"""Cutting a model to fewer neurons: by chance, or leaving out those that do least on a text.
+
+Frequencies go first. In a merge of clones the pairs of one frequency are near doubles, and the model suffers far less
+from losing one of them than from losing both; so no frequency loses its last pair while another has two.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +42,10 @@ def pruned(
 ) -> tuple[Config, dict[str, Tensor], Kept]:
     """A model with some of the neurons, in whole pairs, that its heads have.
 
-    `random` keeps the same pairs in all heads. `activity` keeps those whose gated activity
-    Σ_t x_sparse · y_sparse, summed over layers and heads, is largest on a text; where several pairs have one
-    frequency, as in merged models, each head keeps its own.
+    As many frequencies as there can be keep a pair, then as many as there can be a second one. Which pairs stay is
+    left to chance (`random`), or they are those that add most on a text (`activity`):
+    Σ_t (x_sparse · y_sparse)² |decoder row|², over layers and both neurons. Among pairs of one frequency, which merged
+    models have, each head keeps its own; else all heads keep the same, for they share their frequencies.
 
     Args:
         neurons: of one head that stay; of a hierarchical model by scale, `{"global": …, "local": …}`, where a scale
@@ -66,13 +71,10 @@ def pruned(
     result, kept = dict(tensors), {}
     for group in found:
         size = sizes[_scale(group)] // 2
-        if size == group.n_neuron // 2:
-            pairs = torch.arange(size).repeat(group.n_head, 1)
-        elif by == "random":
-            chosen = torch.randperm(group.n_neuron // 2, generator=generator)[:size].sort().values
-            pairs = chosen.repeat(group.n_head, 1)
-        else:
-            pairs = _most_active(activity[group.prefix], tensors[group.frequencies].flatten()[::2].cpu(), size)
+        pairs = torch.arange(group.n_neuron // 2).repeat(group.n_head, 1)
+        if size < pairs.shape[1]:
+            worth = activity[group.prefix] if by == "activity" else torch.rand(pairs.shape, generator=generator)
+            pairs = _chosen(worth, tensors[group.frequencies].flatten()[::2].cpu(), size)
         kept[group.prefix] = pairs
         result.update(select_pairs(tensors, group, pairs))
     changes: dict[str, Any] = {}
@@ -95,10 +97,7 @@ def _sizes(config: Config, neurons: int | Mapping[str, int] | None, fraction: fl
     if fraction is not None:
         if not 0 < fraction <= 1:
             raise MergeError(f"fraction is {fraction}; the part of the neurons that stays is above 0 and at most 1")
-        return {
-            scale: min(allowed_neurons(group), key=lambda size, whole=group.n_neuron: abs(size - fraction * whole))
-            for scale, group in scales.items()
-        }
+        return {scale: _nearest(allowed_neurons(group), fraction * group.n_neuron) for scale, group in scales.items()}
     if isinstance(config, FlatConfig):
         if not isinstance(neurons, int):
             raise MergeError("a flat model has neurons of one scale; give their number for one head")
@@ -117,6 +116,10 @@ def _sizes(config: Config, neurons: int | Mapping[str, int] | None, fraction: fl
     return {scale: asked.get(scale, group.n_neuron) for scale, group in scales.items()}
 
 
+def _nearest(sizes: range, wanted: float) -> int:
+    return min(sizes, key=lambda size: abs(size - wanted))
+
+
 def _scale(group: Group) -> str:
     return group.prefix.partition("_")[0]
 
@@ -127,7 +130,7 @@ def _multiplier(group: Group) -> str:
 
 @torch.no_grad()
 def _activity(tensors: Tensors, config: Config, text: bytes) -> dict[str, Tensor]:
-    """Gated activity of the pairs of each group, (H, N / 2) float64, summed over a text that one stream hears."""
+    """What the pairs of each group add on a text that one stream hears, (H, N / 2) float64; see `pruned`."""
     model: Model[Any] = skeleton(config)
     model.load_state_dict(tensors, assign=True)
     model.eval()
@@ -145,7 +148,7 @@ def _activity(tensors: Tensors, config: Config, text: bytes) -> dict[str, Tensor
         if name == "x_sparse":
             x_sparse = activation
         elif name == "y_sparse":
-            totals[speaking.prefix] += (x_sparse * activation).flatten(1, 2).double().sum(1).cpu()
+            totals[speaking.prefix] += (x_sparse * activation).flatten(1, 2).double().square().sum(1).cpu()
 
     for group in found:
         if group.prefix:
@@ -156,21 +159,23 @@ def _activity(tensors: Tensors, config: Config, text: bytes) -> dict[str, Tensor
     with observing(look):
         for piece in ids.split(CHUNK, dim=1):
             state = model.step_(piece, state).state
+    for group in found:
+        totals[group.prefix] *= group.by_head(tensors[group.decoder]).double().square().sum(2).cpu()
     return {prefix: total.unflatten(1, (-1, 2)).sum(2) for prefix, total in totals.items()}
 
 
-def _most_active(activity: Tensor, frequencies: Tensor, size: int) -> Tensor:
-    """The pairs of each head, (H, size), that together are most active while all heads keep the same frequencies.
+def _chosen(worth: Tensor, frequencies: Tensor, size: int) -> Tensor:
+    """The pairs of each head that stay, (H, size), where all heads keep the same frequencies.
 
-    Among pairs of one frequency a head's most active takes the first place, its next the second: what is chosen are
-    places, by the activity of all heads there.
+    Among pairs of one frequency a head's best takes the first place, its next the second. What is chosen are places:
+    first places before second ones, and among these by what the pairs of all heads there are worth.
     """
-    places, worth = [], []
+    pairs, places = [], []
     for one in frequencies.unique():
         alike = (frequencies == one).nonzero()[:, 0]
-        ranked = activity[:, alike].sort(dim=1, descending=True, stable=True)
-        places.append(alike[ranked.indices])
-        worth.append(ranked.values.sum(0))
-    best = torch.cat(worth).argsort(descending=True, stable=True)[:size]
-    chosen = torch.cat(places, dim=1)[:, best]
+        ranked = worth[:, alike].sort(dim=1, descending=True, stable=True)
+        pairs.append(alike[ranked.indices])
+        places += [(place, -value) for place, value in enumerate(ranked.values.sum(0).tolist())]
+    best = sorted(range(len(places)), key=places.__getitem__)[:size]
+    chosen = torch.cat(pairs, dim=1)[:, best]
     return chosen[:, chosen[0].argsort()]
