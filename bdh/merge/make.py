@@ -184,22 +184,12 @@ def describe(merged: Merged, out: Path) -> str:
 def _tensors(plan: Plan, read: list[dict[str, Tensor]], base: dict[str, Tensor] | None) -> dict[str, Tensor]:
     recipe, weigh = plan.recipe, list(plan.recipe.weight_list())
     configs = [parent.config for parent in plan.parents]
-    match recipe.method:
-        case "concat":
-            return concatenate(read, configs, weigh)
-        case "concat-heads":
-            return concatenate_heads(read, configs, weigh)
-        case "average":
-            return weights.average(read, weigh) if len(read) > 1 else read[0]
-        case "slerp":
-            return weights.slerp(read[0], read[1], recipe.t)
-    if base is not None:
-        if recipe.method == "task-arithmetic":
-            return weights.task_arithmetic(base, read, weigh, recipe.scale)
-        if recipe.method == "ties":
-            return weights.ties(base, read, weigh, recipe.density, recipe.scale)
-        elect = recipe.method == "dare-ties"
-        return weights.dare(base, read, weigh, recipe.density, recipe.scale, seed=recipe.seed, elect_sign=elect)
+    if recipe.method == "concat":
+        return concatenate(read, configs, weigh)
+    if recipe.method == "concat-heads":
+        return concatenate_heads(read, configs, weigh)
+    if not METHODS[recipe.method].composed:
+        return _mixed(plan, read, base)
     whole = {
         f"members.{index}.{name}": tensor for index, tensors in enumerate(read) for name, tensor in tensors.items()
     }
@@ -209,6 +199,32 @@ def _tensors(plan: Plan, read: list[dict[str, Tensor]], base: dict[str, Tensor] 
         | {name: tensor for name, tensor in front.items() if not name.startswith("members.")}
         | ({"combine_weight": torch.tensor(weigh).clamp_min(1e-30).log()} if recipe.method == "average-logits" else {})
     )
+
+
+def _mixed(plan: Plan, read: list[dict[str, Tensor]], base: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """The tensors of a same-size method, made one after the other, the parents' let go as they are done with."""
+    recipe, weigh = plan.recipe, list(plan.recipe.weight_list())
+
+    def mix(parents: list[dict[str, Tensor]], start: dict[str, Tensor]) -> dict[str, Tensor]:
+        match recipe.method:
+            case "average":
+                return weights.average(parents, weigh) if len(parents) > 1 else parents[0]
+            case "slerp":
+                return weights.slerp(parents[0], parents[1], recipe.t)
+            case "task-arithmetic":
+                return weights.task_arithmetic(start, parents, weigh, recipe.scale)
+            case "ties":
+                return weights.ties(start, parents, weigh, recipe.density, recipe.scale)
+        elect = recipe.method == "dare-ties"
+        return weights.dare(start, parents, weigh, recipe.density, recipe.scale, seed=recipe.seed, elect_sign=elect)
+
+    mixed = {}
+    for name in list(read[0]):
+        made = mix([{name: tensors.pop(name)} for tensors in read], {name: base.pop(name)} if base is not None else {})[
+            name
+        ]
+        mixed[name] = made if checkpoint.is_frequency(name) else made.to(plan.dtype)
+    return mixed
 
 
 def _left(stretches: list[list[int]], pairs: list[int]) -> list[list[int]]:
