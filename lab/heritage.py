@@ -85,9 +85,10 @@ def read_heritage(model: Model[Any]) -> tuple[dict[str, list[list[list[int]]]], 
 def carried(model: Model[Any], heritage: Heritage | None, data: bytes, *, parents: int = 0) -> NDArray[np.float32]:
     """By whom each byte was carried, (T, parents); each row sums to 1.
 
-    A byte at which nothing fires is everyone's alike: the first, of which nothing is recalled. Of a hierarchical model only the local layers count: the global
-    ones hear patches, not bytes, and the first byte of every patch is silent. Of a mixture these are its weights after each byte, of an average its fixed weights;
-    both need no heritage.
+    A byte at which nothing fires, as at the first one, where there is nothing to recall, is everyone's alike. Of a
+    hierarchical model only the local layers count: the global ones hear patches, not bytes; the first byte of every
+    patch is then silent. Of a mixture these are its weights after each byte, of an average its fixed weights; both need
+    no heritage.
 
     Args:
         data: heard from an empty memory.
