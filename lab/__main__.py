@@ -6,9 +6,9 @@ import sys
 
 from train.__main__ import keep_freed_memory
 
-from . import sparsity
+from . import composability, sparsity
 
-EXPERIMENTS = {"sparsity": sparsity}
+EXPERIMENTS = {"composability": composability, "sparsity": sparsity}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     if name in ("-h", "--help", "--list"):
         print(f"{__doc__}\n")
         for known, module in EXPERIMENTS.items():
-            print(f"{known:<12}{(module.__doc__ or '').splitlines()[0]}")
+            print(f"{known:<15}{(module.__doc__ or '').splitlines()[0]}")
         return 0
     print(f"error: there is no experiment {name[:100]!r}; there is {', '.join(EXPERIMENTS)}", file=sys.stderr)
     return 2

@@ -130,6 +130,6 @@ def test_a_base_without_sparse_activations_is_refused(
 
 def test_experiments_are_listed_and_others_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    assert "sparsity    What do few active neurons cost?" in capsys.readouterr().out
+    assert "sparsity       What do few active neurons cost?" in capsys.readouterr().out
     assert main(["nothing"]) == 2
-    assert "no experiment 'nothing'; there is sparsity" in capsys.readouterr().err
+    assert "no experiment 'nothing'; there is composability, sparsity" in capsys.readouterr().err

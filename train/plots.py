@@ -20,6 +20,7 @@ SUFFIXES = (".png", ".svg")
 
 # Okabe and Ito's colours, which the colour-blind tell apart; markers say the same again.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_HATCHES = ("", "///", "...", "xxx", "---", "\\\\\\", "++")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _WIDTH_INCHES, _PANEL_INCHES = 4.8, 3.1
 _STYLE: Any = {
@@ -65,10 +66,7 @@ def draw(positions: Mapping[str, Sequence[Position]], needles: Mapping[str, Need
             _draw_positions(next(axes), positions)
         for name, grid in needles.items():
             _draw_needles(figure, next(axes), name, grid)
-        try:
-            figure.savefig(path, dpi=200)
-        except OSError as error:
-            raise DataError(f"the plot cannot be written to {str(path)[:200]}: {error.strerror}") from error
+        _save(figure, path)
 
 
 def draw_learning(measures: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -105,10 +103,7 @@ def draw_learning(measures: Mapping[str, Sequence[Mapping[str, Any]]], path: Pat
             axes.grid(True, color="0.9", linewidth=0.6)
             axes.set_axisbelow(True)
             axes.legend(frameon=False)
-        try:
-            figure.savefig(path, dpi=160)
-        except OSError as error:
-            raise DataError(f"the plot cannot be written to {str(path)[:200]}: {error.strerror}") from error
+        _save(figure, path, dpi=160)
 
 
 def draw_points(points: Mapping[str, Mapping[str, float]], x: str, ys: Sequence[str], path: Path) -> None:
@@ -138,10 +133,103 @@ def draw_points(points: Mapping[str, Mapping[str, float]], x: str, ys: Sequence[
             axes.set_ylabel(y)
             axes.grid(True, color="0.9", linewidth=0.6)
             axes.set_axisbelow(True)
-        try:
-            figure.savefig(path, dpi=200)
-        except OSError as error:
-            raise DataError(f"the plot cannot be written to {str(path)[:200]}: {error.strerror}") from error
+        _save(figure, path)
+
+
+def draw_bars(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], label: str, path: Path) -> None:
+    """Write one panel of lying bars: a group for each row, in it a bar for each series.
+
+    Args:
+        rows: by the group's and the series' name, a value and the ends of its interval.
+        label: of the values.
+
+    Raises:
+        DataError: there is nothing to draw, or the file cannot be written.
+    """
+    check_file(path)
+    if not rows or not all(rows.values()):
+        raise DataError("there is nothing to draw: nothing was measured")
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    series = list(next(iter(rows.values())))
+    thick = 0.8 / len(series)
+    with rc_context(_STYLE):
+        height = 0.9 + len(rows) * (0.12 + 0.16 * len(series))
+        figure = Figure(figsize=(1.4 * _WIDTH_INCHES, height), layout="constrained")
+        axes = figure.subplots()
+        for index, name in enumerate(series):
+            places = [place + (index - (len(series) - 1) / 2) * thick for place in range(len(rows))]
+            values = [row[name] for row in rows.values()]
+            means = [mean for mean, _, _ in values]
+            reach = [[mean - low for mean, low, _ in values], [high - mean for mean, _, high in values]]
+            axes.barh(
+                places,
+                means,
+                thick,
+                xerr=reach,
+                label=name,
+                color=_COLOURS[index % len(_COLOURS)],
+                hatch=_HATCHES[index % len(_HATCHES)],
+                edgecolor="white",
+                linewidth=0.4,
+                error_kw={"elinewidth": 0.8},
+            )
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.invert_yaxis()
+        axes.set_xlabel(label)
+        axes.grid(True, axis="x", color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside upper center", ncols=min(4, len(series)), frameon=False)
+        _save(figure, path)
+
+
+def draw_heat(panels: Mapping[str, Mapping[str, Mapping[str, float]]], label: str, path: Path) -> None:
+    """Write a panel for each table of values, in which every field says its value and has its colour.
+
+    Args:
+        panels: by title, row and column; all columns of a panel's rows are the same.
+        label: of the values.
+
+    Raises:
+        DataError: there is nothing to draw, or the file cannot be written.
+    """
+    check_file(path)
+    if not panels or not all(rows and all(rows.values()) for rows in panels.values()):
+        raise DataError("there is nothing to draw: nothing was measured")
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    heights = [0.9 + 0.28 * len(rows) for rows in panels.values()]
+    everything = [value for rows in panels.values() for row in rows.values() for value in row.values()]
+    low, high = min(everything), max(everything)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(1.4 * _WIDTH_INCHES, sum(heights)), layout="constrained")
+        places = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (title, rows) in zip(places, panels.items(), strict=True):
+            columns = list(next(iter(rows.values())))
+            values: Any = [[row[column] for column in columns] for row in rows.values()]
+            image = axes.pcolormesh(values, cmap="cividis", vmin=low, vmax=high, edgecolors="white", linewidth=1.5)
+            axes.invert_yaxis()
+            for y, row in enumerate(values):
+                for x, value in enumerate(row):
+                    shade = "white" if value - low < 0.55 * (high - low) else "black"
+                    axes.text(x + 0.5, y + 0.5, f"{value:.3g}", ha="center", va="center", color=shade)
+            axes.set_xticks([x + 0.5 for x in range(len(columns))], columns)
+            axes.set_yticks([y + 0.5 for y in range(len(rows))], list(rows))
+            axes.set_title(title, loc="left")
+            axes.tick_params(length=0)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+        figure.colorbar(image, ax=list(places), label=label).outline.set_visible(False)
+        _save(figure, path)
+
+
+def _save(figure: Figure, path: Path, dpi: int = 200) -> None:
+    try:
+        figure.savefig(path, dpi=dpi)
+    except OSError as error:
+        raise DataError(f"the plot cannot be written to {str(path)[:200]}: {error.strerror}") from error
 
 
 def _draw_positions(axes: Axes, positions: Mapping[str, Sequence[Position]]) -> None:

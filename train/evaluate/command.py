@@ -239,10 +239,10 @@ def _names(model: Model[Any], options: argparse.Namespace) -> Names:
             seed=options.seed,
             progress=progress,
         )
-    return replace(asked, trained_on=_trained_on(model, hashlib.sha256(data.tobytes()).hexdigest(), start))
+    return replace(asked, trained_on=trained_on(model, hashlib.sha256(data.tobytes()).hexdigest(), start))
 
 
-def _trained_on(model: Model[Any], sha256: str, start_bytes: int) -> bool | None:
+def trained_on(model: Model[Any], sha256: str, start_bytes: int) -> bool | None:
     """Whether the checkpoint's provenance says that it trained on what a text has from there on."""
     texts = model.origin.provenance.get("texts") if model.origin else None
     for entry in texts.values() if isinstance(texts, dict) else ():
@@ -255,7 +255,7 @@ def _trained_on(model: Model[Any], sha256: str, start_bytes: int) -> bool | None
 def _measure(
     model: Model[Any], text: Text, data: Bytes, measures: Sequence[str], options: argparse.Namespace
 ) -> TextResult:
-    text = replace(text, trained_on=_trained_on(model, text.sha256, text.start_bytes))
+    text = replace(text, trained_on=trained_on(model, text.sha256, text.start_bytes))
     result = TextResult(text, None, None, None, None)
     if {"bits", "position"} & set(measures):
         with _progress(f"{text.name}: one stream,", options) as progress:
