@@ -182,7 +182,7 @@ def write_report(found: Report, folder: Path) -> None:
     (folder / REPORT).write_text("\n\n".join(_markdown(found)) + "\n", encoding="utf-8")
     bars = {
         one.name: {name: dataclasses.astuple(value) for name, value in one.row.texts.items()}
-        | {"average": dataclasses.astuple(one.row.average)}
+        | {"mean of the texts": dataclasses.astuple(one.row.average)}
         for one in found.contenders
     }
     draw_bars(bars, "bits per byte, held out", folder / BARS)
@@ -196,7 +196,7 @@ def write_report(found: Report, folder: Path) -> None:
             }
             for name, one in found.heritage.items()
         }
-        draw_heat(shares, "activity of the parent's neurons, %", folder / HERITAGE)
+        draw_heat(shares, "of the activity, %", folder / HERITAGE, span=(0, 100))
 
 
 def _markdown(found: Report) -> Iterator[str]:
@@ -217,6 +217,9 @@ def _markdown(found: Report) -> Iterator[str]:
         "over blocks of about 512 bytes as if independent, those of ratios from paired blocks. Bytes/s are of all "
         "streams together.",
     ]
+    if asked.base:
+        base = next(one.row.ratio.mean for one in found.contenders if one.what == "base")
+        told.append(f"The base that the parents were cloned from has a ratio of {base:.3f}: merging gains below that.")
     if asked.heal_steps:
         part = (
             f"{found.healed_part:.1%} of what the specialists were trained on after their base"

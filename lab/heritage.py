@@ -148,7 +148,7 @@ def inherited(
             places: list[int] = places,
             shares: Tensor = shares,
         ) -> None:
-            active[group] += (gated > 0).sum(1)
+            active[group] += gated.count_nonzero(1)
             places[group] += gated.shape[1]
             of_parents = _by_parent(gated, owners[group])
             heard = of_parents[of_parents.sum(-1) > 0]

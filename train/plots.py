@@ -184,12 +184,19 @@ def draw_bars(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], labe
         _save(figure, path)
 
 
-def draw_heat(panels: Mapping[str, Mapping[str, Mapping[str, float]]], label: str, path: Path) -> None:
+def draw_heat(
+    panels: Mapping[str, Mapping[str, Mapping[str, float]]],
+    label: str,
+    path: Path,
+    *,
+    span: tuple[float, float] | None = None,
+) -> None:
     """Write a panel for each table of values, in which every field says its value and has its colour.
 
     Args:
         panels: by title, row and column; all columns of a panel's rows are the same.
         label: of the values.
+        span: what the darkest and the lightest colour stand for; None is the least and the largest value.
 
     Raises:
         DataError: there is nothing to draw, or the file cannot be written.
@@ -202,7 +209,7 @@ def draw_heat(panels: Mapping[str, Mapping[str, Mapping[str, float]]], label: st
 
     heights = [0.9 + 0.28 * len(rows) for rows in panels.values()]
     everything = [value for rows in panels.values() for row in rows.values() for value in row.values()]
-    low, high = min(everything), max(everything)
+    low, high = span or (min(everything), max(everything))
     with rc_context(_STYLE):
         figure = Figure(figsize=(1.4 * _WIDTH_INCHES, sum(heights)), layout="constrained")
         places = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
@@ -214,7 +221,7 @@ def draw_heat(panels: Mapping[str, Mapping[str, Mapping[str, float]]], label: st
             for y, row in enumerate(values):
                 for x, value in enumerate(row):
                     shade = "white" if value - low < 0.55 * (high - low) else "black"
-                    axes.text(x + 0.5, y + 0.5, f"{value:.3g}", ha="center", va="center", color=shade)
+                    axes.text(x + 0.5, y + 0.5, f"{value:#.3g}", ha="center", va="center", color=shade)
             axes.set_xticks([x + 0.5 for x in range(len(columns))], columns)
             axes.set_yticks([y + 0.5 for y in range(len(rows))], list(rows))
             axes.set_title(title, loc="left")
