@@ -21,6 +21,8 @@ import bdh
 from bdh import checkpoint
 from bdh.config import FlatConfig
 from bdh.errors import ConfigError, DataError, TrainingError
+from bdh.merge import Recipe as MergeRecipe
+from bdh.merge import make_plan, merge, write
 from bdh.models import build
 from train.__main__ import main
 from train.compare import contenders
@@ -429,6 +431,20 @@ def test_a_base_is_gone_on_from_and_its_shape_cannot_be_changed(text: Path, tmp_
         Run(recipe(text, **(changes | {"model": {"n_embd": 32}})), tmp_path / "other")
     with pytest.raises(ConfigError, match="is a flat model"):
         Run(recipe(text, **(changes | {"model": {"kind": "hierarchical"}})), tmp_path / "other")
+
+
+def test_a_merged_model_that_is_trained_on_keeps_its_lineage(text: Path, tmp_path: Path) -> None:
+    small = FlatConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=2)
+    parents = tuple(str(build(small, seed=i).save_pretrained(tmp_path / f"parent{i}")) for i in range(2))
+    merged = merge(make_plan(MergeRecipe(parents=parents)))
+    base = write(merged, tmp_path / "merged")
+    run = Run(recipe(text, base=str(base), model={}, steps=2), tmp_path / "run")
+    list(fit(run))
+    folder = export(run, tmp_path / "healed")
+    told = checkpoint.read_provenance(folder)
+    assert told["heritage"] == merged.heritage == {"": [[[0, 16], [1, 16]], [[0, 16], [1, 16]]]}
+    assert [parent["weights_sha256"] for parent in told["parents"]] == list(merged.checksums)
+    assert "- **merged from**: `parent0`, `parent1` by `concat`, before" in checkpoint.read_card(folder)
 
 
 def test_a_run_from_a_base_begins_with_what_the_base_scores_and_the_card_says_both(text: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from bdh import checkpoint
 from bdh.load import load
+from bdh.merge import LINEAGE
 from bdh.models import Model, build
 from bdh.sampling import Sampling
 from bdh.stream import Stream
@@ -47,7 +49,9 @@ def export(run: Run, folder: Path) -> Path:
     splits = run.splits[run.phase]
     most = run.recipe.test_bytes or None
     held_out = _held_out(model, splits, most)
-    before = _held_out(load(run.recipe.base, device="cpu"), splits, most) if run.recipe.base else {}
+    base = load(run.recipe.base, device="cpu") if run.recipe.base else None
+    before = _held_out(base, splits, most) if base else {}
+    told = base.origin.provenance if base and base.origin else {}
     provenance: dict[str, Any] = {
         "recipe": dataclasses.asdict(run.recipe),
         "texts": {one.name: {"sha256": one.sha256, "trained_bytes": len(one.train)} for one in splits},
@@ -58,6 +62,7 @@ def export(run: Run, folder: Path) -> Path:
         **environment(),
         "held_out_bits_per_byte": held_out,
     }
+    provenance |= {name: told[name] for name in LINEAGE if name in told}
     if before:
         provenance["base_held_out_bits_per_byte"] = before
     return checkpoint.write(
@@ -122,7 +127,7 @@ def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: di
 - **parameters**: {model.parameter_count():,}
 - **state of one stream**: {model.state_bytes() / 1e6:.1f} MB, at any length
 - **trained on**: {provenance["bytes_heard"]:,} bytes in {run.step:,} steps ({rows})
-- **time**: {_minutes(run.elapsed_s)} of wall clock on {provenance["machine"]}""",
+- **time**: {_minutes(run.elapsed_s)} of wall clock on {provenance["machine"]}{_lineage(provenance)}""",
         f"""## Measured
 
 Bits per byte on the last part of each text, which was neither trained on nor looked at in training, heard as
@@ -160,6 +165,21 @@ wrong, and it knows nothing beyond its texts.""",
     if shipped:
         parts.append("The texts and their licences: `train/corpora/README.md` of BDH Hatchery.")
     return "\n\n".join(parts) + "\n"
+
+
+def _lineage(provenance: dict[str, Any]) -> str:
+    """What a healed model was merged from, as one more point of its list."""
+    merge, parents = provenance.get("merge"), provenance.get("parents")
+    if not isinstance(merge, dict) or not isinstance(parents, list):
+        return ""
+    names = ", ".join(f"`{_plain(parent.get('source'))}`" for parent in parents if isinstance(parent, dict))
+    cut = f", cut to {_plain(merge['neurons'])} neurons a head" if merge.get("neurons") else ""
+    return f"\n- **merged from**: {names} by `{_plain(merge.get('method'))}`{cut}, before this training"
+
+
+def _plain(told: object) -> str:
+    """What another checkpoint says, as a word on a line."""
+    return re.sub(r"[^\w./@: -]", "", str(told))[:120]
 
 
 def _toml(fields: dict[str, Any]) -> str:

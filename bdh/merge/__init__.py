@@ -1,5 +1,6 @@
 """Merging: several models into one, declared in a recipe, planned before a weight is read, written with its lineage."""
 
+from .make import LINEAGE as LINEAGE
 from .make import Merged as Merged
 from .make import merge as merge
 from .make import write as write

@@ -25,6 +25,8 @@ from .plan import Plan, summary
 from .prune import pruned
 from .recipe import METHODS
 
+LINEAGE = ("merge", "parents", "heritage")
+"""What of a merge's provenance stays true of the model that it is trained into."""
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what is done next."""
 
