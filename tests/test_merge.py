@@ -224,6 +224,17 @@ def test_parents_in_bfloat16_are_joined_without_touching_their_neurons(parents: 
     assert merged.tensors["encoder"].dtype == torch.bfloat16
     first = bdh.load(stored[0], device="cpu", dtype=torch.bfloat16)
     assert torch.equal(merged.tensors["encoder"][:, :, : FLAT.n_neuron], first.encoder)
+    mixed = merge(
+        make_plan(
+            Recipe(parents=(stored[0], parents[2]), neurons=32, text="held"),
+        ),
+        text=b"some text " * 9,
+    )
+    one, two = bdh.load(stored[0], device="cpu"), bdh.load(parents[2], device="cpu")
+    # The widest type decides, whichever parent has it, and nothing is rounded on the way.
+    torch.testing.assert_close(mixed.tensors["lm_head"], (one.lm_head + two.lm_head) / 2, atol=1e-7, rtol=0)
+    assert {tensor.dtype for tensor in mixed.tensors.values()} == {torch.float32}
+    assert mixed.config.n_neuron == 32 and sum(n for _, n in mixed.heritage[""][0]) == 32  # type: ignore[union-attr]
 
 
 def test_a_mixture_predicts_as_its_members_and_their_average_in_logits_is_weighed(parents: list[str]) -> None:

@@ -120,14 +120,14 @@ def heritage(configs: Sequence[Config], *, heads: bool) -> Heritage:
 def _averaged(
     parents: Sequence[Tensors], configs: Sequence[Config], weights: Sequence[float]
 ) -> Iterator[tuple[str, Tensor]]:
-    """What has no neurons, as weighted means in the type of the first parent."""
+    """What has no neurons, as weighted means in float32."""
     total = sum(weights)
     for name in others(configs[0], parents[0]):
         mean = sum(
             (weight / total) * parent[name].float() for weight, parent in zip(weights, parents, strict=True) if weight
         )
         assert isinstance(mean, Tensor)
-        yield name, mean.to(parents[0][name].dtype)
+        yield name, mean
 
 
 def _check_alike(first: Config, config: Config, free: set[str]) -> None:

@@ -132,7 +132,7 @@ def _multiplier(group: Group) -> str:
 def _activity(tensors: Tensors, config: Config, text: bytes) -> dict[str, Tensor]:
     """What the pairs of each group add on a text that one stream hears, (H, N / 2) float64; see `pruned`."""
     model: Model[Any] = skeleton(config)
-    model.load_state_dict(tensors, assign=True)
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     model.eval()
     found = groups(config)
     totals = {group.prefix: torch.zeros(group.n_head, group.n_neuron, dtype=torch.float64) for group in found}
