@@ -83,7 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("parents", metavar="PARENT", nargs="*", help="two or more checkpoints: shipped names, folders or user/repo")
-    add("--data", metavar="TEXT", nargs="+", default=[], help="shipped corpora or files (default: what recipes train)")
+    add(
+        "--data",
+        metavar="TEXT",
+        nargs="+",
+        default=[],
+        help="shipped corpora or files (default: what the parents learned)",
+    )
     add("--methods", metavar="M,M", type=_methods, default=("concat",), help="of python -m bdh merge (default: concat)")
     add("--base", metavar="CHECKPOINT", default="", help="what the parents were cloned from")
     add("--joint", metavar="CHECKPOINT", default="", help="a model trained on all texts at once, to compare with")
@@ -117,7 +123,7 @@ def _run(options: argparse.Namespace) -> int:
         parents += [str(train_clone(recipe, options.out, say)) for recipe in recipes]
     asked = Experiment(
         parents=tuple(map(resolved, parents)),
-        texts=tuple(texts),
+        texts=tuple(texts or _learned(map(resolved, parents))),
         methods=options.methods,
         base=base,
         joint=resolved(options.joint) if options.joint else "",
@@ -131,6 +137,15 @@ def _run(options: argparse.Namespace) -> int:
     print(table(contenders_table(found)))
     print("\n".join(["", *verdicts(found), "", str(options.out / REPORT)]))
     return 0
+
+
+def _learned(parents: Iterable[str]) -> list[str]:
+    """The shipped corpora that parents in folders say they were trained on."""
+    told = [checkpoint.read_provenance(parent).get("texts") for parent in parents if Path(parent).is_dir()]
+    names = [name for texts in told if isinstance(texts, dict) for name in texts if is_shipped(name)]
+    if not names:
+        raise ConfigError("the parents do not say what they were trained on; name texts to measure on with --data")
+    return list(dict.fromkeys(names))
 
 
 def _clones(names: Sequence[str], base: str, steps: int | None, test_bytes: int) -> list[Recipe]:
