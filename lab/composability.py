@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         nargs="+",
         default=[],
-        help="shipped corpora or files (default: what the parents learned)",
+        help="shipped corpora or files (default: as parents learned)",
     )
     add("--methods", metavar="M,M", type=_methods, default=("concat",), help="of python -m bdh merge (default: concat)")
     add("--base", metavar="CHECKPOINT", default="", help="what the parents were cloned from")
