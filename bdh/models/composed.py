@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..config import VOCAB_SIZE, ComposedConfig
 from ..state import MembersMemory, MixtureMemory
 from .base import Model, init_weights
+from .observe import observe
 
 
 class Composed(Model[ComposedConfig]):
@@ -85,6 +86,8 @@ class Composed(Model[ComposedConfig]):
     def _mix(self, ids: Tensor, predicted: Tensor, state: MixtureMemory) -> tuple[Tensor, Tensor, Tensor]:
         """One byte after another: w ← w · p(byte), normalised; then w ← (1 - α) w + α / K, after each byte.
 
+        The log weights after each byte, (B, K, T), can be observed as `log_weights`.
+
         Args:
             ids: (B, T).
             predicted: each member's log probabilities for the byte after each, (B, K, T, V).
@@ -105,6 +108,7 @@ class Composed(Model[ComposedConfig]):
                 weights = torch.logaddexp(weights + math.log1p(-share), shared)
                 steps.append(weights)
             history = torch.stack(steps, 2)
+        observe("log_weights", history)
         mixed = torch.logsumexp(history[..., None] + predicted, dim=1)
         weights = history[..., -1].clone()
         return mixed, weights, predicted[:, :, -1].clone()

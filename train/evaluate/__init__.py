@@ -1,6 +1,6 @@
 """How well a model predicts, remembers and finds: functions of a model and bytes that return plain records."""
 
-from .hearing import bits_per_byte, carried_bits, cold_bits
+from .hearing import bits_per_byte, carried_bits, cold_bits, streams_bits
 from .last_word import LastWord, Passage, last_word, read_passages
 from .names import Asked, Names, names
 from .needle import Needle, NeedleGrid, needle_grid
@@ -34,4 +34,5 @@ __all__ = [
     "read_passages",
     "report",
     "score",
+    "streams_bits",
 ]

@@ -83,6 +83,24 @@ def cold_bits(model: Model[Any], text: Bytes, window_bytes: int, *, progress: Pr
     return np.concatenate(parts)
 
 
+def streams_bits(model: Model[Any], text: Bytes, streams: int, *, progress: Progress | None = None) -> Bits:
+    """What each byte but the first cost in contiguous pieces, each heard from an empty memory, (streams, length - 1).
+
+    What does not divide by `streams` is left out. Their mean is `bits_per_byte`.
+
+    Raises:
+        DataError: less than two bytes a stream.
+    """
+    length = len(text) // streams
+    if length < 2:
+        raise DataError(f"the text has {len(text)} bytes; {streams} streams need at least {2 * streams}")
+    rows = text[: streams * length].reshape(streams, length)
+    tally = Tally(progress, streams * (length - 1))
+    side_by_side = streams_side_by_side(model)
+    parts = [_rows_bits(model, rows[start : start + side_by_side], tally) for start in range(0, streams, side_by_side)]
+    return np.concatenate(parts)
+
+
 class Heard(NamedTuple):
     """What streams know at the end of what they heard."""
 
