@@ -21,7 +21,7 @@ from bdh import checkpoint
 from bdh.errors import DataError, HatcheryError, MergeError
 from bdh.merge import Recipe, make_plan, merge
 from bdh.models import Model
-from lab.crossed import Hearing, compare, hearing_of
+from lab.crossed import Hearing, block_costs, compare
 from lab.heritage import inherited
 from train.data import Bytes
 from train.evaluate import streams_bits
@@ -209,7 +209,8 @@ def measure(
 
     def add(name: str, kind: str, bits: dict[str, NDArray[np.float64]], parameters: int) -> None:
         nonlocal report
-        hearings[name], kinds[name] = hearing_of(bits, parameters), kind
+        heard = {text: block_costs(cost) for text, cost in bits.items()}
+        hearings[name], kinds[name] = Hearing(heard, parameters, 0.0), kind
         report = dataclasses.replace(
             _compared(report, hearings, kinds, [one.name for one in parents]),
             notes=tuple(notes),
@@ -244,9 +245,7 @@ def measure(
                     tell(len(hearings) / work, f"whose neurons carry {text}")
                     found = inherited(model, heritage, kept.names, {text: data}, streams=STREAMS)
                     shares[text] = found.texts[text].shares
-                report = dataclasses.replace(
-                    report, shares=dict(shares), shares_bytes=max(map(len, part.values()))
-                )
+                report = dataclasses.replace(report, shares=dict(shares), shares_bytes=max(map(len, part.values())))
     report = dataclasses.replace(report, notes=tuple(notes), elapsed_s=time.monotonic() - begun)
     with suppress(OSError):
         (kept.path / _NOTE).write_text(json.dumps(dataclasses.asdict(report)), encoding="utf-8")
@@ -374,9 +373,7 @@ def chart(report: Report) -> alt.LayerChart | Any | None:
         else:
             colours.append(_MERGED_BARS[merged % len(_MERGED_BARS)])
             merged += 1
-    points = [
-        {"text": text, "model": row.name, "bits": bits} for row in report.rows for text, bits in row.bits.items()
-    ]
+    points = [{"text": text, "model": row.name, "bits": bits} for row in report.rows for text, bits in row.bits.items()]
     plain = {"labelColor": _INK, "titleColor": _INK}
     bars = (
         alt.Chart(alt.InlineData(points))
@@ -424,9 +421,10 @@ def own_text(pasted: str | None, path: str | None) -> bytes:
 CSS = """
 .report .wide { overflow-x: auto; }
 .report table { border-collapse: collapse; width: 100%; font-size: var(--text-sm); }
-.report th, .report td { padding: 5px 10px; text-align: right; white-space: nowrap;
-  border-bottom: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums; }
-.report th:first-child { text-align: left; white-space: normal; min-width: 8rem; }
+.report .wide table, .report .wide th, .report .wide td { border: 0 !important; }
+.report .wide th, .report .wide td { padding: 5px 10px; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--border-color-primary) !important; font-variant-numeric: tabular-nums; }
+.report .wide th:first-child { text-align: left; white-space: normal; min-width: 8rem; }
 .report th small { display: block; font-weight: normal; color: var(--body-text-color-subdued); }
 .report .own { text-decoration: underline; text-decoration-thickness: 2px; text-underline-offset: 3px; }
 .report tr.merged th, .report tr.merged td, .report tr.healed th, .report tr.healed td {

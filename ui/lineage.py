@@ -101,6 +101,11 @@ def new_run() -> str:
     return secrets.token_hex(4)
 
 
+def overall(characters: Sequence[Carried], names: Sequence[str]) -> str:
+    """The parts that parents had in a text, in words."""
+    return _parts(np.mean([one.shares for one in characters], axis=0), names) if characters else ""
+
+
 def legend(names: Sequence[str]) -> str:
     """Markup that says which colour is whose."""
     listed = "".join(
@@ -158,8 +163,9 @@ CSS = (
 .lineage .bar { display: flex; border-radius: 4px; overflow: hidden; }
 .lineage .bar span { flex-basis: 0; min-width: 0; border-radius: 0; padding: 1px 0; text-align: center;
   white-space: nowrap; overflow: hidden; }
-.lineage ul { display: flex; flex-wrap: wrap; gap: 6px 10px; list-style: none; margin: 10px 0 0; padding: 0; }
-.lineage.legend ul { margin: 0; }
+.lineage ul { display: flex; flex-wrap: wrap; gap: 6px 10px; list-style: none; margin: 0; padding: 0; }
+.lineage.shares ul { margin: 0 !important; padding: 12px 0 0; }
+.summary .lineage { font-size: inherit; background: none; }
 .lineage li { margin: 0; padding: 0; }
 .lineage li span { padding: 1px 6px; }
 """

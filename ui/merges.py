@@ -1,4 +1,4 @@
-"""What the Merge tab does, without components: from a filled form to a plan, a command and a merged model that is kept."""
+"""What the Merge tab does, without components: from a filled form to a plan, a command, and a model that is kept."""
 
 from __future__ import annotations
 
@@ -248,8 +248,7 @@ class Merger:
         )
         # What lies in a folder of this page's own is known to its owner by another name.
         parents = [
-            self._told(parent, name, id, owner)
-            for parent, (id, name) in zip(plan.parents, names.items(), strict=False)
+            self._told(parent, name, id, owner) for parent, (id, name) in zip(plan.parents, names.items(), strict=False)
         ]
         base = plan.base and self._told(plan.base, names[wanted.base], wanted.base, owner)
         return dataclasses.replace(plan, parents=tuple(parents), base=base)

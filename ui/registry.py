@@ -88,7 +88,7 @@ class Registry:
         self.forget: Callable[[str], None] = lambda id: None
         """Called when a model is gone for good."""
         self.claim: Callable[[Owner], None] = lambda owner: None
-        """Called before an owner's models are looked at: whoever kept some for them since an earlier start lists them."""
+        """Called before an owner's models are looked at: what was kept for them from an earlier start comes in."""
         self._lock = threading.RLock()
         self._slots: dict[str, _Slot] = {}
         self._clock = 0
