@@ -421,7 +421,7 @@ def own_text(pasted: str | None, path: str | None) -> bytes:
 CSS = """
 .report .wide { overflow-x: auto; }
 .report table { border-collapse: collapse; width: 100%; font-size: var(--text-sm); }
-.report .wide table, .report .wide th, .report .wide td { border: 0 !important; }
+.report .wide :is(table, thead, tbody, tr, th, td) { border: 0 !important; }
 .report .wide th, .report .wide td { padding: 5px 10px; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--border-color-primary) !important; font-variant-numeric: tabular-nums; }
 .report .wide th:first-child { text-align: left; white-space: normal; min-width: 8rem; }

@@ -73,6 +73,8 @@ def base_dropdown(registry: Registry) -> gr.Dropdown:
         value="base" if "base" in known else registry.default() or None,
         label="Base",
         info="what these models were cloned from",
+        scale=2,
+        min_width=280,
         visible=False,
         render=False,
         elem_id="merge-base",
@@ -233,10 +235,9 @@ def build_merge(
             [(f"{name}: {one.summary}", name) for name, one in METHODS.items()],
             value=next(iter(METHODS)),
             label="Method",
-            scale=3,
-            min_width=280,
             elem_id="merge-method",
         )
+    with gr.Row():
         weights = gr.Textbox(
             label="Weights", info="one a model, such as 1, 0.5; empty: all alike", max_lines=1, scale=2, min_width=200,
             elem_id="merge-weights",
@@ -612,6 +613,7 @@ def build_merge(
         concurrency_limit=1, show_progress="minimal", show_progress_on=healed,
     )  # fmt: skip
     begun.failure(lambda: "", None, healed, **quick)
+    train.lend(begun, healing_run)
     train.arrive(watch.click(lambda id: (gr.Tabs(selected="train"), id), healing_run, [tabs, train.run], **quick))
     push.click(
         on_publish, [owner, chosen, repo, private], pushed, api_visibility="private", concurrency_limit=2,

@@ -135,11 +135,12 @@ class Merger:
         """Whether the form can be done, what would come of it, and the same as a command."""
         if len(wanted.parents) < 2:
             return Preview(False, "Choose two models or more.", "", "# choose two models or more")
-        names = self._names(wanted, owner)
+        names: dict[str, str] = {}
         try:
+            names = self._names(wanted, owner)
             plan = self._plan(wanted, owner, names)
         except HatcheryError as error:
-            others = [name for name in self._takers(wanted, owner) if name != wanted.method]
+            others = [name for name in self._takers(wanted, names, owner) if name != wanted.method] if names else []
             line = f"Not yet: {error}."
             if others:
                 line += f" With what is chosen now, these methods work: {', '.join(others)}."
@@ -290,9 +291,8 @@ class Merger:
     def _names(self, wanted: Wanted, owner: Owner) -> dict[str, str]:
         """By id: what each model is called, as the command line finds it where it can; the parents first."""
         names: dict[str, str] = {}
-        known = {entry.id for entry in self.registry.entries(owner)}
         for id in (*wanted.parents, *([wanted.base] if wanted.base else [])):
-            if id in names or id not in known:
+            if id in names:
                 continue
             source = self.registry.source(id, owner)
             name = source.removeprefix("Hub: ")
@@ -305,13 +305,13 @@ class Merger:
             names[id] = name
         return names
 
-    def _takers(self, wanted: Wanted, owner: Owner) -> list[str]:
+    def _takers(self, wanted: Wanted, names: Mapping[str, str], owner: Owner) -> list[str]:
         """The methods that take these parents."""
-        names, found = self._names(wanted, owner), []
-        configs = [self.registry.config(id, owner) for id in wanted.parents if id in names]
-        base = self.registry.config(wanted.base, owner) if wanted.base in names else None
+        found = []
+        configs = [self.registry.config(id, owner) for id in wanted.parents]
+        base = self.registry.config(wanted.base, owner) if wanted.base else None
         for method in METHODS:
-            with contextlib.suppress(HatcheryError, KeyError):
+            with contextlib.suppress(HatcheryError):
                 other = dataclasses.replace(wanted, method=method, neurons=0, align=False)
                 recipe = self._recipe(other, names)
                 result_config(recipe, configs, base if recipe.uses("base") else None)

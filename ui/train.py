@@ -85,6 +85,8 @@ class TrainTab:
     run: gr.Dropdown
     arrive: Callable[[Dependency], Dependency]
     """Lets an event that chose a run be followed by a look at it."""
+    lend: Callable[[Dependency, gr.components.Component], None]
+    """Where GPUs are lent, lets an event that began a run do it; the component holds the run's id."""
 
 
 def build_train(
@@ -402,21 +404,24 @@ def build_train(
         on_start, given, [told, *view], **(quick | {"show_progress": "minimal"}), show_progress_on=told
     )
     resumed = resume.click(on_resume, [owner, run], view, **quick)
-    if ON_ZERO_GPU:
-        lend: dict[str, Any] = quick | {"concurrency_limit": limits.max_runs_at_once, "concurrency_id": "training"}
+    lent: dict[str, Any] = quick | {"concurrency_limit": limits.max_runs_at_once, "concurrency_id": "training"}
 
-        def on_lent(request: gr.Request, secret: str, id: str) -> None:
-            job = jobs.get(id, identify(secret, request))
-            try:
-                train_on_lent_gpu(str(jobs.root), id, float(job.form.get("amount", 1)))
-            except HatcheryError:  # it does not wait any more
-                return
-            except Exception as error:  # no GPU is left for this visitor, or it was taken back
-                jobs.give_back(id, f"no GPU, or no longer: {error}"[:300])
-                raise
+    def on_lent(request: gr.Request, secret: str, id: str) -> None:
+        job = jobs.get(id, identify(secret, request))
+        try:
+            train_on_lent_gpu(str(jobs.root), id, float(job.form.get("amount", 1)))
+        except HatcheryError:  # it does not wait any more
+            return
+        except Exception as error:  # no GPU is left for this visitor, or it was taken back
+            jobs.give_back(id, f"no GPU, or no longer: {error}"[:300])
+            raise
 
-        for event in (started.success, resumed.success):
-            event(on_lent, [owner, run], None, **lend).then(on_look, [owner, run], [*view, pushed], **quick)
+    def lend(event: Dependency, id: gr.components.Component) -> None:
+        if ON_ZERO_GPU:
+            event.success(on_lent, [owner, id], None, **lent).then(on_look, [owner, run], [*view, pushed], **quick)
+
+    for event in (started, resumed):
+        lend(event, run)
     stopped = stop.click(on_stop, [owner, run], view, **quick)
     deleted = delete.click(on_delete, [owner, run], view, **quick)
     # What went wrong is told in words above the page; marks on the components would stay behind.
@@ -433,4 +438,4 @@ def build_train(
         on_publish, [owner, run, repo, private], pushed, api_visibility="private", concurrency_limit=2,
         show_progress="full",
     )  # fmt: skip
-    return TrainTab(run, lambda event: event.then(on_look, [owner, run], [*view, pushed], **quick))
+    return TrainTab(run, lambda event: event.then(on_look, [owner, run], [*view, pushed], **quick), lend)
