@@ -52,7 +52,7 @@ def test_models_are_merged_measured_read_and_taken_along_and_found_again_by_thei
         expect(page.locator("#merge-plot .marks")).to_be_visible(timeout=WAIT_MS)
         expect(page.locator("#merge-shares .bar")).to_have_count(4)
 
-        page.get_by_role("tab", name="Beside its parents").click()
+        page.get_by_role("tab", name="Side by side").click()
         settle(page, "Bytes to write", "30")
         page.locator("#merge-speak").click()
         expect(page.locator("#merge-speak")).to_be_enabled(timeout=LONG_MS)

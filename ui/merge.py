@@ -281,7 +281,7 @@ def build_merge(
             delete = gr.Button("Delete", elem_id="merge-delete", **small)
         file = gr.File(label="The merged model", visible=False, interactive=False, elem_id="merge-file")
         with gr.Tabs():
-            with gr.Tab("What it kept and lost", id="kept"):
+            with gr.Tab("Kept and lost", id="kept"):
                 with gr.Row():
                     texts = gr.CheckboxGroup(
                         SHIPPED_TEXTS, value=SHIPPED_TEXTS, label="Measured on", info="held out from training",
@@ -308,7 +308,7 @@ def build_merge(
                 table = gr.HTML(elem_classes="flush", elem_id="merge-table")
                 plot = gr.Plot(show_label=False, visible=False, elem_id="merge-plot")
                 shares = gr.HTML(elem_classes="flush", elem_id="merge-shares")
-            with gr.Tab("Beside its parents", id="beside"):
+            with gr.Tab("Side by side", id="beside"):
                 prompt = gr.Textbox(
                     label="Prompt", info="All go on where this ends, from the same seed.", lines=2, max_lines=6,
                     value=PROMPTS[0], elem_id="merge-prompt",

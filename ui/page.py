@@ -39,6 +39,7 @@ CSS = """
 @media (max-width: 500px) {
   .gradio-container { padding: var(--spacing-md) !important; }
   .gradio-container h1 { font-size: var(--text-xl) !important; }
+  .tab-container button { padding-inline: var(--size-2) !important; }
 }
 """
 _SECRET = re.compile("TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY", re.IGNORECASE)
