@@ -43,7 +43,7 @@ def app(home: Path, **environment: str) -> Iterator[str]:
 
 def settle_in(home: Path) -> None:
     """Put the app and its checkpoints into a folder."""
-    for name in ("app.py", "bdh", "train", "ui"):
+    for name in ("app.py", "bdh", "lab", "train", "ui"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, home / name)
     endless().save_pretrained(home / "checkpoints" / "alpha")

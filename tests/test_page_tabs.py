@@ -133,6 +133,6 @@ def test_nothing_is_wider_than_a_narrow_window(page: Page, url: str, dark: bool)
     page.set_viewport_size({"width": 400, "height": 800})
     page.goto(f"{url}/?__theme={'dark' if dark else 'light'}")
     expect(page.locator("#chat-status")).to_be_visible(timeout=WAIT_MS)
-    for tab in ("Chat", "Write", "Models"):
+    for tab in ("Chat", "Write", "Merge", "Models"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 400

@@ -53,7 +53,15 @@ class Limits:
     max_runs_kept: int = 100
     """Runs of one visitor that have ended; beyond it the oldest are deleted."""
     runs_hours: int = 1_000_000
-    """Hours after which a run that has ended is deleted."""
+    """Hours after which a run that has ended, or a merged model, is deleted."""
+    max_merge_bytes: int = 32_000 * _MB
+    """Memory that merging may take."""
+    max_merges_kept: int = 100
+    """Merged models of one visitor."""
+    max_merges_bytes: int = 50_000 * _MB
+    """Bytes that the merged models of all visitors may take on disk."""
+    max_report_bytes: int = 16_384
+    """Bytes of each text that a merged model and its parents are measured on."""
     parked_hours: int = 24
     """Hours after which a memory put aside is deleted."""
     allow_pickle: bool = False
@@ -106,5 +114,8 @@ _PUBLIC: dict[str, int | bool] = {
     "max_runs_each": 1,
     "max_runs_kept": 4,
     "runs_hours": 48,
+    "max_merge_bytes": 2_000 * _MB,
+    "max_merges_kept": 6,
+    "max_merges_bytes": 4_000 * _MB,
 }
 """What else is allowed where strangers come."""

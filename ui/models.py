@@ -18,7 +18,7 @@ from bdh.errors import HatcheryError
 
 from .limits import Limits
 from .owner import identify, reported
-from .registry import LOADS_AT_ONCE, TRAINED_HERE, Entry, Owner, Registry, compact, size_text
+from .registry import LOADS_AT_ONCE, MERGED_HERE, TRAINED_HERE, Entry, Owner, Registry, compact, size_text
 
 HEADERS = ["Model", "Kind", "Parameters", "State", "From", "Now"]
 EMPTY = "There are no models yet. Load one from the Hub, or upload a file."
@@ -236,7 +236,8 @@ def build_models(
         facts, about = shelf.look(pick, owner)
         entry = next((entry for entry in registry.entries(owner) if entry.id == pick), None)
         label = "Delete this upload" if entry is not None and entry.private else _UNLOAD
-        label = "Take off the list" if entry is not None and entry.source == TRAINED_HERE else label
+        made_here = entry is not None and entry.source in (TRAINED_HERE, MERGED_HERE)
+        label = "Take off the list" if made_here else label
         return facts, about, gr.Button(label, interactive=entry is not None and (entry.loaded or entry.private))
 
     def lists(owner: Owner, pick: str | None, values: Sequence[str | None]) -> tuple[Any, ...]:
@@ -323,8 +324,10 @@ def build_models(
     )
 
 
-def renewed(dropdown: gr.Dropdown, choices: list[tuple[str, str]], value: str | None) -> gr.Dropdown:
-    """The dropdown with new choices, its first and empty one kept, and its value if that is still there."""
+def renewed(dropdown: gr.Dropdown, choices: list[tuple[str, str]], value: Any) -> gr.Dropdown:
+    """The dropdown with new choices, its first and empty one kept, and of its value what is still there."""
     choices = [*((str(label), "") for label, id in dropdown.choices if id == ""), *choices]
     known = [id for _, id in choices]
+    if dropdown.multiselect:
+        return gr.Dropdown(choices=choices, value=[one for one in value or [] if one in known])
     return gr.Dropdown(choices=choices, value=value if value in known else next(iter(known), None))

@@ -13,9 +13,11 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from train.job import Jobs
 
-from . import models, tint, train
+from . import kept, lineage, merge, models, tint, train
 from .chat import build_chat
 from .limits import Limits
+from .merge import base_dropdown, build_merge, parents_dropdown
+from .merges import Merger
 from .models import build_models
 from .owner import greet
 from .registry import Registry
@@ -37,6 +39,7 @@ CSS = """
 @media (max-width: 500px) {
   .gradio-container { padding: var(--spacing-md) !important; }
   .gradio-container h1 { font-size: var(--text-xl) !important; }
+  .tab-container button { padding-inline: var(--size-2) !important; }
 }
 """
 _SECRET = re.compile("TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY", re.IGNORECASE)
@@ -48,7 +51,7 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
 
     Args:
         checkpoints: folder of shipped checkpoints.
-        data: folder for uploads and memories put aside; readable by the app alone.
+        data: folder for uploads, merged models and memories put aside; readable by the app alone.
     """
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     # On ZeroGPU the GPU is there only inside the calls that ask for it.
@@ -65,6 +68,7 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
         keep_s=limits.runs_hours * 3600.0,
         environment=_of_runs(limits),
     )
+    merger = Merger(registry, data, limits)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         owner = gr.BrowserState("", storage_key="bdh-owner", secret=_browser_secret(data))
         gr.Markdown(
@@ -79,11 +83,15 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
                 chat = build_chat(registry, sessions, owner, limits, greeting)
             with gr.Tab("Write", id="write"):
                 write = build_write(registry, owner, limits)
-            models_shown = [chat.model, write.model, write.other]
+            parents, base = parents_dropdown(registry), base_dropdown(registry)
+            shown = [chat.model, write.model, write.other, parents, base]
+            tried = (shown, chat.model, write.model)
             with gr.Tab("Train", id="train") as tab:
-                build_train(registry, jobs, owner, limits, models_shown, chat.model, write.model, tabs, greeting, tab)
+                training = build_train(registry, jobs, owner, limits, *tried, parents, tabs, greeting, tab)
+            with gr.Tab("Merge", id="merge") as tab:
+                build_merge(registry, merger, jobs, owner, limits, parents, base, *tried, training, tabs, greeting, tab)
             with gr.Tab("Models", id="models") as tab:
-                build_models(registry, owner, limits, models_shown, greeting, tab)
+                build_models(registry, owner, limits, shown, greeting, tab)
     page.queue(max_size=64, api_open=False)
     return page
 
@@ -101,7 +109,7 @@ def launch_options(limits: Limits, data: Path) -> dict[str, Any]:
     """How the page is served: nothing of the disk is readable, inputs are not kept, errors stay short."""
     return {
         "theme": theme(),
-        "css": CSS + models.CSS + tint.CSS + train.CSS,
+        "css": CSS + models.CSS + tint.CSS + train.CSS + lineage.CSS + kept.CSS + merge.CSS,
         "max_file_size": limits.max_upload_bytes,
         "blocked_paths": [str(data)],
         "show_error": False,

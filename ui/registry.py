@@ -23,7 +23,7 @@ from bdh.models.base import expected_shapes
 
 from .limits import Limits
 
-TRAINED_HERE = "trained here"
+TRAINED_HERE, MERGED_HERE = "trained here", "merged here"
 _MET_FIRST = "hatchling"
 """What a newcomer talks to, if it is there."""
 LOADS_AT_ONCE = 2
@@ -87,6 +87,8 @@ class Registry:
         """Called before a model is dropped: whoever holds idle streams of it puts them aside."""
         self.forget: Callable[[str], None] = lambda id: None
         """Called when a model is gone for good."""
+        self.claim: Callable[[Owner], None] = lambda owner: None
+        """Called before an owner's models are looked at: what was kept for them from an earlier start comes in."""
         self._lock = threading.RLock()
         self._slots: dict[str, _Slot] = {}
         self._clock = 0
@@ -106,7 +108,8 @@ class Registry:
                     self._slots[id] = _Slot(id, id, found.folder, config, f"Hub: {id}")
 
     def entries(self, owner: Owner) -> list[Entry]:
-        """All that this owner may use: what is shipped, what anybody loaded from the Hub, their own uploads."""
+        """All that this owner may use: what is shipped, what anybody loaded from the Hub, and what is their own."""
+        self.claim(owner)
         with self._lock:
             return [
                 Entry(
@@ -171,7 +174,7 @@ class Registry:
         return self._slot(id, owner).folder
 
     def source(self, id: str, owner: Owner) -> str:
-        """Where a model came from: `shipped`, `Hub: user/repo`, `uploaded` or `trained here`."""
+        """Where a model came from: `shipped`, `Hub: user/repo`, `uploaded`, `trained here` or `merged here`."""
         return self._slot(id, owner).source
 
     def title(self, id: str, owner: Owner) -> str:
@@ -290,8 +293,8 @@ class Registry:
                 shutil.rmtree(root, ignore_errors=True)
                 raise
 
-    def load_trained(self, folder: Path, title: str, owner: Owner) -> str:
-        """Take a checkpoint that was trained here into its owner's list; returns its id.
+    def load_trained(self, folder: Path, title: str, owner: Owner, source: str = TRAINED_HERE) -> str:
+        """Take a checkpoint that was made here into its owner's list; returns its id.
 
         The same checkpoint keeps its id; one that was trained on since gets another.
         """
@@ -306,7 +309,7 @@ class Registry:
             for other in old:
                 del self._slots[other]
             if id not in self._slots:
-                self._slots[id] = _Slot(id, title, folder, config, TRAINED_HERE, owner)
+                self._slots[id] = _Slot(id, title, folder, config, source, owner)
         for other in old:
             self.forget(other)
         return id
@@ -367,12 +370,15 @@ class Registry:
                 self.forget(id)
                 if slot.source == TRAINED_HERE:
                     return f"{slot.title} left the list; its run keeps it."
+                if slot.source == MERGED_HERE:
+                    return f"{slot.title} left the list; the Merge tab keeps it."
                 return f"{slot.title} was deleted."
         return (
             f"{slot.title} was unloaded; it comes back when it is used." if freed else f"{slot.title} was not loaded."
         )
 
     def _slot(self, id: str, owner: Owner) -> _Slot:
+        self.claim(owner)
         with self._lock:
             slot = self._slots.get(id)
         if slot is None or slot.owner not in (None, owner):

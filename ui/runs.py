@@ -7,16 +7,13 @@ import html
 import os
 import re
 import shutil
-import tempfile
-import threading
-import zipfile
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bdh import checkpoint, hub
-from bdh.errors import CheckpointError, ConfigError, DataError, HatcheryError
+from bdh import checkpoint
+from bdh.errors import ConfigError, DataError, HatcheryError
 from bdh.models import parameter_count
 from bdh.presets import PRESETS, describe
 from train.folder import METRICS
@@ -24,6 +21,7 @@ from train.job import FINISHED, LOG, RUNNING, STOPPING, WAITING, Job, Jobs
 from train.recipe import list_recipes, load_recipe, read_fields
 
 from .limits import Limits
+from .parting import Packer, publish
 from .registry import Owner, Registry, compact, size_text
 from .wishes import (
     DATASET,
@@ -69,7 +67,7 @@ class Trainer:
     def __init__(self, registry: Registry, jobs: Jobs, limits: Limits) -> None:
         self.registry, self.jobs, self.limits = registry, jobs, limits
         self._measured: dict[str, tuple[tuple[int, int], list[dict[str, Any]]]] = {}
-        self._serving, self._folders = threading.Lock(), list[Path]()
+        self._packer = Packer()
         jobs.before_removal = lambda job: registry.drop_within(job.path)
 
     def bases(self, owner: Owner) -> list[tuple[str, str]]:
@@ -154,23 +152,7 @@ class Trainer:
 
     def zipped(self, id: str, owner: Owner) -> Path:
         """What a run made as one file, in a temporary folder of its own."""
-        made, title = self.made(id, owner), self.jobs.get(id, owner).title
-        path = self._served() / f"{title}.zip"
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
-            for name in checkpoint.FILES:
-                if (made / name).is_file():
-                    file.write(made / name, f"{title}/{name}")
-        return path
-
-    def _served(self) -> Path:
-        """A new temporary folder; the page has copied what is in the older ones."""
-        folder = Path(tempfile.mkdtemp(prefix="specialist-"))
-        with self._serving:
-            self._folders.append(folder)
-            old, self._folders = self._folders[:-4], self._folders[-4:]
-        for served in old:
-            shutil.rmtree(served, ignore_errors=True)
-        return folder
+        return self._packer.zipped(self.made(id, owner), self.jobs.get(id, owner).title)
 
     def _measures(self, job: Job) -> list[dict[str, Any]]:
         """A run's measures, read again only when there are more."""
@@ -211,13 +193,7 @@ class Trainer:
         Raises:
             HatcheryError: nothing is made yet, nobody is signed in, or what the Hub says.
         """
-        made, repo = self.made(id, owner), hub.without_address(repo.strip())
-        if "/" not in repo:
-            raise CheckpointError(f"the repository is {repo!r:.80}; give it as user/name")
-        if token is None and self.limits.public:  # the machine's own login is not for strangers
-            raise CheckpointError("publishing from a public page needs your own account: sign in, or download it")
-        address = hub.upload(made, repo, private=private, token=token)
-        return f"Published: [{repo}]({address}). Your copy here stays."
+        return publish(self.made(id, owner), repo, self.limits, private=private, token=token)
 
     def made(self, id: str, owner: Owner) -> Path:
         """The folder of the checkpoint that a run made.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -78,6 +78,17 @@ def label(job: Job) -> str:
     return f"{job.title} · {job.state} · {time.strftime('%d %b %H:%M:%S', time.gmtime(job.created))} UTC"
 
 
+@dataclasses.dataclass
+class TrainTab:
+    """What other parts of the page need."""
+
+    run: gr.Dropdown
+    arrive: Callable[[Dependency], Dependency]
+    """Lets an event that chose a run be followed by a look at it."""
+    lend: Callable[[Dependency, gr.components.Component], None]
+    """Where GPUs are lent, lets an event that began a run do it; the component holds the run's id."""
+
+
 def build_train(
     registry: Registry,
     jobs: Jobs,
@@ -86,16 +97,17 @@ def build_train(
     dropdowns: Sequence[gr.Dropdown],
     chat_model: gr.Dropdown,
     write_model: gr.Dropdown,
+    merge_parents: gr.Dropdown,
     tabs: gr.Tabs,
     greeting: Dependency,
     tab: gr.Tab,
-) -> None:
+) -> TrainTab:
     """Lay out the tab and wire it.
 
     Args:
         dropdowns: choices of a model anywhere on the page, which learn of new specialists.
-        chat_model, write_model: those of them that a specialist is tried in.
-        tabs: all tabs, with the ids `chat` and `write`.
+        chat_model, write_model, merge_parents: those of them that a specialist is tried in.
+        tabs: all tabs, with the ids `chat`, `write` and `merge`.
         greeting: the event after which `owner` is known.
         tab: where this is; its lists are read anew whenever it is opened.
     """
@@ -197,6 +209,7 @@ def build_train(
             resume = gr.Button("Resume", elem_id="runs-resume", **small)
             write = gr.Button("Write with it", variant="primary", elem_id="runs-write", **small)
             chat = gr.Button("Chat with it", elem_id="runs-chat", **small)
+            merge = gr.Button("Merge it", elem_id="runs-merge", **small)
             download = gr.Button("Download", elem_id="runs-download", **small)
             again = gr.Button("Again with changes", elem_id="runs-again", **small)
             delete = gr.Button("Delete", elem_id="runs-delete", **small)
@@ -231,7 +244,7 @@ def build_train(
         "patience": patience, "prompt": prompt, "seed": seed,
     }  # fmt: skip
     asked = [form[name] for name in _FIELDS]
-    buttons = [stop, resume, write, chat, download, again, delete, hub]
+    buttons = [stop, resume, write, chat, merge, download, again, delete, hub]
     view = [nothing, shown, run, status, early, plot, samples, log, file, *buttons, seen, timer]
 
     def wish_of(values: Sequence[Any]) -> Wish:
@@ -244,17 +257,17 @@ def build_train(
         """Everything that shows a run; with the `token` of the look before, only what has changed since."""
         found = jobs.of(whose)
         if not found:
-            return gr.Markdown(visible=True), gr.Column(visible=False), *[gr.skip()] * 15, "", gr.Timer(active=False)
+            return gr.Markdown(visible=True), gr.Column(visible=False), *[gr.skip()] * 16, "", gr.Timer(active=False)
         job = next((one for one in found if one.id == id), found[0])
         now = trainer.look(job.id, whose)
         choices = [(label(one), one.id) for one in found]
         renewed_token = f"{job.id} {len(now.measures)} {choices}"
         active = gr.Timer(active=job.active)
         if token == renewed_token:
-            return *[gr.skip()] * 3, now.status, *[gr.skip()] * 3, now.log, *[gr.skip()] * 9, token, active
+            return *[gr.skip()] * 3, now.status, *[gr.skip()] * 3, now.log, *[gr.skip()] * 10, token, active
         drawn = curves.chart(now.measures)
         done = job.checkpoint is not None
-        visible = [job.active, job.resumable, done, done, done, True, not job.active]
+        visible = [job.active, job.resumable, done, done, done, done, True, not job.active]
         named = "Stop at once, unmeasured" if job.state == STOPPING else "Stop"
         shows = [gr.Button(named, visible=visible[0]), *(gr.Button(visible=one) for one in visible[1:])]
         return (
@@ -317,15 +330,21 @@ def build_train(
             jobs.delete(id, whose)
         return look(whose, None)
 
-    def on_use(request: gr.Request, secret: str, id: str, where: str, *values: str | None) -> tuple[Any, ...]:
-        target = {"chat": chat_model, "write": write_model}[where]
+    def on_use(request: gr.Request, secret: str, id: str, where: str, *values: Any) -> tuple[Any, ...]:
+        target = {"chat": chat_model, "write": write_model, "merge": merge_parents}[where]
         whose = identify(secret, request)
         with reported():
             model = trainer.adopt(id, whose)
         choices = registry.choices(whose)
-        picks = [model if one is target else value for one, value in zip(dropdowns, values, strict=True)]
+        taken: Any = [*known_parents(id, whose), model] if target is merge_parents else model
+        picks = [taken if one is target else value for one, value in zip(dropdowns, values, strict=True)]
         shown = [renewed(one, choices, pick) for one, pick in zip(dropdowns, picks, strict=True)]
         return gr.Tabs(selected=where), *shown
+
+    def known_parents(id: str, whose: Owner) -> list[str]:
+        """What a specialist was made from, if that is still here: it is the nearest of its kin to merge with."""
+        base = jobs.get(id, whose).form.get("base")
+        return [entry.id for entry in registry.entries(whose) if entry.id == base]
 
     def on_download(request: gr.Request, secret: str, id: str) -> gr.File:
         with reported():
@@ -385,28 +404,31 @@ def build_train(
         on_start, given, [told, *view], **(quick | {"show_progress": "minimal"}), show_progress_on=told
     )
     resumed = resume.click(on_resume, [owner, run], view, **quick)
-    if ON_ZERO_GPU:
-        lend: dict[str, Any] = quick | {"concurrency_limit": limits.max_runs_at_once, "concurrency_id": "training"}
+    lent: dict[str, Any] = quick | {"concurrency_limit": limits.max_runs_at_once, "concurrency_id": "training"}
 
-        def on_lent(request: gr.Request, secret: str, id: str) -> None:
-            job = jobs.get(id, identify(secret, request))
-            try:
-                train_on_lent_gpu(str(jobs.root), id, float(job.form.get("amount", 1)))
-            except HatcheryError:  # it does not wait any more
-                return
-            except Exception as error:  # no GPU is left for this visitor, or it was taken back
-                jobs.give_back(id, f"no GPU, or no longer: {error}"[:300])
-                raise
+    def on_lent(request: gr.Request, secret: str, id: str) -> None:
+        job = jobs.get(id, identify(secret, request))
+        try:
+            train_on_lent_gpu(str(jobs.root), id, float(job.form.get("amount", 1)))
+        except HatcheryError:  # it does not wait any more
+            return
+        except Exception as error:  # no GPU is left for this visitor, or it was taken back
+            jobs.give_back(id, f"no GPU, or no longer: {error}"[:300])
+            raise
 
-        for event in (started.success, resumed.success):
-            event(on_lent, [owner, run], None, **lend).then(on_look, [owner, run], [*view, pushed], **quick)
+    def lend(event: Dependency, id: gr.components.Component) -> None:
+        if ON_ZERO_GPU:
+            event.success(on_lent, [owner, id], None, **lent).then(on_look, [owner, run], [*view, pushed], **quick)
+
+    for event in (started, resumed):
+        lend(event, run)
     stopped = stop.click(on_stop, [owner, run], view, **quick)
     deleted = delete.click(on_delete, [owner, run], view, **quick)
     # What went wrong is told in words above the page; marks on the components would stay behind.
     started.failure(lambda: allowed(limits), None, told, **quick)
     for asked_for in (started, resumed, stopped, deleted):
         asked_for.failure(on_look, [owner, run], [*view, pushed], **quick)
-    for button, where in ((chat, "chat"), (write, "write")):
+    for button, where in ((chat, "chat"), (write, "write"), (merge, "merge")):
         place = gr.State(where)
         button.click(on_use, [owner, run, place, *dropdowns], [tabs, *dropdowns], **quick)
     download.click(on_download, [owner, run], file, **quick)
@@ -416,3 +438,4 @@ def build_train(
         on_publish, [owner, run, repo, private], pushed, api_visibility="private", concurrency_limit=2,
         show_progress="full",
     )  # fmt: skip
+    return TrainTab(run, lambda event: event.then(on_look, [owner, run], [*view, pushed], **quick), lend)

@@ -443,10 +443,10 @@ def build_write(registry: Registry, owner: gr.BrowserState, limits: Limits) -> W
     with gr.Row():
         with gr.Column(min_width=280):
             first_summary = gr.HTML(elem_classes="flush", elem_id="write-first-summary")
-            first = _paper("What the model wrote", "Text appears here, byte by byte.", "write-first")
+            first = paper("What the model wrote", "Text appears here, byte by byte.", "write-first")
         with gr.Column(min_width=280, visible=False) as beside:
             second_summary = gr.HTML(elem_classes="flush", elem_id="write-second-summary")
-            second = _paper("What the second model wrote", "The second model's text appears here.", "write-second")
+            second = paper("What the second model wrote", "The second model's text appears here.", "write-second")
     note = gr.Markdown(elem_id="write-note")
     gr.HTML(tint.legend(), elem_classes="flush")
 
@@ -494,7 +494,7 @@ def build_write(registry: Registry, owner: gr.BrowserState, limits: Limits) -> W
     return WriteTab(model, other, prompt)
 
 
-def _paper(label: str, empty: str, elem_id: str) -> gr.HTML:
+def paper(label: str, empty: str, elem_id: str) -> gr.HTML:
     """Where tinted text is drawn."""
     template = tint.TEMPLATE.format(label=html.escape(label), empty=html.escape(empty))
     return gr.HTML(

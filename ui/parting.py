@@ -1,0 +1,57 @@
+"""A checkpoint to take along: as one file, or on the Hub."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import zipfile
+from pathlib import Path
+
+from bdh import checkpoint, hub
+from bdh.errors import CheckpointError
+
+from .limits import Limits
+
+_FOLDERS_KEPT = 4
+
+
+class Packer:
+    """Packs checkpoints into files that the page may serve."""
+
+    def __init__(self) -> None:
+        self._serving, self._folders = threading.Lock(), list[Path]()
+
+    def zipped(self, checkpoint_folder: Path, title: str) -> Path:
+        """A checkpoint as one file, in a temporary folder of its own."""
+        path = self._served() / f"{title}.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+            for name in checkpoint.FILES:
+                if (checkpoint_folder / name).is_file():
+                    file.write(checkpoint_folder / name, f"{title}/{name}")
+        return path
+
+    def _served(self) -> Path:
+        """A new temporary folder; the page has copied what is in the older ones."""
+        folder = Path(tempfile.mkdtemp(prefix="specialist-"))
+        with self._serving:
+            self._folders.append(folder)
+            old, self._folders = self._folders[:-_FOLDERS_KEPT], self._folders[-_FOLDERS_KEPT:]
+        for served in old:
+            shutil.rmtree(served, ignore_errors=True)
+        return folder
+
+
+def publish(checkpoint_folder: Path, repo: str, limits: Limits, *, private: bool, token: str | None) -> str:
+    """Send a checkpoint to the Hub; returns what to tell.
+
+    Raises:
+        HatcheryError: nobody is signed in, or what the Hub says.
+    """
+    repo = hub.without_address(repo.strip())
+    if "/" not in repo:
+        raise CheckpointError(f"the repository is {repo!r:.80}; give it as user/name")
+    if token is None and limits.public:  # the machine's own login is not for strangers
+        raise CheckpointError("publishing from a public page needs your own account: sign in, or download it")
+    address = hub.upload(checkpoint_folder, repo, private=private, token=token)
+    return f"Published: [{repo}]({address}). Your copy here stays."
