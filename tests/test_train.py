@@ -447,6 +447,18 @@ def test_a_merged_model_that_is_trained_on_keeps_its_lineage(text: Path, tmp_pat
     assert "- **merged from**: `parent0`, `parent1` by `concat`, before" in checkpoint.read_card(folder)
 
 
+def test_a_deep_composition_learns_its_combiner_and_leaves_its_members_alone(text: Path, tmp_path: Path) -> None:
+    small = FlatConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=2)
+    parents = tuple(str(build(small, seed=i).save_pretrained(tmp_path / f"parent{i}")) for i in range(2))
+    base = write(merge(make_plan(MergeRecipe(parents=parents, method="deep", width=8))), tmp_path / "merged")
+    run = Run(recipe(text, base=str(base), model={}, learning_rate=1e-2), tmp_path / "run")
+    first, *rest = fit(run)
+    assert rest[-1].validation["rhyme"] < first.bits_per_byte - 0.5
+    before, after = bdh.load(base, device="cpu").state_dict(), run.model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"combiner.weight", "combiner.bias", "output_proj.weight", "output_proj.bias"}
+
+
 def test_a_run_from_a_base_begins_with_what_the_base_scores_and_the_card_says_both(text: Path, tmp_path: Path) -> None:
     base = bdh.build(bdh.FlatConfig(**{key: value for key, value in MODEL.items() if key != "kind"}), seed=3)
     base.save_pretrained(tmp_path / "base")
