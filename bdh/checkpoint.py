@@ -56,6 +56,7 @@ _ITEM_BYTES = {
 _WEIGHT_TYPES = ("F32", "F16", "BF16", "F64")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}")
 _STALE_S = 3600.0
+_INDENTED_BYTES = 1 << 15
 _NOT_WRITTEN = "{} could not be written ({}); what stood there before is untouched"
 _FRONT_MATTER = """\
 ---
@@ -153,8 +154,14 @@ def parse_json(data: bytes, where: str) -> dict[str, Any]:
             raise ValueError("a key stands twice")
         return fields
 
+    def finite(text: str) -> float:
+        if not math.isfinite(number := float(text)):
+            refuse(cut(text, 20))
+        return number
+
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=refuse, object_pairs_hook=unique)
+        text = data.decode("utf-8")
+        value = json.loads(text, parse_constant=refuse, parse_float=finite, object_pairs_hook=unique)
     except RecursionError:
         raise CheckpointError(f"{where} is nested too deeply") from None
     except ValueError as error:
@@ -327,10 +334,9 @@ def read(
     for attempt in range(8):
         found = recovered(folder)
         with contextlib.ExitStack() as kept:
-            kept.enter_context(_held(found))
             if attempt >= 3 and found.exists():  # its writers are faster than reading is: let them wait
                 kept.enter_context(_locked(Path(os.path.realpath(found)).parent, shared=True))
-            before = _identity(found)
+            before = kept.enter_context(_held(found))
             try:
                 config = read_config(found)
                 tensors = read_tensors(found / WEIGHTS, expected(config), device=device, dtype=dtype)
@@ -406,13 +412,18 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Keep the folder's identity from being given to another folder, should it be removed meanwhile."""
+def _held(folder: Path) -> Iterator[tuple[int, int] | None]:
+    """The folder's identity, kept from being given to another folder should it be removed meanwhile."""
     handle = None
     with contextlib.suppress(OSError):  # it is gone, or this is Windows
         handle = os.open(folder, os.O_RDONLY)
     try:
-        yield
+        if handle is None:
+            yield _identity(folder)
+        else:
+            # Of what is held: the folder of that name may be another one by now.
+            found = os.fstat(handle)
+            yield found.st_dev, found.st_ino
     finally:
         if handle is not None:
             os.close(handle)
@@ -589,7 +600,10 @@ def _refuse_other_contents(folder: Path) -> None:
 
 def _provenance_json(provenance: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(dict(provenance), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        text = json.dumps(dict(provenance), indent=2, allow_nan=False, ensure_ascii=False)
+        if len(text) > _INDENTED_BYTES:  # to be read by programs alone
+            text = json.dumps(dict(provenance), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        return text + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"the provenance must be JSON values: {cut(error)}") from None
 

@@ -86,7 +86,7 @@ _HARMLESS_KEYS = {
 _NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {"k_sparse_ratio": (0, None), "sliding_window": (0, None)}
 """Keys that change what a model computes, unless they have one of these values."""
 
-_LISTS = ("decay", "global_decay", "members")
+_LISTS = ("decay", "global_decay", "members", "sources")
 
 _REQUIRED = {
     "flat": ("n_layer",),
@@ -677,6 +677,7 @@ def _translate_composed(
     given = fields.pop("members", None) or [{}] * len(groups)
     if not isinstance(given, (list, tuple)) or len(given) != len(groups):
         raise ConfigError(f"the configuration must list {len(groups)} members, as many as the tensors have")
+    fields.pop("sources", None)  # its members are at hand
     members = []
     for index, member in enumerate(given):
         config = member if isinstance(member, Mapping) else {}

@@ -111,7 +111,10 @@ def _methods(text: str) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no list of whole numbers such as 0,1,2") from None
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -183,7 +186,7 @@ def experiment(asked: Experiment, folder: Path, *, say: Say = print) -> Report:
     """
     parents = renamed([look(parent) for parent in asked.parents])
     names = [parent.name for parent in parents]
-    if taken := {BASE, JOINT, *asked.methods} & set(names):
+    if taken := {BASE, JOINT, *asked.methods, *BASELINES} & set(names):
         raise ConfigError(f"a parent is called {taken.pop()}, as another row of the report; rename its folder")
     models = {parent.name: load(source, device="cpu") for parent, source in zip(parents, asked.parents, strict=True)}
     trained = _trained_bytes(models.values())

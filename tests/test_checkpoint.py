@@ -360,3 +360,11 @@ def test_the_device_is_picked_by_name_or_by_what_is_there() -> None:
     for name in ("tpu", "cuda:99", "meta", "", "cpu:x"):
         with pytest.raises(DataError, match="device is"):
             pick_device(name)
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
+def test_a_number_that_is_not_finite_is_refused_however_it_is_written(tmp_path: Path, number: str) -> None:
+    folder = fresh("flat").save_pretrained(tmp_path / "kept")
+    (folder / "provenance.json").write_text(f'{{"heritage": {number}}}')
+    with pytest.raises(CheckpointError, match="not readable JSON"):
+        bdh.load(folder, device="cpu")

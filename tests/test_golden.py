@@ -71,7 +71,8 @@ def model(name: str) -> Model[Any]:
 
 
 def test_every_golden_file_is_compared() -> None:
-    assert {path.stem for path in GOLDEN.glob("*.safetensors")} == set(NAMES)
+    of_methods = {"mergekit"}  # compared in test_merge_weights
+    assert {path.stem for path in GOLDEN.glob("*.safetensors")} == {*NAMES} | of_methods
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,7 @@ def test_parents_of_any_kind_and_size_mix(tmp_path: Path) -> None:
         ({"neurons": 5, "by": "random"}, "must be even"),
         ({"neurons": 4}, "a text is needed"),
         ({"by_reference": True}, "by reference"),
+        ({"method": "mixture", "by_reference": True, "dtype": "bfloat16"}, "leave one of them out"),
         ({"density": 0.0}, "density is 0.0"),
         ({"seed": 0.5}, "seed is 0.5; it must be a whole number"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
@@ -366,6 +368,39 @@ def test_a_checkpoint_that_refers_to_another_kind_or_to_a_path_is_refused(server
     for source in ("../other", "user/bird", "user/bird@main", "/etc/passwd", 3):
         with pytest.raises(ConfigError, match="a source is"):
             ComposedConfig(method="mixture", members=(FLAT, FLAT), sources=(source,) * 2)  # type: ignore[arg-type]
+
+
+def test_a_member_in_a_subfolder_is_referred_to_there_and_foreign_weights_are_not(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder = loud(FLAT, 0).save_pretrained(tmp_path / "bird")
+    server.add("user/birds", {f"small/{file.name}": file.read_bytes() for file in folder.iterdir()})
+    wanted = Recipe(parents=("user/birds:small",) * 2, method="mixture", by_reference=True)
+    out = write(merge(make_plan(wanted)), tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["sources"] == [f"user/birds@{MAIN}:small"] * 2
+    near(heard(bdh.load(out, device="cpu")), heard(loud(FLAT, 0)).log_softmax(-1))
+    foreign = {"n_layer": 2, "n_embd": 16, "n_head": 2, "mlp_internal_dim_multiplier": 4, "vocab_size": 256}
+    files = {
+        "config.json": json.dumps(foreign).encode(),
+        "model.safetensors": (folder / "model.safetensors").read_bytes(),
+    }
+    server.add("user/foreign", files)
+    with pytest.raises(MergeError, match="no checkpoint of this project's format"):
+        make_plan(Recipe(parents=("user/birds:small", "user/foreign"), method="mixture", by_reference=True))
+
+
+def test_what_was_heard_of_a_text_is_told_by_its_checksum_and_an_empty_one_is_refused(
+    parents: list[str], tmp_path: Path
+) -> None:
+    text = tmp_path / "heard.txt"
+    text.write_bytes(b"a text to be heard " * 600)
+    told = merge(make_plan(recipe(parents, "concat", neurons=32, text=str(text)))).provenance()
+    first = text.read_bytes()[:8192]
+    assert told["text"] == {"heard_bytes": 8192, "sha256": hashlib.sha256(first).hexdigest()}
+    text.write_bytes(b"")
+    with pytest.raises(MergeError, match="is empty"):
+        merge(make_plan(recipe(parents, "concat", align=True, text=str(text))))
 
 
 def test_parents_that_are_not_on_the_hub_are_not_referred_to(parents: list[str]) -> None:

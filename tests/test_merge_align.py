@@ -209,3 +209,15 @@ def test_the_groups_of_a_flat_model_hold_all_that_is_rotated_but_the_byte_tables
     turned = align.rotated(model.state_dict(), model.config, random_rotation(16))
     changed = {name for name, tensor in turned.items() if not torch.equal(tensor, model.state_dict()[name])}
     assert changed == {*group.names, "embed.weight", "lm_head"} - {group.frequencies}
+
+
+def test_pairs_of_one_frequency_that_are_too_many_are_not_matched_and_not_waited_for() -> None:
+    config = FlatConfig(n_layer=1, n_embd=16, n_head=1, mlp_internal_dim_multiplier=64)
+    parents = [louder(build(config, seed=seed)).eval() for seed in (0, 1)]
+    for parent in parents:
+        parent.attn.freqs.fill_(0.25)  # type: ignore[union-attr, operator]
+    tensors = [parent.state_dict() for parent in parents]
+    with pytest.raises(MergeError, match="512 neuron pairs of a head have one frequency; at most 64"):
+        align.match_pairs(*tensors, config)
+    _, found = align.aligned(*parents)
+    assert found.heads_moved is None and found.pairs_moved is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ _QUESTIONS = ['What does "river" mean?', 'Tell me what "courage" means.', "What 
 _OPENING = "In the beginning, "
 _PROMPT = b'\nUser: What does "river" mean?\nBot:'
 _HELD_OUT_STREAMS = 8
+_LINEAGE_BYTES = 600_000
+"""Of what a base says of its own making; more is not believed, for it might not fit into what is written."""
 
 
 def export(run: Run, folder: Path) -> Path:
@@ -62,7 +65,9 @@ def export(run: Run, folder: Path) -> Path:
         **environment(),
         "held_out_bits_per_byte": held_out,
     }
-    provenance |= {name: told[name] for name in LINEAGE if name in told}
+    lineage = {name: told[name] for name in LINEAGE if name in told}
+    if len(json.dumps(lineage)) < _LINEAGE_BYTES:
+        provenance |= lineage
     if before:
         provenance["base_held_out_bits_per_byte"] = before
     return checkpoint.write(
@@ -172,7 +177,7 @@ def _lineage(provenance: dict[str, Any]) -> str:
     merge, parents = provenance.get("merge"), provenance.get("parents")
     if not isinstance(merge, dict) or not isinstance(parents, list):
         return ""
-    names = ", ".join(f"`{_plain(parent.get('source'))}`" for parent in parents if isinstance(parent, dict))
+    names = ", ".join(f"`{_plain(parent.get('source'))}`" for parent in parents[:16] if isinstance(parent, dict))
     cut = f", cut to {_plain(merge['neurons'])} neurons a head" if merge.get("neurons") else ""
     return f"\n- **merged from**: {names} by `{_plain(merge.get('method'))}`{cut}, before this training"
 

@@ -28,6 +28,9 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 CALIBRATION_BYTES = 8192
 """Of the text that two models are compared on; what is longer is not heard."""
 
+_MOST_ALIKE = 64
+"""Pairs of one frequency in a head that are matched: matching costs their number cubed, and honest merges have one for
+each parent."""
 _EMBED, _LM_HEAD = "embed.weight", "lm_head"
 _EXACT = 1e-4
 """How far a rotation may be from one: rounding of float32."""
@@ -165,6 +168,11 @@ def match_pairs(reference: Tensors, other: Tensors, config: Config) -> Matching:
             "join them (concat) instead"
         )
     counts = sorted_.unique_consecutive(return_counts=True)[1]
+    if int(counts.max()) > _MOST_ALIKE:
+        raise MergeError(
+            f"{int(counts.max())} neuron pairs of a head have one frequency; at most {_MOST_ALIKE} are matched with "
+            "each other"
+        )
     starts = counts.cumsum(0) - counts
     # Groups of pairs of equal frequency, by how many are in one: (groups, pairs in a group).
     classes = [starts[counts == count][:, None] + torch.arange(int(count)) for count in counts.unique()]
@@ -195,8 +203,8 @@ def match_pairs(reference: Tensors, other: Tensors, config: Config) -> Matching:
 def aligned(reference: Model[Any], other: Model[Any], text: bytes | None = None) -> tuple[dict[str, Tensor], Alignment]:
     """The tensors of `other` where they are nearest to those of `reference`; what it computes stays the same.
 
-    First its width is rotated; then, if the two have the same heads, damping and frequencies, its heads and neuron
-    pairs are matched.
+    First its width is rotated; then, if the two have the same heads, damping and frequencies, and these tell most
+    pairs apart, its heads and neuron pairs are matched.
 
     Args:
         text: as in `find_rotation`.
@@ -362,4 +370,5 @@ def _matchable(reference: Model[Any], other: Model[Any]) -> bool:
     if (one.n_head, one.n_neuron, _decay(one)) != (two.n_head, two.n_neuron, _decay(two)):
         return False
     frequencies = [model.state_dict()[FREQUENCIES].flatten().cpu().sort().values for model in (reference, other)]
-    return torch.equal(*frequencies)
+    alike = int(frequencies[0][::2].unique_consecutive(return_counts=True)[1].max())
+    return torch.equal(*frequencies) and alike <= _MOST_ALIKE

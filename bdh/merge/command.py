@@ -60,10 +60,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--base", metavar="CHECKPOINT", help="what the parents were cloned from", **given)
     for name, kind in _NUMBERS.items():
         flag = f"--{name.replace('_', '-')}"
-        add(flag, metavar="X", type=kind, help=f"{_HELP[name]} (default: {usual[name]})", **given)
+        add(
+            flag,
+            metavar="N" if kind is int else "X",
+            type=kind,
+            help=f"{_HELP[name]} (default: {usual[name]})",
+            **given,
+        )
     add("--align", action="store_true", help="parents have no common base: align their spaces first", **given)
     add("--by", choices=PRUNED_BY, help=f"how neurons are chosen (default: {usual['by']})", **given)
-    add("--text", metavar="FILE", help="what alignment and activity are measured on", **given)
+    add("--text", metavar="FILE", help="what alignment and activity are measured on: its first 8,192 bytes", **given)
     add("--dtype", choices=("auto", "float32", "bfloat16"), help="of the stored weights (default: auto)", **given)
     add("--by-reference", action="store_true", help="store members' places on the Hub, not their weights", **given)
     add("--name", metavar="NAME", help="title of the card (default: the folder's name)", **given)
@@ -86,6 +92,8 @@ def run(options: argparse.Namespace, resolve: Callable[[str], str], progress: hu
     told = {name: value for name, value in vars(options).items() if name in _FIELDS}
     if not told["parents"]:
         del told["parents"]
+    if "parents" not in told and options.recipe is None:
+        raise MergeError("no parents were given; name two or more checkpoints, or a --recipe that does")
     if options.out is None and not options.dry_run:
         raise MergeError("--out is missing: name the folder to write, or look at the plan with --dry-run")
     if options.out is not None and options.recipe is None:

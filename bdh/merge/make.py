@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 from collections.abc import Callable
@@ -22,11 +23,12 @@ from .align import Alignment, aligned
 from .join import Heritage, concatenate, concatenate_heads, heritage, join_config
 from .parents import model_of
 from .plan import Plan, summary
-from .prune import pruned
+from .prune import CALIBRATION_BYTES, pruned
 from .recipe import METHODS
 
 LINEAGE = ("merge", "parents", "heritage")
 """What of a merge's provenance stays true of the model that it is trained into."""
+_HERITAGE_BYTES = 1 << 19
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and what is done next."""
 
@@ -43,6 +45,8 @@ class Merged:
     heritage: Heritage = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     """What was found on the way, in words."""
+    text: bytes = b""
+    """What was heard of the text that the recipe names."""
 
     def model(self) -> Model[Any]:
         """The result as a model in float32 on the CPU."""
@@ -70,6 +74,8 @@ class Merged:
         }
         if self.plan.base:
             told["base"] = {"source": self.plan.base.source, "weights_sha256": self.checksums[-1]}
+        if self.text:
+            told["text"] = {"heard_bytes": len(self.text), "sha256": hashlib.sha256(self.text).hexdigest()}
         if self.heritage:
             told["heritage"] = self.heritage
         if self.notes:
@@ -88,7 +94,8 @@ def merge(plan: Plan, *, text: bytes | None = None, progress: Progress | None = 
         MergeError: the weights do not allow what the shapes did (other frequencies, too little text).
     """
     recipe = plan.recipe
-    if text is None and recipe.text:
+    listens = recipe.align or (recipe.neurons > 0 and recipe.by == "activity")
+    if text is None and recipe.text and listens:
         text = _read_text(recipe.text)
     steps = len(plan.parents) + bool(plan.base) + 1
     say = progress or (lambda done, total, note: None)
@@ -126,7 +133,11 @@ def merge(plan: Plan, *, text: bytes | None = None, progress: Progress | None = 
         name: tensor if checkpoint.is_frequency(name) else tensor.to(plan.dtype) for name, tensor in tensors.items()
     }
     say(steps, steps, "merged")
-    return Merged(plan, config, stored, tuple(checksums), origin, notes)
+    if len(json.dumps(origin)) > _HERITAGE_BYTES:
+        origin = {}
+        notes.append("which neuron is whose is too long a list to be kept with so many neurons")
+    heard = (text or b"")[:CALIBRATION_BYTES] if listens else b""
+    return Merged(plan, config, stored, tuple(checksums), origin, notes, heard)
 
 
 def write(merged: Merged, out: str | Path, *, card: str | None = None) -> Path:
@@ -244,9 +255,12 @@ def _words(name: str, reference: str, found: Alignment) -> str:
 def _read_text(path: str) -> bytes:
     try:
         with Path(path).open("rb") as file:
-            return file.read(1 << 20)
+            data = file.read(CALIBRATION_BYTES)
     except OSError as error:
         raise MergeError(f"{path} could not be read: {error.strerror}; it is the text to measure on") from None
+    if not data:
+        raise MergeError(f"{path} is empty; it is the text to measure on")
+    return data
 
 
 def _toml(value: Any) -> str:

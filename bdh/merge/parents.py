@@ -35,12 +35,14 @@ class Parent:
     repo_id: str | None = None
     revision: str | None = None
     """Commit on the Hub."""
+    subfolder: str = ""
     foreign: dict[str, Tensor] | None = None
 
     @property
     def place(self) -> str | None:
-        """`user/repo@commit`, if it is on the Hub."""
-        return f"{self.repo_id}@{self.revision}" if self.repo_id and self.revision else None
+        """`user/repo@commit` or `user/repo@commit:subfolder`, if it is on the Hub."""
+        below = f":{self.subfolder}" if self.subfolder else ""
+        return f"{self.repo_id}@{self.revision}{below}" if self.repo_id and self.revision else None
 
     def parameter_count(self) -> int:
         """Numbers in the weights."""
@@ -103,7 +105,7 @@ def look(
         )
         folder, repo_id, revision = fetched.folder, fetched.repo_id, fetched.revision
     folder = checkpoint.recovered(folder)
-    name = (repo_id or os.path.basename(os.path.abspath(folder))).split("/")[-1]
+    name = (found.subfolder or repo_id or os.path.basename(os.path.abspath(folder))).split("/")[-1]
     told = found.text if repo_id else _told(folder)
     ours = folder.is_dir() and checkpoint.is_checkpoint(folder)
     config = checkpoint.read_config(folder) if ours else None
@@ -113,11 +115,13 @@ def look(
         header = checkpoint.read_header(weights)
         checkpoint.check_tensors(header, shapes, str(weights))
         stored = [kind for tensor, (kind, _) in header.items() if not checkpoint.is_frequency(tensor)]
-        return Parent(name, told, config, dict(shapes), _widest(stored), folder, repo_id, revision)
+        return Parent(name, told, config, dict(shapes), _widest(stored), folder, repo_id, revision, found.subfolder)
     model = load(source, device="cpu", token=token, offline=offline, max_parameters=max_parameters)
     tensors = model.state_dict()
     shapes = {one: tuple(tensor.shape) for one, tensor in tensors.items()}
-    return Parent(name, told, model.config, shapes, torch.float32, None, repo_id, revision, dict(tensors))
+    return Parent(
+        name, told, model.config, shapes, torch.float32, None, repo_id, revision, found.subfolder, dict(tensors)
+    )
 
 
 def renamed(parents: list[Parent]) -> list[Parent]:

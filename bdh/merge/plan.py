@@ -38,17 +38,25 @@ class Plan:
 
     def parameter_count(self) -> int:
         """Numbers in the result's weights."""
-        shapes = expected_shapes(self.config)
-        return sum(torch.Size(shape).numel() for name, shape in shapes.items() if not is_frequency(name))
+        return _count(self.config)
 
     def size_bytes(self) -> int:
         """What the result takes in memory and on disk, whole."""
         return self.parameter_count() * self.dtype.itemsize
 
     def peak_bytes(self) -> int:
-        """Memory that merging takes at its peak, estimated: parents and result, or the result and its written copy."""
+        """Memory that merging takes at its peak, estimated."""
         read = sum(parent.size_bytes() for parent in (*self.parents, *((self.base,) if self.base else ())))
-        return self.size_bytes() + max(read, self.size_bytes())
+        made = self.size_bytes()
+        peaks = [read + made, 2 * made]  # what is written is copied once
+        if self.recipe.neurons:
+            whole = result_config(dataclasses.replace(self.recipe, neurons=0), [one.config for one in self.parents])
+            uncut = 4 * _count(whole)
+            peaks.append(read + uncut)
+            peaks.append(2 * uncut + made if self.recipe.by == "activity" else uncut + made)
+        if self.recipe.align:  # two models in float32, and each of them turned, and its neurons as directions
+            peaks.append(read + 2 * 3 * 4 * max(parent.parameter_count() for parent in self.parents))
+        return max(peaks)
 
     def averaged(self) -> tuple[str, ...]:
         """Names of tensors in which parents are averaged rather than kept."""
@@ -126,8 +134,10 @@ def make_plan(
     base = seen.pop() if recipe.base else None
     parents = renamed(seen)
     config = result_config(recipe, [parent.config for parent in parents], base.config if base else None)
-    if recipe.by_reference and (lacking := [parent.name for parent in parents if parent.place is None]):
-        raise MergeError(f"{lacking[0]} is not on the Hub, so the result cannot refer to it; store it whole")
+    for parent in parents if recipe.by_reference else ():
+        if parent.place is None or parent.foreign is not None:
+            why = "not on the Hub" if parent.place is None else "no checkpoint of this project's format"
+            raise MergeError(f"{parent.name} is {why}, so the result cannot refer to it; store it whole")
     types = [parent.dtype for parent in (*parents, *((base,) if base else ()))]
     widest = torch.float32 if torch.float32 in types else torch.bfloat16
     expected_shapes(config, max_parameters)
@@ -164,6 +174,11 @@ def summary(config: Config) -> str:
         neurons = "/".join(str(size) for size in dict.fromkeys(g.n_neuron for g in groups(config)))
         return f"hierarchical, patches of {config.patch_size}, {neurons} neurons a head"
     return f"{config.kind}, {config.n_layer} layers, width {config.n_embd}"
+
+
+def _count(config: Config) -> int:
+    shapes = expected_shapes(config)
+    return sum(torch.Size(shape).numel() for name, shape in shapes.items() if not is_frequency(name))
 
 
 def _composed(recipe: Recipe, configs: Sequence[Config]) -> ComposedConfig:

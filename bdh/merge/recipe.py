@@ -152,6 +152,8 @@ class Recipe:
             raise MergeError(f"dtype is {cut(self.dtype)}; it must be auto, float32 or bfloat16")
         if self.by_reference and not METHODS[self.method].composed:
             raise MergeError(f"{self.method} makes new weights, which cannot be stored by reference")
+        if self.by_reference and self.dtype != "auto":
+            raise MergeError(f"dtype is {self.dtype}, but by reference no weights are stored; leave one of them out")
 
     def uses(self, option: str) -> bool:
         """Whether the method reads an option."""
