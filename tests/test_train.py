@@ -445,6 +445,9 @@ def test_a_merged_model_that_is_trained_on_keeps_its_lineage(text: Path, tmp_pat
     assert told["heritage"] == merged.heritage == {"": [[[0, 16], [1, 16]], [[0, 16], [1, 16]]]}
     assert [parent["weights_sha256"] for parent in told["parents"]] == list(merged.checksums)
     assert "- **merged from**: `parent0`, `parent1` by `concat`, before" in checkpoint.read_card(folder)
+    assert told["recipe"]["base"] == "merged" and str(tmp_path) not in checkpoint.read_card(folder).replace(
+        str(text), ""
+    )
 
 
 def test_a_deep_composition_learns_its_combiner_and_leaves_its_members_alone(text: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from bdh import checkpoint
 from bdh.load import load
 from bdh.merge import LINEAGE
+from bdh.merge.parents import place_told
 from bdh.models import Model, build
 from bdh.sampling import Sampling
 from bdh.stream import Stream
@@ -56,7 +58,7 @@ def export(run: Run, folder: Path) -> Path:
     before = _held_out(base, splits, most) if base else {}
     told = base.origin.provenance if base and base.origin else {}
     provenance: dict[str, Any] = {
-        "recipe": dataclasses.asdict(run.recipe),
+        "recipe": dataclasses.asdict(_told(run.recipe)),
         "texts": {one.name: {"sha256": one.sha256, "trained_bytes": len(one.train)} for one in splits},
         "steps": run.step,
         "best_step": run.best.get("step", run.step),
@@ -78,6 +80,11 @@ def export(run: Run, folder: Path) -> Path:
         provenance=provenance,
         dtype=torch.bfloat16,
     )
+
+
+def _told(recipe: Recipe) -> Recipe:
+    """The recipe as others may read it: of a base somewhere on this machine, no more than its folder's name."""
+    return dataclasses.replace(recipe, base=place_told(Path(recipe.base))) if os.path.isabs(recipe.base) else recipe
 
 
 def _place(folder: Path, recipe: Recipe) -> str:
@@ -105,7 +112,7 @@ def held_out_bytes(splits: Splits) -> Bytes:
 
 def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: dict[str, Any], place: str) -> str:
     """The model card in Markdown, with the Hub's front matter; it says no more than the run knows."""
-    recipe, splits = run.recipe, run.splits[run.phase]
+    recipe, splits = _told(run.recipe), run.splits[run.phase]
     sources = recipe.sources(run.parts[run.phase])
     chat = any(one.name == "chat" for one in splits)
     opening = recipe.prompt.strip() if recipe.prompt.strip() and not recipe.prompt.startswith("\nUser:") else _OPENING

@@ -106,7 +106,7 @@ def look(
         folder, repo_id, revision = fetched.folder, fetched.repo_id, fetched.revision
     folder = checkpoint.recovered(folder)
     name = (found.subfolder or repo_id or os.path.basename(os.path.abspath(folder))).split("/")[-1]
-    told = found.text if repo_id else _told(folder)
+    told = found.text if repo_id else place_told(folder)
     ours = folder.is_dir() and checkpoint.is_checkpoint(folder)
     config = checkpoint.read_config(folder) if ours else None
     if config is not None and not getattr(config, "sources", ()):
@@ -135,7 +135,7 @@ def renamed(parents: list[Parent]) -> list[Parent]:
     return result
 
 
-def _told(folder: Path) -> str:
+def place_told(folder: Path) -> str:
     """A path within a clone as a reader of the card finds it; else the folder's name alone."""
     parts = Path(os.path.abspath(folder)).parts
     return "/".join(parts[-2:]) if len(parts) > 1 and parts[-2] == "checkpoints" else parts[-1]
