@@ -335,6 +335,16 @@ def test_parents_say_what_they_were_trained_on(shop: Workshop, tmp_path: Path) -
     assert shop.merger.texts([id, "alpha"], ME) == ["spanish"]
 
 
+@pytest.mark.parametrize("texts", [5, [["english"]], ["english"], {"english": 1, "nothing shipped": []}, None])
+def test_foreign_provenance_may_say_anything_of_its_texts(shop: Workshop, tmp_path: Path, texts: Any) -> None:
+    build(FLAT, seed=7).save_pretrained(tmp_path / "told", provenance={"texts": texts})
+    id = shop.registry.load_trained(tmp_path / "told", "told", ME)
+    named = ["english"] if isinstance(texts, dict) else ["chat", "english", "python", "spanish"]
+    assert shop.merger.texts([id], ME) == named
+    made = merged(shop, Wanted(parents=(id, "alpha"), neurons=32))
+    assert checkpoint.read_config(made.checkpoint).n_neuron == 32
+
+
 def test_neurons_are_cut_by_activity_on_what_the_parents_were_trained_on(shop: Workshop) -> None:
     wanted = Wanted(parents=("alpha", "beta"), neurons=32)
     assert "calibration.txt" in shop.merger.preview(wanted, ME).command

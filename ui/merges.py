@@ -238,7 +238,9 @@ class Merger:
         found: set[str] = set()
         for id in parents:
             with contextlib.suppress(HatcheryError, OSError):
-                found |= set(checkpoint.read_provenance(self.registry.folder(id, owner)).get("texts", ()))
+                told = checkpoint.read_provenance(self.registry.folder(id, owner)).get("texts")
+                if isinstance(told, dict):  # a foreign checkpoint may say anything
+                    found |= told.keys()
         return [name for name in SHIPPED_TEXTS if name in found] or SHIPPED_TEXTS
 
     def _plan(self, wanted: Wanted, owner: Owner, names: Mapping[str, str]) -> Plan:
