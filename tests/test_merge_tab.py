@@ -27,7 +27,7 @@ from ui.kept import AVERAGE, BASELINE, MERGED, MIXTURE, OWN, PARENT, Report, Row
 from ui.limits import Limits
 from ui.merge import Workshop
 from ui.merges import Merger, Wanted, shipped_text
-from ui.registry import Registry
+from ui.registry import Registry, skeleton_state_bytes
 from ui.runs import Trainer
 
 ME, OTHER = "browser:me", "browser:other"
@@ -149,6 +149,32 @@ def test_a_page_for_many_bounds_what_is_merged(tmp_path: Path, limits: dict[str,
     with pytest.raises(HatcheryError, match=message):
         merged(shop, Wanted(parents=("alpha", "beta"), name="first"))
         merged(shop, Wanted(parents=("alpha", "beta"), name="second"))
+    shop.trainer.jobs.close()
+
+
+def test_a_merge_whose_memory_is_too_large_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    # One stream's memory of alpha takes half of what that of both joined takes.
+    shop = shop_at(tmp_path, Limits(max_state_bytes=skeleton_state_bytes(FLAT)))
+    found = shop.merger.preview(BOTH, ME)
+    assert not found.fits and "a memory of this model takes" in found.line
+    assert found.line.endswith("these methods work: average, slerp.")
+    with pytest.raises(HatcheryError, match="a memory of this model takes"):
+        merged(shop)
+    assert list((tmp_path / "data" / "merges").iterdir()) == []
+    shop.trainer.jobs.close()
+
+
+def test_a_merge_that_cannot_be_listed_is_shown_and_can_be_deleted(tmp_path: Path) -> None:
+    before = shop_at(tmp_path, Limits())
+    made = merged(before)
+    before.trainer.jobs.close()
+    shop = shop_at(tmp_path, Limits(max_state_bytes=skeleton_state_bytes(FLAT)))
+    assert [subject for _, subject in shop.choices(ME)] == [made.id]
+    assert [entry.id for entry in shop.registry.entries(ME) if entry.private] == []
+    with pytest.raises(HatcheryError, match="a memory of this model takes"):
+        shop.model(made.id, ME)
+    assert shop.delete(made.id, ME) == "alpha-beta was deleted."
+    assert shop.choices(ME) == [] and not made.path.exists()
     shop.trainer.jobs.close()
 
 

@@ -89,8 +89,11 @@ class Workshop:
         self._packer = Packer()
 
     def healings(self, found: Kept, owner: Owner) -> list[Job]:
-        """The runs that went on with a merged model, the newest first."""
-        id = self.merger.model_id(found, owner)
+        """The runs that went on with a merged model, the newest first; none of one that cannot be listed."""
+        try:
+            id = self.merger.model_id(found, owner)
+        except (HatcheryError, OSError):  # it is damaged, or was made where more is allowed
+            return []
         return [job for job in self.trainer.jobs.of(owner) if job.form.get("base") == id]
 
     def choices(self, owner: Owner) -> list[tuple[str, str]]:
@@ -114,8 +117,10 @@ class Workshop:
         """
         id, _, run = (chosen or "").partition(_HEALED)
         found = self.merger.get(id, owner)
+        if not run:
+            return found, None
         job = next((one for one in self.healings(found, owner) if one.id == run), None)
-        if run and job is None:
+        if job is None:
             raise MergeError("the run that healed this model was deleted; choose another")
         return found, job
 

@@ -249,6 +249,7 @@ class Merger:
         plan = make_plan(
             recipe, offline=True, resolve=lambda name: folders[name], max_parameters=self.limits.max_parameters
         )
+        self.registry.check_state(plan.config)  # it could be made, but not used
         # What lies in a folder of this page's own is known to its owner by another name.
         parents = [
             self._told(parent, name, id, owner) for parent, (id, name) in zip(plan.parents, names.items(), strict=False)
@@ -316,7 +317,7 @@ class Merger:
             with contextlib.suppress(HatcheryError):
                 other = dataclasses.replace(wanted, method=method, neurons=0, align=False)
                 recipe = self._recipe(other, names)
-                result_config(recipe, configs, base if recipe.uses("base") else None)
+                self.registry.check_state(result_config(recipe, configs, base if recipe.uses("base") else None))
                 found.append(method)
         return found
 
