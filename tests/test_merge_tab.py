@@ -188,6 +188,48 @@ def test_old_merges_are_deleted_where_runs_are(tmp_path: Path, monkeypatch: pyte
     shop.trainer.jobs.close()
 
 
+@pytest.mark.parametrize("when", ["the page starts", "another owner merges", "another owner looks"])
+def test_merges_of_owners_who_never_return_are_deleted_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    shop = shop_at(tmp_path, Limits(runs_hours=2))
+    made = merged(shop)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3 * 3600)
+    if when == "the page starts":
+        shop_at(tmp_path, Limits(runs_hours=2)).trainer.jobs.close()
+    elif when == "another owner merges":
+        merged(shop, owner=OTHER)
+    else:
+        assert shop.merger.of(OTHER) == []
+    assert not made.path.exists()
+    shop.trainer.jobs.close()
+
+
+def test_what_a_killed_merge_left_is_swept_at_the_start_and_before_the_next(shop: Workshop, tmp_path: Path) -> None:
+    left = tmp_path / "data" / "merges" / "0123456789abcdef.new"
+    (left / "checkpoint").mkdir(parents=True)
+    merged(shop)
+    assert not left.exists()
+    (left / "checkpoint").mkdir(parents=True)
+    shop_at(tmp_path, Limits()).trainer.jobs.close()
+    assert not left.exists()
+
+
+def test_what_the_disk_does_not_let_go_is_not_said_to_be_deleted(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = merged(shop)
+
+    def refuse(old: Path, new: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.rename", refuse)
+    with pytest.raises(MergeError, match="alpha-beta could not be deleted: Permission denied; try again later"):
+        shop.delete(made.id, ME)
+    assert made.path.is_dir() and len(shop.choices(ME)) == 1
+
+
 def measured(shop: Workshop, made: Any, **changes: Any) -> Report:
     given: list[Report] = []
     kept.measure(

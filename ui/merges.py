@@ -38,7 +38,6 @@ _CALIBRATION_BYTES = 32_768
 _NOTE, _MODEL = "merge.json", "checkpoint"
 _ID = re.compile(r"[0-9a-f]{16}")
 _HALF_MADE = ".new"
-_HALF_MADE_S = 3600.0
 _LEAST_FREE_BYTES = 500_000_000
 _NUMBERS: dict[str, tuple[str, type]] = {
     "t": ("t", float),
@@ -124,9 +123,7 @@ class Merger:
         self._merging = threading.Lock()
         # By the hash of their owner; whoever comes back finds theirs again.
         self._unclaimed: dict[str, list[Kept]] = {}
-        for path in self._root.iterdir():
-            if path.name.endswith(_HALF_MADE) and time.time() - path.stat().st_mtime > _HALF_MADE_S:
-                shutil.rmtree(path, ignore_errors=True)
+        self._sweep()
         for owner, kept in self._records():
             self._unclaimed.setdefault(owner, []).append(kept)
         registry.claim = self._claim
@@ -194,12 +191,8 @@ class Merger:
     def of(self, owner: Owner) -> list[Kept]:
         """An owner's merged models, the newest first."""
         hashed = _hashed(owner)
-        found = [kept for whose, kept in self._records() if whose == hashed]
-        old = [kept for kept in found if time.time() - kept.created > self.limits.runs_hours * 3600]
-        for kept in old:
-            with contextlib.suppress(HatcheryError):  # one that is in use stays as long as it is
-                self._remove(kept)
-        return sorted((kept for kept in found if kept.path.is_dir()), key=lambda kept: -kept.created)
+        self._expire()
+        return sorted((kept for whose, kept in self._records() if whose == hashed), key=lambda kept: -kept.created)
 
     def get(self, id: str | None, owner: Owner) -> Kept:
         """An owner's merged model.
@@ -348,6 +341,7 @@ class Merger:
         return b"".join(shipped_text(name)[0][: _CALIBRATION_BYTES // len(names)] for name in names)
 
     def _check_room(self, plan: Plan, owner: Owner) -> None:
+        self._sweep()
         limits, peak, size = self.limits, plan.peak_bytes(), plan.size_bytes()
         free = min(psutil.virtual_memory().available, limits.max_merge_bytes)
         if peak > free:
@@ -386,13 +380,33 @@ class Merger:
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # being deleted, or damaged
                     yield _read(self._root / name)
 
+    def _sweep(self) -> None:
+        """Delete what is too old, whosever it is, and what was left half made; for times when nothing is being made."""
+        for path in self._root.glob(f"*{_HALF_MADE}"):
+            shutil.rmtree(path, ignore_errors=True)
+        self._expire()
+
+    def _expire(self) -> None:
+        for _, kept in list(self._records()):
+            if time.time() - kept.created > self.limits.runs_hours * 3600:
+                with contextlib.suppress(HatcheryError):  # one that is in use stays as long as it is
+                    self._remove(kept)
+
     def _remove(self, kept: Kept) -> None:
-        """Delete a merged model; first under another name, so that half of one is never taken for one."""
+        """Delete a merged model; first under another name, so that half of one is never taken for one.
+
+        Raises:
+            HatcheryError: it is in use, or the disk does not let it go.
+        """
         self.registry.drop_within(kept.path)
         gone = kept.path.with_name(f"{kept.id}{_HALF_MADE}")
-        with contextlib.suppress(OSError):
+        try:
             os.rename(kept.path, gone)
-            shutil.rmtree(gone, ignore_errors=True)
+        except FileNotFoundError:  # somebody else deleted it
+            return
+        except OSError as error:
+            raise MergeError(f"{kept.title} could not be deleted: {error.strerror}; try again later") from error
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def shipped_text(name: str) -> tuple[bytes, bytes]:
