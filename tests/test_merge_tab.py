@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import zipfile
@@ -17,6 +18,7 @@ from bdh import checkpoint
 from bdh.config import ComposedConfig, FlatConfig
 from bdh.errors import DataError, HatcheryError, MergeError
 from bdh.merge import Recipe, make_plan, merge
+from bdh.merge.prune import CALIBRATION_BYTES
 from bdh.models import build
 from bdh.sampling import Sampling
 from train.evaluate import streams_bits
@@ -84,6 +86,8 @@ def test_what_does_not_fit_is_said_with_what_differs_and_the_methods_that_take_i
         (Wanted(parents=("alpha", "nobody")), "there is no model 'nobody' here"),
         (Wanted(parents=("alpha", "beta"), method="magic"), "method is 'magic'; it must be one of"),
         (Wanted(parents=("alpha",)), "choose two models or more"),
+        (Wanted(parents=("alpha", "alpha")), "a model is chosen more than once; choose each once"),
+        (Wanted(parents=("alpha", "beta", "alpha"), method="average"), "a model is chosen more than once"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(shop: Workshop, wanted: Wanted, message: str) -> None:
@@ -91,6 +95,26 @@ def test_what_cannot_be_is_refused_in_words(shop: Workshop, wanted: Wanted, mess
         merged(shop, wanted)
     assert message.partition("(")[0].lower() in shop.merger.preview(wanted, ME).line.lower()
     assert shop.merger.of(ME) == []
+
+
+def test_what_can_only_be_looked_at_in_memory_is_refused_before_it_is_loaded(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bdh.merge.parents.load", None)
+    foreign = tmp_path / "foreign"
+    build(FLAT, seed=7).save_pretrained(foreign)
+    id = shop.registry.load_trained(foreign, "foreign", ME)
+    (foreign / "config.json").write_text('{"n_layer": 1}')
+    found = shop.merger.preview(Wanted(parents=("alpha", id)), ME)
+    assert found.line.startswith("Not yet: the weights of foreign are in another project's form; convert them")
+    referring = tmp_path / "referring"
+    build(ComposedConfig(method="mixture", members=(FLAT, FLAT))).save_pretrained(referring)
+    fields = json.loads((referring / "config.json").read_text())
+    fields["sources"] = ["a/b@" + "0" * 40, "a/c@" + "1" * 40]
+    (referring / "config.json").write_text(json.dumps(fields))
+    id = shop.registry.load_trained(referring, "referring", ME)
+    found = shop.merger.preview(Wanted(parents=("alpha", id)), ME)
+    assert found.line == "Not yet: referring only refers to its members on the Hub; choose these members instead."
 
 
 def test_a_merge_has_the_bytes_that_the_command_makes_and_names_no_folder_of_the_page(shop: Workshop) -> None:
@@ -413,8 +437,21 @@ def test_foreign_provenance_may_say_anything_of_its_texts(shop: Workshop, tmp_pa
     assert checkpoint.read_config(made.checkpoint).n_neuron == 32
 
 
-def test_neurons_are_cut_by_activity_on_what_the_parents_were_trained_on(shop: Workshop) -> None:
+def test_neurons_are_cut_by_activity_on_what_the_parents_were_trained_on(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = Wanted(parents=("alpha", "beta"), neurons=32)
-    assert "calibration.txt" in shop.merger.preview(wanted, ME).command
+    note = "# calibration.txt: 8,192 bytes, in equal parts of what the parents were trained on"
+    assert shop.merger.preview(wanted, ME).command.startswith(note)
+    heard: list[bytes] = []
+
+    def spied(plan: Any, *, text: bytes, progress: Any) -> Any:
+        heard.append(text)
+        return merge(plan, text=text, progress=progress)
+
+    monkeypatch.setattr("ui.merges.merge", spied)
     made = merged(shop, wanted)
+    (text,) = heard
+    every = [shipped_text(name)[0][:2048] for name in ("chat", "english", "python", "spanish")]
+    assert text == b"".join(every) and len(text) == CALIBRATION_BYTES
     assert checkpoint.read_config(made.checkpoint).n_neuron == 32

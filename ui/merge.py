@@ -572,6 +572,7 @@ def build_merge(
             return workshop.publish(pick, whose, where, private=hide, token=account.token if account else None)
 
     quick: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+    planning = quick | {"concurrency_limit": 2, "concurrency_id": "planning"}  # it reads the parents' files
     view = [
         nothing, shown, chosen, file, table, plot, shares, texts, mixed, progress, delete, legend, *summaries,
         *papers, *columns,
@@ -582,9 +583,9 @@ def build_merge(
         [owner, *asked],
         [line, plan, shell, go],
         trigger_mode="always_last",
-        **quick,
+        **planning,
     )
-    greeting.then(on_preview, [owner, *asked], [line, plan, shell, go], **quick)
+    greeting.then(on_preview, [owner, *asked], [line, plan, shell, go], **planning)
     method.change(on_method, method, [*(form[one] for one in _OPTIONS), by], **quick)
     greeting.then(on_open, [owner, chosen], view, **quick)
     tab.select(on_open, [owner, chosen], view, **quick)

@@ -26,6 +26,7 @@ from bdh import checkpoint
 from bdh.errors import HatcheryError, MergeError
 from bdh.merge import METHODS, Plan, Recipe, make_plan, merge, write
 from bdh.merge.plan import result_config
+from bdh.merge.prune import CALIBRATION_BYTES
 from train.recipe import list_recipes, read_fields
 from train.shipped import CORPORA, held_out_start
 
@@ -34,7 +35,6 @@ from .registry import MERGED_HERE, Owner, Registry, compact, size_text
 from .wishes import SHIPPED_TEXTS, run_name
 
 CALIBRATION = "calibration.txt"
-_CALIBRATION_BYTES = 32_768
 _NOTE, _MODEL = "merge.json", "checkpoint"
 _ID = re.compile(r"[0-9a-f]{16}")
 _HALF_MADE = ".new"
@@ -286,6 +286,8 @@ class Merger:
 
     def _names(self, wanted: Wanted, owner: Owner) -> dict[str, str]:
         """By id: what each model is called, as the command line finds it where it can; the parents first."""
+        if len(set(wanted.parents)) < len(wanted.parents):
+            raise MergeError("a model is chosen more than once; choose each once, and give one that counts more weight")
         names: dict[str, str] = {}
         for id in (*wanted.parents, *([wanted.base] if wanted.base else [])):
             if id in names:
@@ -299,7 +301,18 @@ class Merger:
                 count += 1
                 name = f"{taken}-{count}"
             names[id] = name
+            self._check_own(self.registry.folder(id, owner), name)
         return names
+
+    def _check_own(self, folder: Path, name: str) -> None:
+        """Refuse what can only be looked at with all its weights in memory: a form is previewed at every change."""
+        if not folder.is_dir() or not checkpoint.is_checkpoint(folder):
+            raise MergeError(
+                f"the weights of {name} are in another project's form; convert them with python -m bdh convert, load "
+                "the result in Models, and choose that"
+            )
+        if getattr(checkpoint.read_config(folder), "sources", ()):
+            raise MergeError(f"{name} only refers to its members on the Hub; choose these members instead")
 
     def _takers(self, wanted: Wanted, names: Mapping[str, str], owner: Owner) -> list[str]:
         """The methods that take these parents."""
@@ -332,13 +345,18 @@ class Merger:
             and not self.registry.source(id, owner).startswith("Hub: ")
         ]
         if recipe.text:
-            notes.append(f"# {CALIBRATION}: {size_text(_CALIBRATION_BYTES)} of what the parents were trained on")
+            notes.append(
+                f"# {CALIBRATION}: {CALIBRATION_BYTES:,} bytes, in equal parts of what the parents were trained on"
+            )
         return "\n".join([*notes, shlex.join(["python", "-m", "bdh", "merge", *words, "--out", recipe.name])])
 
     def _calibration(self, wanted: Wanted, owner: Owner) -> bytes:
-        """What alignment and activity are measured on: equal parts of texts that the parents were trained on."""
+        """What alignment and activity are measured on: equal parts of texts that the parents were trained on.
+
+        No more in all than is heard; else it would be the first text alone.
+        """
         names = self.texts(wanted.parents, owner)
-        return b"".join(shipped_text(name)[0][: _CALIBRATION_BYTES // len(names)] for name in names)
+        return b"".join(shipped_text(name)[0][: CALIBRATION_BYTES // len(names)] for name in names)
 
     def _check_room(self, plan: Plan, owner: Owner) -> None:
         self._sweep()
