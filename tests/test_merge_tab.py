@@ -25,7 +25,7 @@ from train.evaluate import streams_bits
 from train.job import Jobs
 from ui import kept, lineage
 from ui.beside import write_beside
-from ui.kept import AVERAGE, BASELINE, MERGED, MIXTURE, OWN, PARENT, Report, Row, Stopped
+from ui.kept import AVERAGE, BASELINE, HEALED, MERGED, MIXTURE, OWN, PARENT, Report, Row, Stopped
 from ui.limits import Limits
 from ui.merge import Workshop
 from ui.merges import Merger, Wanted, shipped_text
@@ -257,7 +257,7 @@ def test_what_the_disk_does_not_let_go_is_not_said_to_be_deleted(
 def measured(shop: Workshop, made: Any, **changes: Any) -> Report:
     given: list[Report] = []
     kept.measure(
-        shop.registry,
+        shop.merger,
         made,
         shop.subjects(made, ME),
         {OWN: TEXT},
@@ -289,13 +289,50 @@ def test_parents_of_other_shapes_have_no_weight_average_and_gone_ones_are_named(
     made = merged(shop, Wanted(parents=("alpha", "wide")))
     report = measured(shop, made)
     assert AVERAGE not in [row.name for row in report.rows]
-    assert report.notes == ("There is no weight average: the parents differ in shape or frequencies.",)
+    (note,) = report.notes
+    assert note.startswith("There is no weight average: parents differ in mlp_internal_dim_multiplier (4 and 8)")
     first = merged(shop, Wanted(parents=("alpha", "beta"), name="first"))
     second = merged(shop, Wanted(parents=(shop.merger.model_id(first, ME), "alpha"), name="second"))
     shop.delete(first.id, ME)
     report = measured(shop, second, baselines=())
     assert [row.name for row in report.rows] == ["alpha", "second"]
     assert report.notes == ("first is not here any more.",)
+
+
+def test_models_called_as_the_baselines_leave_these_their_rows(shop: Workshop) -> None:
+    parent = merged(shop, Wanted(parents=("alpha", "beta"), name="mixture"))
+    made = merged(shop, Wanted(parents=(shop.merger.model_id(parent, ME), "wide"), name="mixture"))
+    job = shop.trainer.jobs.get(shop.heal(made.id, 2, ["english"], "everything", ME), ME)
+    shop.trainer.jobs.stop(job.id, ME)
+    build(WIDE, seed=4).save_pretrained(job.run.path / "checkpoint")
+    report = measured(shop, made, baselines=(MIXTURE,))
+    rows = [(row.name, row.kind) for row in report.rows]
+    assert rows == [
+        ("mixture (2)", PARENT), ("wide", PARENT), (MIXTURE, BASELINE), ("mixture (3)", MERGED),
+        ("mixture-healed", HEALED),
+    ]  # fmt: skip
+    assert report.parents == ("mixture (2)", "wide") and report.notes == ()
+    best = min(row.bits[OWN] for row in report.rows[:2])
+    assert report.rows[0].ratio == pytest.approx(report.rows[0].bits[OWN] / best, abs=1e-9)
+
+
+def test_the_average_of_a_report_waits_for_no_merge_and_takes_no_more_memory(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = merged(shop)
+    expected = merge(make_plan(Recipe(parents=folders_of(shop), method="average"))).tensors
+    tensors = shop.merger.average(("alpha", "beta"), ME).state_dict()
+    assert all((tensors[name] == tensor).all() for name, tensor in expected.items())
+    with shop.merger._alone():
+        notes = measured(shop, made).notes
+    assert notes == ("There is no weight average: another merge is under way; try again in a few seconds.",)
+    monkeypatch.setattr(shop.merger, "limits", Limits(max_merge_bytes=1000))
+    (note,) = measured(shop, made).notes
+    assert note.startswith("There is no weight average: merging takes")
+
+
+def folders_of(shop: Workshop) -> tuple[str, ...]:
+    return tuple(str(shop.registry.folder(name, ME)) for name in ("alpha", "beta"))
 
 
 def test_a_mixture_costs_what_the_composed_model_costs(shop: Workshop) -> None:

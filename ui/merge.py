@@ -139,9 +139,9 @@ class Workshop:
             with suppress(HatcheryError):  # it has made nothing
                 listed.append(Subject(job.title, self.trainer.adopt(job.id, owner), HEALED))
         named: list[Subject] = []
-        for one in listed:  # a merged model may be called as a parent is
+        for one in listed:  # a model may be called as another is, or as a baseline
             name, count = one.name, 1
-            while name in [other.name for other in named]:
+            while name in (AVERAGE, MIXTURE, *(other.name for other in named)):
                 count += 1
                 name = f"{one.name} ({count})"
             named.append(one if name == one.name else dataclasses.replace(one, name=name))
@@ -163,7 +163,7 @@ class Workshop:
         texts = kept.texts_of([name for name in SHIPPED_TEXTS if name in names], own, int(most_bytes))
         subjects = self.subjects(found, owner)
         return kept.in_steps(
-            lambda tell, give: kept.measure(self.registry, found, subjects, texts, baselines, owner, tell, give)
+            lambda tell, give: kept.measure(self.merger, found, subjects, texts, baselines, owner, tell, give)
         )
 
     def heal(self, chosen: str | None, minutes: float | None, texts: Sequence[str], trained: str, owner: Owner) -> str:
@@ -273,7 +273,8 @@ def build_merge(
         )
     go = gr.Button("Merge", variant="primary", elem_id="merge-go")
     told = gr.Markdown(elem_id="merge-told")
-    gr.Markdown("### Your merged models")
+    expiry = f"\n\nA merged model is deleted {limits.runs_hours} hours after it was made." if limits.public else ""
+    gr.Markdown(f"### Your merged models{expiry}")
     nothing = gr.Markdown(_NOTHING, elem_id="merge-nothing")
     with gr.Column(visible=False, elem_id="merge-made") as shown:
         # Whose a merge is decides who asks for it, not what this list knows.
@@ -451,10 +452,12 @@ def build_merge(
         return kept.table(report), gr.Plot(kept.chart(report), visible=True), kept.shares_markup(report)
 
     def on_open(request: gr.Request, secret: str, pick: str | None) -> tuple[Any, ...]:
-        return look(identify(secret, request), pick)
+        with reported():
+            return look(identify(secret, request), pick)
 
     def on_choose(request: gr.Request, secret: str, pick: str | None) -> tuple[Any, ...]:
-        return look(identify(secret, request), pick)
+        with reported():
+            return look(identify(secret, request), pick)
 
     def on_merge(
         request: gr.Request,
@@ -527,7 +530,8 @@ def build_merge(
             models = [first, *(one for one in workshop.subjects(found, whose) if one.kind == PARENT)]
             heritage = kept.heritage_of(found)
             voices: list[beside.Voice] = []
-            with closing(write_beside(registry, models, found.names, heritage, data, options, whose)) as writing:
+            names = kept.names_of(found, models)
+            with closing(write_beside(registry, models, names, heritage, data, options, whose)) as writing:
                 for voices in writing:
                     yield [*update(voices), *_buttons(running=True)]
             yield [*update(voices), *_buttons(running=False)]

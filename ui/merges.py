@@ -27,6 +27,7 @@ from bdh.errors import HatcheryError, MergeError
 from bdh.merge import METHODS, Plan, Recipe, make_plan, merge, write
 from bdh.merge.plan import result_config
 from bdh.merge.prune import CALIBRATION_BYTES
+from bdh.models import Model
 from train.recipe import list_recipes, read_fields
 from train.shipped import CORPORA, held_out_start
 
@@ -187,6 +188,18 @@ class Merger:
         kept = self.get(id, owner)
         self.model_id(kept, owner)
         return kept
+
+    def average(self, parents: Sequence[str], owner: Owner) -> Model[Any]:
+        """The weight average of models, in float32 on the CPU; it is not kept.
+
+        Raises:
+            HatcheryError: they differ in shape, or there is no room for it now.
+        """
+        wanted = Wanted(parents=tuple(parents), method="average")
+        plan = self._plan(wanted, owner, self._names(wanted, owner))
+        with self._alone():
+            self._check_memory(plan)
+            return merge(plan).model()
 
     def of(self, owner: Owner) -> list[Kept]:
         """An owner's merged models, the newest first."""
@@ -358,15 +371,18 @@ class Merger:
         names = self.texts(wanted.parents, owner)
         return b"".join(shipped_text(name)[0][: CALIBRATION_BYTES // len(names)] for name in names)
 
-    def _check_room(self, plan: Plan, owner: Owner) -> None:
-        self._sweep()
-        limits, peak, size = self.limits, plan.peak_bytes(), plan.size_bytes()
-        free = min(psutil.virtual_memory().available, limits.max_merge_bytes)
+    def _check_memory(self, plan: Plan) -> None:
+        peak, free = plan.peak_bytes(), min(psutil.virtual_memory().available, self.limits.max_merge_bytes)
         if peak > free:
             raise MergeError(
                 f"merging takes {size_text(peak)} of memory, and {size_text(free)} can be had here; take fewer or "
                 "smaller parents"
             )
+
+    def _check_room(self, plan: Plan, owner: Owner) -> None:
+        self._check_memory(plan)
+        self._sweep()
+        limits, size = self.limits, plan.size_bytes()
         if len(self.of(owner)) >= limits.max_merges_kept:
             raise MergeError(
                 f"you have {limits.max_merges_kept} merged models, which is all that is kept here; delete one first"
