@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import zipfile
@@ -17,17 +18,18 @@ from bdh import checkpoint
 from bdh.config import ComposedConfig, FlatConfig
 from bdh.errors import DataError, HatcheryError, MergeError
 from bdh.merge import Recipe, make_plan, merge
+from bdh.merge.prune import CALIBRATION_BYTES
 from bdh.models import build
 from bdh.sampling import Sampling
 from train.evaluate import streams_bits
 from train.job import Jobs
 from ui import kept, lineage
 from ui.beside import write_beside
-from ui.kept import AVERAGE, BASELINE, MERGED, MIXTURE, OWN, PARENT, Report, Row, Stopped
+from ui.kept import AVERAGE, BASELINE, HEALED, MERGED, MIXTURE, OWN, PARENT, Report, Row, Stopped
 from ui.limits import Limits
 from ui.merge import Workshop
 from ui.merges import Merger, Wanted, shipped_text
-from ui.registry import Registry
+from ui.registry import Registry, skeleton_state_bytes
 from ui.runs import Trainer
 
 ME, OTHER = "browser:me", "browser:other"
@@ -84,6 +86,8 @@ def test_what_does_not_fit_is_said_with_what_differs_and_the_methods_that_take_i
         (Wanted(parents=("alpha", "nobody")), "there is no model 'nobody' here"),
         (Wanted(parents=("alpha", "beta"), method="magic"), "method is 'magic'; it must be one of"),
         (Wanted(parents=("alpha",)), "choose two models or more"),
+        (Wanted(parents=("alpha", "alpha")), "a model is chosen more than once; choose each once"),
+        (Wanted(parents=("alpha", "beta", "alpha"), method="average"), "a model is chosen more than once"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(shop: Workshop, wanted: Wanted, message: str) -> None:
@@ -91,6 +95,26 @@ def test_what_cannot_be_is_refused_in_words(shop: Workshop, wanted: Wanted, mess
         merged(shop, wanted)
     assert message.partition("(")[0].lower() in shop.merger.preview(wanted, ME).line.lower()
     assert shop.merger.of(ME) == []
+
+
+def test_what_can_only_be_looked_at_in_memory_is_refused_before_it_is_loaded(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bdh.merge.parents.load", None)
+    foreign = tmp_path / "foreign"
+    build(FLAT, seed=7).save_pretrained(foreign)
+    id = shop.registry.load_trained(foreign, "foreign", ME)
+    (foreign / "config.json").write_text('{"n_layer": 1}')
+    found = shop.merger.preview(Wanted(parents=("alpha", id)), ME)
+    assert found.line.startswith("Not yet: the weights of foreign are in another project's form; convert them")
+    referring = tmp_path / "referring"
+    build(ComposedConfig(method="mixture", members=(FLAT, FLAT))).save_pretrained(referring)
+    fields = json.loads((referring / "config.json").read_text())
+    fields["sources"] = ["a/b@" + "0" * 40, "a/c@" + "1" * 40]
+    (referring / "config.json").write_text(json.dumps(fields))
+    id = shop.registry.load_trained(referring, "referring", ME)
+    found = shop.merger.preview(Wanted(parents=("alpha", id)), ME)
+    assert found.line == "Not yet: referring only refers to its members on the Hub; choose these members instead."
 
 
 def test_a_merge_has_the_bytes_that_the_command_makes_and_names_no_folder_of_the_page(shop: Workshop) -> None:
@@ -152,6 +176,32 @@ def test_a_page_for_many_bounds_what_is_merged(tmp_path: Path, limits: dict[str,
     shop.trainer.jobs.close()
 
 
+def test_a_merge_whose_memory_is_too_large_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    # One stream's memory of alpha takes half of what that of both joined takes.
+    shop = shop_at(tmp_path, Limits(max_state_bytes=skeleton_state_bytes(FLAT)))
+    found = shop.merger.preview(BOTH, ME)
+    assert not found.fits and "a memory of this model takes" in found.line
+    assert found.line.endswith("these methods work: average, slerp.")
+    with pytest.raises(HatcheryError, match="a memory of this model takes"):
+        merged(shop)
+    assert list((tmp_path / "data" / "merges").iterdir()) == []
+    shop.trainer.jobs.close()
+
+
+def test_a_merge_that_cannot_be_listed_is_shown_and_can_be_deleted(tmp_path: Path) -> None:
+    before = shop_at(tmp_path, Limits())
+    made = merged(before)
+    before.trainer.jobs.close()
+    shop = shop_at(tmp_path, Limits(max_state_bytes=skeleton_state_bytes(FLAT)))
+    assert [subject for _, subject in shop.choices(ME)] == [made.id]
+    assert [entry.id for entry in shop.registry.entries(ME) if entry.private] == []
+    with pytest.raises(HatcheryError, match="a memory of this model takes"):
+        shop.model(made.id, ME)
+    assert shop.delete(made.id, ME) == "alpha-beta was deleted."
+    assert shop.choices(ME) == [] and not made.path.exists()
+    shop.trainer.jobs.close()
+
+
 def test_old_merges_are_deleted_where_runs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shop = shop_at(tmp_path, Limits(runs_hours=2))
     made = merged(shop)
@@ -162,10 +212,52 @@ def test_old_merges_are_deleted_where_runs_are(tmp_path: Path, monkeypatch: pyte
     shop.trainer.jobs.close()
 
 
+@pytest.mark.parametrize("when", ["the page starts", "another owner merges", "another owner looks"])
+def test_merges_of_owners_who_never_return_are_deleted_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    shop = shop_at(tmp_path, Limits(runs_hours=2))
+    made = merged(shop)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3 * 3600)
+    if when == "the page starts":
+        shop_at(tmp_path, Limits(runs_hours=2)).trainer.jobs.close()
+    elif when == "another owner merges":
+        merged(shop, owner=OTHER)
+    else:
+        assert shop.merger.of(OTHER) == []
+    assert not made.path.exists()
+    shop.trainer.jobs.close()
+
+
+def test_what_a_killed_merge_left_is_swept_at_the_start_and_before_the_next(shop: Workshop, tmp_path: Path) -> None:
+    left = tmp_path / "data" / "merges" / "0123456789abcdef.new"
+    (left / "checkpoint").mkdir(parents=True)
+    merged(shop)
+    assert not left.exists()
+    (left / "checkpoint").mkdir(parents=True)
+    shop_at(tmp_path, Limits()).trainer.jobs.close()
+    assert not left.exists()
+
+
+def test_what_the_disk_does_not_let_go_is_not_said_to_be_deleted(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = merged(shop)
+
+    def refuse(old: Path, new: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.rename", refuse)
+    with pytest.raises(MergeError, match="alpha-beta could not be deleted: Permission denied; try again later"):
+        shop.delete(made.id, ME)
+    assert made.path.is_dir() and len(shop.choices(ME)) == 1
+
+
 def measured(shop: Workshop, made: Any, **changes: Any) -> Report:
     given: list[Report] = []
     kept.measure(
-        shop.registry,
+        shop.merger,
         made,
         shop.subjects(made, ME),
         {OWN: TEXT},
@@ -197,13 +289,50 @@ def test_parents_of_other_shapes_have_no_weight_average_and_gone_ones_are_named(
     made = merged(shop, Wanted(parents=("alpha", "wide")))
     report = measured(shop, made)
     assert AVERAGE not in [row.name for row in report.rows]
-    assert report.notes == ("There is no weight average: the parents differ in shape or frequencies.",)
+    (note,) = report.notes
+    assert note.startswith("There is no weight average: parents differ in mlp_internal_dim_multiplier (4 and 8)")
     first = merged(shop, Wanted(parents=("alpha", "beta"), name="first"))
     second = merged(shop, Wanted(parents=(shop.merger.model_id(first, ME), "alpha"), name="second"))
     shop.delete(first.id, ME)
     report = measured(shop, second, baselines=())
     assert [row.name for row in report.rows] == ["alpha", "second"]
     assert report.notes == ("first is not here any more.",)
+
+
+def test_models_called_as_the_baselines_leave_these_their_rows(shop: Workshop) -> None:
+    parent = merged(shop, Wanted(parents=("alpha", "beta"), name="mixture"))
+    made = merged(shop, Wanted(parents=(shop.merger.model_id(parent, ME), "wide"), name="mixture"))
+    job = shop.trainer.jobs.get(shop.heal(made.id, 2, ["english"], "everything", ME), ME)
+    shop.trainer.jobs.stop(job.id, ME)
+    build(WIDE, seed=4).save_pretrained(job.run.path / "checkpoint")
+    report = measured(shop, made, baselines=(MIXTURE,))
+    rows = [(row.name, row.kind) for row in report.rows]
+    assert rows == [
+        ("mixture (2)", PARENT), ("wide", PARENT), (MIXTURE, BASELINE), ("mixture (3)", MERGED),
+        ("mixture-healed", HEALED),
+    ]  # fmt: skip
+    assert report.parents == ("mixture (2)", "wide") and report.notes == ()
+    best = min(row.bits[OWN] for row in report.rows[:2])
+    assert report.rows[0].ratio == pytest.approx(report.rows[0].bits[OWN] / best, abs=1e-9)
+
+
+def test_the_average_of_a_report_waits_for_no_merge_and_takes_no_more_memory(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = merged(shop)
+    expected = merge(make_plan(Recipe(parents=folders_of(shop), method="average"))).tensors
+    tensors = shop.merger.average(("alpha", "beta"), ME).state_dict()
+    assert all((tensors[name] == tensor).all() for name, tensor in expected.items())
+    with shop.merger._alone():
+        notes = measured(shop, made).notes
+    assert notes == ("There is no weight average: another merge is under way; try again in a few seconds.",)
+    monkeypatch.setattr(shop.merger, "limits", Limits(max_merge_bytes=1000))
+    (note,) = measured(shop, made).notes
+    assert note.startswith("There is no weight average: merging takes")
+
+
+def folders_of(shop: Workshop) -> tuple[str, ...]:
+    return tuple(str(shop.registry.folder(name, ME)) for name in ("alpha", "beta"))
 
 
 def test_a_mixture_costs_what_the_composed_model_costs(shop: Workshop) -> None:
@@ -335,8 +464,31 @@ def test_parents_say_what_they_were_trained_on(shop: Workshop, tmp_path: Path) -
     assert shop.merger.texts([id, "alpha"], ME) == ["spanish"]
 
 
-def test_neurons_are_cut_by_activity_on_what_the_parents_were_trained_on(shop: Workshop) -> None:
+@pytest.mark.parametrize("texts", [5, [["english"]], ["english"], {"english": 1, "nothing shipped": []}, None])
+def test_foreign_provenance_may_say_anything_of_its_texts(shop: Workshop, tmp_path: Path, texts: Any) -> None:
+    build(FLAT, seed=7).save_pretrained(tmp_path / "told", provenance={"texts": texts})
+    id = shop.registry.load_trained(tmp_path / "told", "told", ME)
+    named = ["english"] if isinstance(texts, dict) else ["chat", "english", "python", "spanish"]
+    assert shop.merger.texts([id], ME) == named
+    made = merged(shop, Wanted(parents=(id, "alpha"), neurons=32))
+    assert checkpoint.read_config(made.checkpoint).n_neuron == 32
+
+
+def test_neurons_are_cut_by_activity_on_what_the_parents_were_trained_on(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = Wanted(parents=("alpha", "beta"), neurons=32)
-    assert "calibration.txt" in shop.merger.preview(wanted, ME).command
+    note = "# calibration.txt: 8,192 bytes, in equal parts of what the parents were trained on"
+    assert shop.merger.preview(wanted, ME).command.startswith(note)
+    heard: list[bytes] = []
+
+    def spied(plan: Any, *, text: bytes, progress: Any) -> Any:
+        heard.append(text)
+        return merge(plan, text=text, progress=progress)
+
+    monkeypatch.setattr("ui.merges.merge", spied)
     made = merged(shop, wanted)
+    (text,) = heard
+    every = [shipped_text(name)[0][:2048] for name in ("chat", "english", "python", "spanish")]
+    assert text == b"".join(every) and len(text) == CALIBRATION_BYTES
     assert checkpoint.read_config(made.checkpoint).n_neuron == 32

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from bdh import checkpoint
 from bdh.errors import DataError, HatcheryError, MergeError
-from bdh.merge import Recipe, make_plan, merge
 from bdh.models import Model
 from lab.crossed import Hearing, block_costs, compare
 from lab.heritage import inherited
@@ -27,8 +26,8 @@ from train.data import Bytes
 from train.evaluate import streams_bits
 
 from . import lineage
-from .merges import Kept, shipped_text
-from .registry import Owner, Registry
+from .merges import Kept, Merger, shipped_text
+from .registry import Owner
 
 if TYPE_CHECKING:
     import altair as alt
@@ -168,7 +167,7 @@ def texts_of(names: Sequence[str], own: bytes, most_bytes: int) -> dict[str, Byt
 
 
 def measure(
-    registry: Registry,
+    merger: Merger,
     kept: Kept,
     subjects: Sequence[Subject],
     texts: Mapping[str, Bytes],
@@ -182,16 +181,17 @@ def measure(
     Raises:
         HatcheryError: no parent is left, or a model cannot be loaded.
     """
-    begun = time.monotonic()
+    registry, begun = merger.registry, time.monotonic()
     parents = [one for one in subjects if one.kind == PARENT]
     if not parents:
         raise MergeError(f"of the parents of {kept.title} none is left to compare with; load them again in Models")
-    notes = [f"{name} is not here any more." for name in kept.names if name not in [one.name for one in parents]]
+    names = names_of(kept, parents)
+    notes = [f"{name} is not here any more." for name in names if name not in [one.name for one in parents]]
     kinds: dict[str, str] = {}
     hearings: dict[str, Hearing] = {}
     costs: list[dict[str, NDArray[np.float64]]] = []
     work = len(subjects) + (AVERAGE in baselines) + 2
-    report = Report(bytes=max(map(len, texts.values())), parents=kept.names)
+    report = Report(bytes=max(map(len, texts.values())), parents=names)
 
     def hear(name: str, kind: str, model: Model[Any]) -> dict[str, NDArray[np.float64]]:
         nonlocal report
@@ -227,11 +227,11 @@ def measure(
     if AVERAGE in baselines and len(parents) > 1:
         try:
             tell(len(hearings) / work, "averaging the parents")
-            folders = [str(registry.folder(one.id, owner)) for one in parents]
-            averaged = merge(make_plan(Recipe(parents=tuple(folders), method="average"), offline=True)).model()
+            averaged = merger.average([one.id for one in parents], owner)
+        except MergeError as error:
+            notes.append(f"There is no weight average: {error}.")
+        else:
             hear(AVERAGE, BASELINE, averaged.to(registry.device))
-        except HatcheryError:
-            notes.append("There is no weight average: the parents differ in shape or frequencies.")
     shares: dict[str, tuple[float, ...]] = {}
     heritage = heritage_of(kept)
     part = {text: _part(data) for text, data in texts.items()}
@@ -243,7 +243,7 @@ def measure(
             if heritage and not shares:
                 for text, data in part.items():
                     tell(len(hearings) / work, f"whose neurons carry {text}")
-                    found = inherited(model, heritage, kept.names, {text: data}, streams=STREAMS)
+                    found = inherited(model, heritage, names, {text: data}, streams=STREAMS)
                     shares[text] = found.texts[text].shares
                 report = dataclasses.replace(report, shares=dict(shares), shares_bytes=max(map(len, part.values())))
     report = dataclasses.replace(report, notes=tuple(notes), elapsed_s=time.monotonic() - begun)
@@ -261,6 +261,12 @@ def last_report(kept: Kept) -> Report | None:
         told |= {"parents": tuple(told["parents"]), "notes": tuple(told["notes"])}
         return Report(rows=rows, shares=shares, **told)
     return None
+
+
+def names_of(kept: Kept, subjects: Sequence[Subject]) -> tuple[str, ...]:
+    """What the parents of a merged model are called in what is measured; those that are gone, as they were."""
+    called = {one.id: one.name for one in subjects if one.kind == PARENT}
+    return tuple(called.get(id, name) for id, name in zip(kept.parents, kept.names, strict=True))
 
 
 def heritage_of(kept: Kept) -> Any:

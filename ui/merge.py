@@ -89,8 +89,11 @@ class Workshop:
         self._packer = Packer()
 
     def healings(self, found: Kept, owner: Owner) -> list[Job]:
-        """The runs that went on with a merged model, the newest first."""
-        id = self.merger.model_id(found, owner)
+        """The runs that went on with a merged model, the newest first; none of one that cannot be listed."""
+        try:
+            id = self.merger.model_id(found, owner)
+        except (HatcheryError, OSError):  # it is damaged, or was made where more is allowed
+            return []
         return [job for job in self.trainer.jobs.of(owner) if job.form.get("base") == id]
 
     def choices(self, owner: Owner) -> list[tuple[str, str]]:
@@ -114,8 +117,10 @@ class Workshop:
         """
         id, _, run = (chosen or "").partition(_HEALED)
         found = self.merger.get(id, owner)
+        if not run:
+            return found, None
         job = next((one for one in self.healings(found, owner) if one.id == run), None)
-        if run and job is None:
+        if job is None:
             raise MergeError("the run that healed this model was deleted; choose another")
         return found, job
 
@@ -134,9 +139,9 @@ class Workshop:
             with suppress(HatcheryError):  # it has made nothing
                 listed.append(Subject(job.title, self.trainer.adopt(job.id, owner), HEALED))
         named: list[Subject] = []
-        for one in listed:  # a merged model may be called as a parent is
+        for one in listed:  # a model may be called as another is, or as a baseline
             name, count = one.name, 1
-            while name in [other.name for other in named]:
+            while name in (AVERAGE, MIXTURE, *(other.name for other in named)):
                 count += 1
                 name = f"{one.name} ({count})"
             named.append(one if name == one.name else dataclasses.replace(one, name=name))
@@ -158,7 +163,7 @@ class Workshop:
         texts = kept.texts_of([name for name in SHIPPED_TEXTS if name in names], own, int(most_bytes))
         subjects = self.subjects(found, owner)
         return kept.in_steps(
-            lambda tell, give: kept.measure(self.registry, found, subjects, texts, baselines, owner, tell, give)
+            lambda tell, give: kept.measure(self.merger, found, subjects, texts, baselines, owner, tell, give)
         )
 
     def heal(self, chosen: str | None, minutes: float | None, texts: Sequence[str], trained: str, owner: Owner) -> str:
@@ -268,7 +273,8 @@ def build_merge(
         )
     go = gr.Button("Merge", variant="primary", elem_id="merge-go")
     told = gr.Markdown(elem_id="merge-told")
-    gr.Markdown("### Your merged models")
+    expiry = f"\n\nA merged model is deleted {limits.runs_hours} hours after it was made." if limits.public else ""
+    gr.Markdown(f"### Your merged models{expiry}")
     nothing = gr.Markdown(_NOTHING, elem_id="merge-nothing")
     with gr.Column(visible=False, elem_id="merge-made") as shown:
         # Whose a merge is decides who asks for it, not what this list knows.
@@ -446,10 +452,12 @@ def build_merge(
         return kept.table(report), gr.Plot(kept.chart(report), visible=True), kept.shares_markup(report)
 
     def on_open(request: gr.Request, secret: str, pick: str | None) -> tuple[Any, ...]:
-        return look(identify(secret, request), pick)
+        with reported():
+            return look(identify(secret, request), pick)
 
     def on_choose(request: gr.Request, secret: str, pick: str | None) -> tuple[Any, ...]:
-        return look(identify(secret, request), pick)
+        with reported():
+            return look(identify(secret, request), pick)
 
     def on_merge(
         request: gr.Request,
@@ -522,7 +530,8 @@ def build_merge(
             models = [first, *(one for one in workshop.subjects(found, whose) if one.kind == PARENT)]
             heritage = kept.heritage_of(found)
             voices: list[beside.Voice] = []
-            with closing(write_beside(registry, models, found.names, heritage, data, options, whose)) as writing:
+            names = kept.names_of(found, models)
+            with closing(write_beside(registry, models, names, heritage, data, options, whose)) as writing:
                 for voices in writing:
                     yield [*update(voices), *_buttons(running=True)]
             yield [*update(voices), *_buttons(running=False)]
@@ -567,6 +576,7 @@ def build_merge(
             return workshop.publish(pick, whose, where, private=hide, token=account.token if account else None)
 
     quick: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+    planning = quick | {"concurrency_limit": 2, "concurrency_id": "planning"}  # it reads the parents' files
     view = [
         nothing, shown, chosen, file, table, plot, shares, texts, mixed, progress, delete, legend, *summaries,
         *papers, *columns,
@@ -577,9 +587,9 @@ def build_merge(
         [owner, *asked],
         [line, plan, shell, go],
         trigger_mode="always_last",
-        **quick,
+        **planning,
     )
-    greeting.then(on_preview, [owner, *asked], [line, plan, shell, go], **quick)
+    greeting.then(on_preview, [owner, *asked], [line, plan, shell, go], **planning)
     method.change(on_method, method, [*(form[one] for one in _OPTIONS), by], **quick)
     greeting.then(on_open, [owner, chosen], view, **quick)
     tab.select(on_open, [owner, chosen], view, **quick)

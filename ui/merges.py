@@ -26,6 +26,8 @@ from bdh import checkpoint
 from bdh.errors import HatcheryError, MergeError
 from bdh.merge import METHODS, Plan, Recipe, make_plan, merge, write
 from bdh.merge.plan import result_config
+from bdh.merge.prune import CALIBRATION_BYTES
+from bdh.models import Model
 from train.recipe import list_recipes, read_fields
 from train.shipped import CORPORA, held_out_start
 
@@ -34,11 +36,9 @@ from .registry import MERGED_HERE, Owner, Registry, compact, size_text
 from .wishes import SHIPPED_TEXTS, run_name
 
 CALIBRATION = "calibration.txt"
-_CALIBRATION_BYTES = 32_768
 _NOTE, _MODEL = "merge.json", "checkpoint"
 _ID = re.compile(r"[0-9a-f]{16}")
 _HALF_MADE = ".new"
-_HALF_MADE_S = 3600.0
 _LEAST_FREE_BYTES = 500_000_000
 _NUMBERS: dict[str, tuple[str, type]] = {
     "t": ("t", float),
@@ -124,9 +124,7 @@ class Merger:
         self._merging = threading.Lock()
         # By the hash of their owner; whoever comes back finds theirs again.
         self._unclaimed: dict[str, list[Kept]] = {}
-        for path in self._root.iterdir():
-            if path.name.endswith(_HALF_MADE) and time.time() - path.stat().st_mtime > _HALF_MADE_S:
-                shutil.rmtree(path, ignore_errors=True)
+        self._sweep()
         for owner, kept in self._records():
             self._unclaimed.setdefault(owner, []).append(kept)
         registry.claim = self._claim
@@ -191,15 +189,23 @@ class Merger:
         self.model_id(kept, owner)
         return kept
 
+    def average(self, parents: Sequence[str], owner: Owner) -> Model[Any]:
+        """The weight average of models, in float32 on the CPU; it is not kept.
+
+        Raises:
+            HatcheryError: they differ in shape, or there is no room for it now.
+        """
+        wanted = Wanted(parents=tuple(parents), method="average")
+        plan = self._plan(wanted, owner, self._names(wanted, owner))
+        with self._alone():
+            self._check_memory(plan)
+            return merge(plan).model()
+
     def of(self, owner: Owner) -> list[Kept]:
         """An owner's merged models, the newest first."""
         hashed = _hashed(owner)
-        found = [kept for whose, kept in self._records() if whose == hashed]
-        old = [kept for kept in found if time.time() - kept.created > self.limits.runs_hours * 3600]
-        for kept in old:
-            with contextlib.suppress(HatcheryError):  # one that is in use stays as long as it is
-                self._remove(kept)
-        return sorted((kept for kept in found if kept.path.is_dir()), key=lambda kept: -kept.created)
+        self._expire()
+        return sorted((kept for whose, kept in self._records() if whose == hashed), key=lambda kept: -kept.created)
 
     def get(self, id: str | None, owner: Owner) -> Kept:
         """An owner's merged model.
@@ -238,7 +244,9 @@ class Merger:
         found: set[str] = set()
         for id in parents:
             with contextlib.suppress(HatcheryError, OSError):
-                found |= set(checkpoint.read_provenance(self.registry.folder(id, owner)).get("texts", ()))
+                told = checkpoint.read_provenance(self.registry.folder(id, owner)).get("texts")
+                if isinstance(told, dict):  # a foreign checkpoint may say anything
+                    found |= told.keys()
         return [name for name in SHIPPED_TEXTS if name in found] or SHIPPED_TEXTS
 
     def _plan(self, wanted: Wanted, owner: Owner, names: Mapping[str, str]) -> Plan:
@@ -247,6 +255,7 @@ class Merger:
         plan = make_plan(
             recipe, offline=True, resolve=lambda name: folders[name], max_parameters=self.limits.max_parameters
         )
+        self.registry.check_state(plan.config)  # it could be made, but not used
         # What lies in a folder of this page's own is known to its owner by another name.
         parents = [
             self._told(parent, name, id, owner) for parent, (id, name) in zip(plan.parents, names.items(), strict=False)
@@ -290,6 +299,8 @@ class Merger:
 
     def _names(self, wanted: Wanted, owner: Owner) -> dict[str, str]:
         """By id: what each model is called, as the command line finds it where it can; the parents first."""
+        if len(set(wanted.parents)) < len(wanted.parents):
+            raise MergeError("a model is chosen more than once; choose each once, and give one that counts more weight")
         names: dict[str, str] = {}
         for id in (*wanted.parents, *([wanted.base] if wanted.base else [])):
             if id in names:
@@ -303,7 +314,18 @@ class Merger:
                 count += 1
                 name = f"{taken}-{count}"
             names[id] = name
+            self._check_own(self.registry.folder(id, owner), name)
         return names
+
+    def _check_own(self, folder: Path, name: str) -> None:
+        """Refuse what can only be looked at with all its weights in memory: a form is previewed at every change."""
+        if not folder.is_dir() or not checkpoint.is_checkpoint(folder):
+            raise MergeError(
+                f"the weights of {name} are in another project's form; convert them with python -m bdh convert, load "
+                "the result in Models, and choose that"
+            )
+        if getattr(checkpoint.read_config(folder), "sources", ()):
+            raise MergeError(f"{name} only refers to its members on the Hub; choose these members instead")
 
     def _takers(self, wanted: Wanted, names: Mapping[str, str], owner: Owner) -> list[str]:
         """The methods that take these parents."""
@@ -314,7 +336,7 @@ class Merger:
             with contextlib.suppress(HatcheryError):
                 other = dataclasses.replace(wanted, method=method, neurons=0, align=False)
                 recipe = self._recipe(other, names)
-                result_config(recipe, configs, base if recipe.uses("base") else None)
+                self.registry.check_state(result_config(recipe, configs, base if recipe.uses("base") else None))
                 found.append(method)
         return found
 
@@ -336,22 +358,31 @@ class Merger:
             and not self.registry.source(id, owner).startswith("Hub: ")
         ]
         if recipe.text:
-            notes.append(f"# {CALIBRATION}: {size_text(_CALIBRATION_BYTES)} of what the parents were trained on")
+            notes.append(
+                f"# {CALIBRATION}: {CALIBRATION_BYTES:,} bytes, in equal parts of what the parents were trained on"
+            )
         return "\n".join([*notes, shlex.join(["python", "-m", "bdh", "merge", *words, "--out", recipe.name])])
 
     def _calibration(self, wanted: Wanted, owner: Owner) -> bytes:
-        """What alignment and activity are measured on: equal parts of texts that the parents were trained on."""
-        names = self.texts(wanted.parents, owner)
-        return b"".join(shipped_text(name)[0][: _CALIBRATION_BYTES // len(names)] for name in names)
+        """What alignment and activity are measured on: equal parts of texts that the parents were trained on.
 
-    def _check_room(self, plan: Plan, owner: Owner) -> None:
-        limits, peak, size = self.limits, plan.peak_bytes(), plan.size_bytes()
-        free = min(psutil.virtual_memory().available, limits.max_merge_bytes)
+        No more in all than is heard; else it would be the first text alone.
+        """
+        names = self.texts(wanted.parents, owner)
+        return b"".join(shipped_text(name)[0][: CALIBRATION_BYTES // len(names)] for name in names)
+
+    def _check_memory(self, plan: Plan) -> None:
+        peak, free = plan.peak_bytes(), min(psutil.virtual_memory().available, self.limits.max_merge_bytes)
         if peak > free:
             raise MergeError(
                 f"merging takes {size_text(peak)} of memory, and {size_text(free)} can be had here; take fewer or "
                 "smaller parents"
             )
+
+    def _check_room(self, plan: Plan, owner: Owner) -> None:
+        self._check_memory(plan)
+        self._sweep()
+        limits, size = self.limits, plan.size_bytes()
         if len(self.of(owner)) >= limits.max_merges_kept:
             raise MergeError(
                 f"you have {limits.max_merges_kept} merged models, which is all that is kept here; delete one first"
@@ -383,13 +414,33 @@ class Merger:
                 with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # being deleted, or damaged
                     yield _read(self._root / name)
 
+    def _sweep(self) -> None:
+        """Delete what is too old, whosever it is, and what was left half made; for times when nothing is being made."""
+        for path in self._root.glob(f"*{_HALF_MADE}"):
+            shutil.rmtree(path, ignore_errors=True)
+        self._expire()
+
+    def _expire(self) -> None:
+        for _, kept in list(self._records()):
+            if time.time() - kept.created > self.limits.runs_hours * 3600:
+                with contextlib.suppress(HatcheryError):  # one that is in use stays as long as it is
+                    self._remove(kept)
+
     def _remove(self, kept: Kept) -> None:
-        """Delete a merged model; first under another name, so that half of one is never taken for one."""
+        """Delete a merged model; first under another name, so that half of one is never taken for one.
+
+        Raises:
+            HatcheryError: it is in use, or the disk does not let it go.
+        """
         self.registry.drop_within(kept.path)
         gone = kept.path.with_name(f"{kept.id}{_HALF_MADE}")
-        with contextlib.suppress(OSError):
+        try:
             os.rename(kept.path, gone)
-            shutil.rmtree(gone, ignore_errors=True)
+        except FileNotFoundError:  # somebody else deleted it
+            return
+        except OSError as error:
+            raise MergeError(f"{kept.title} could not be deleted: {error.strerror}; try again later") from error
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def shipped_text(name: str) -> tuple[bytes, bytes]:

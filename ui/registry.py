@@ -301,7 +301,7 @@ class Registry:
         written = (folder / checkpoint.WEIGHTS).stat().st_mtime_ns
         id = f"{title}-{hashlib.sha256(f'{folder} {written}'.encode()).hexdigest()[:12]}"
         config = checkpoint.read_config(folder)
-        self._check_state(config)
+        self.check_state(config)
         with self._lock:
             old = [
                 slot.id for slot in self._slots.values() if slot.folder == folder and slot.id != id and not slot.users
@@ -389,7 +389,7 @@ class Registry:
         self, model: Model[Any], title: str, source: str, folder: Path, owner: Owner | None, pinned: str = ""
     ) -> str:
         """Take a loaded model into the list; `pinned` is its name if another commit under its title is in use."""
-        self._check_state(model.config)
+        self.check_state(model.config)
         with self._lock:
             id = title = title if owner is None else f"{title}-{secrets.token_hex(2)}"
             known = self._slots.get(id)
@@ -403,7 +403,12 @@ class Registry:
             self._forget_oldest()
             return id
 
-    def _check_state(self, config: Any) -> None:
+    def check_state(self, config: Any) -> None:
+        """Refuse a model of which the memory of one stream alone would be too large.
+
+        Raises:
+            HatcheryError: it would.
+        """
         if (size := skeleton_state_bytes(config)) > self.limits.max_state_bytes:
             raise HatcheryError(
                 f"a memory of this model takes {size_text(size)}; at most "
