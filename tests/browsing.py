@@ -141,6 +141,18 @@ def settle(page: Page, label: str, value: str) -> None:
     raise AssertionError(f"{label} does not take {value}")
 
 
+def choose(page: Page, dropdown: str, option: str) -> None:
+    """Choose an option of a dropdown by the beginning of its name; its list may just be renewed."""
+    box = page.locator(f"{dropdown} input")
+    for _ in range(20):
+        box.click()
+        page.get_by_role("option", name=option).click()
+        page.wait_for_timeout(500)
+        if box.input_value().startswith(option):
+            return
+    raise AssertionError(f"{dropdown} does not take {option}")
+
+
 def upload(page: Page, button: str, files: Path | list[Path]) -> None:
     """Choose files behind an upload button."""
     with page.expect_file_chooser() as chooser:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from browsing import FLAT, WAIT_MS, say, settle, upload
+from browsing import FLAT, WAIT_MS, choose, say, settle, upload
 from playwright.sync_api import Browser, Page, expect
 
 from bdh.models import build
@@ -15,12 +15,6 @@ pytestmark = pytest.mark.page
 
 def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
-
-
-def choose(page: Page, dropdown: str, option: str) -> None:
-    """Choose an option of a dropdown by the beginning of its name."""
-    page.locator(f"{dropdown} input").click()
-    page.get_by_role("option", name=option).click()
 
 
 def test_the_same_seed_writes_the_same_text_again_and_another_seed_another(page: Page) -> None:

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from browsing import WAIT_MS, say, settle, settle_in, started, upload
+from browsing import WAIT_MS, choose, say, settle, settle_in, started, upload
 from playwright.sync_api import Browser, Page, expect
 
 pytestmark = pytest.mark.page
@@ -17,14 +17,9 @@ LONG_MS = 240_000
 TEXT = "Ana y Luis van al mercado. Compran pan, queso y vino. " * 400
 
 
-def choose_base(page: Page, name: str) -> None:
-    page.locator("#train-base input").click()
-    page.get_by_role("option", name=name).click()
-
-
 def ask(page: Page, minutes: str, text: str = TEXT) -> None:
     page.get_by_role("tab", name="Train").click()
-    choose_base(page, "beta")
+    choose(page, "#train-base", "beta")
     page.locator("#train-pasted textarea").fill(text)
     settle(page, "Budget", minutes)
 
