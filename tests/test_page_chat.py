@@ -17,7 +17,11 @@ def send(page: Page, text: str, answers: int) -> None:
     """Send a message and wait until it is answered."""
     say(page, text)
     expect(page.get_by_test_id("bot")).to_have_count(answers, timeout=WAIT_MS)
-    expect(page.locator("#chat-send")).to_be_visible(timeout=WAIT_MS)
+    before = -1
+    while (now := heard(page)) != before:  # the button may not have changed yet when the box is emptied
+        before = now
+        page.wait_for_timeout(500)
+        expect(page.locator("#chat-send")).to_be_visible(timeout=WAIT_MS)
 
 
 def heard(page: Page) -> int:
