@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from bdh.errors import ConfigError, DataError
 from bdh.models import Model
@@ -238,6 +237,8 @@ def _mean(quotients: Sequence[tuple[float, _Variance]]) -> Estimate:
 
 def _estimate(mean: float, variances: Sequence[_Variance]) -> Estimate:
     """A sum of independent parts, with degrees of freedom by Welch and Satterthwaite."""
+    from scipy.special import stdtrit  # noqa: PLC0415 - half a second that only a table needs
+
     variance = sum(one for one, _ in variances)
     if not variance:
         return Estimate(mean, mean, mean)

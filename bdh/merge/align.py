@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..config import Config, FlatConfig
@@ -159,6 +158,8 @@ def match_pairs(reference: Tensors, other: Tensors, config: Config) -> Matching:
     Raises:
         MergeError: no flat model, or the frequencies of the two are not the same.
     """
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - half a second that only matching needs
+
     group = _flat(config)
     frequencies = [tensors[group.frequencies].flatten()[::2].cpu() for tensors in (reference, other)]
     (sorted_, ours), (others, theirs) = (one.sort(stable=True) for one in frequencies)
