@@ -51,7 +51,8 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mmap_threshold, trim_threshold = -3, -1
+    mmap_threshold, trim_threshold, arenas = -3, -1, -8
+    mallopt(arenas, 1)  # those of other threads give blocks back whatever the thresholds say
     if mallopt(mmap_threshold, 1 << 30):
         mallopt(trim_threshold, (1 << 31) - 1)
 

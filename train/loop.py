@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ from .evaluate import bits_per_byte
 from .folder import Folder, TextSums
 from .memory import Plan, plan, set_recompute
 from .recipe import Phase, Recipe
+from .shares import Workers, add_gradients, cut
 from .sources import Prepared, prepare
 from .sparsity import Activity, Steering
 from .strategy import choose_trained, plain_tensors
@@ -41,6 +43,17 @@ _TELL_S = 10.0
 """After so many seconds there is a report, however few steps were taken."""
 _MEASURE_EVERY = 20
 """Steps between two looks at how much is active, where nothing steers it."""
+
+
+class _Pass(NamedTuple):
+    """What came of some rows."""
+
+    nats: float
+    """Mean a byte, times the part of the batch that these rows are."""
+    state: Any
+    activity: Activity
+    gradients: Sequence[Tensor | None]
+    """Of what learns, where they were not added to it at once."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ class Run:
         self.model: Model[Any] = self._weights()
         choose_trained(self.model, recipe.trained, rank=recipe.lora_rank, alpha=recipe.lora_alpha, seed=recipe.seed)
         self.model.train()
-        learning = [p for p in self.model.parameters() if p.requires_grad]
+        self._learning = learning = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in learning if p.dim() >= 2], "weight_decay": recipe.weight_decay},
@@ -121,6 +134,7 @@ class Run:
         self._fast = self._called
         if recipe.compile == "on" or (recipe.compile == "auto" and self.accelerator.device.type == "cuda"):
             self._fast = torch.compile(self._called)
+        self._workers = self._share_threads()
         self.generator = torch.Generator().manual_seed(recipe.seed)
         torch.manual_seed(recipe.seed + self.accelerator.process_index)  # dropout draws from the global generator
         self.steering = Steering(recipe.activity, recipe.activity_steps) if recipe.activity else None
@@ -150,6 +164,14 @@ class Run:
                 f"{str(error)[:300]}"
             ) from error
         return fresh
+
+    def _share_threads(self) -> Workers | None:
+        """Threads that share the rows of a batch, where that is faster and draws nothing from a common generator."""
+        alone = self.accelerator.num_processes == 1 and self._fast is self.model
+        count = min(torch.get_num_threads(), max(sum(one.rows for one in splits) for splits in self.splits))
+        draws = getattr(self.model.config, "dropout", 0.0)
+        shared = alone and self.accelerator.device.type == "cpu" and not draws and count > 1
+        return Workers(count) if shared else None
 
     def _check(self, part: Phase, splits: list[Splits]) -> None:
         rows = sum(one.rows for one in splits)
@@ -346,6 +368,7 @@ class Run:
                 micro_rows=self.recipe.micro_rows or self._micro_before,
                 recompute=self.recipe.recompute,
                 precision=getattr(torch, self.recipe.precision),
+                sharers=self._workers.count if self._workers else 1,
             )
             set_recompute(self.model, self.plan.recompute)
         return self.plan
@@ -402,23 +425,39 @@ class Run:
         rows, total, after = ids.shape[0], 0.0, []
         for start in range(0, rows, micro):
             here = range(start, min(start + micro, rows))
-            before = None if self.state is None else states.select(self.state, here)
-            part = ids[here.start : here.stop], targets[here.start : here.stop]
-            last = here.stop == rows
-            share = len(here) / rows
-            activity.penalties.clear()
-            with torch.enable_grad(), self.accelerator.no_sync(self._called) if not last else nullcontext():
-                loss, state = self._loss(*part, before, activity if looks else None)
-                total += loss.item() * share
-                if self.steering is not None:
-                    loss = loss + self.steering.weight * activity.penalty()
-                self.accelerator.backward(loss * share)
-            after.append(states.detach(state))
+            if self._workers:
+                passes = self._workers.map(partial(self._pass, ids, targets, looks), cut(here, self._workers.count))
+                for one in passes:
+                    add_gradients(self._learning, one.gradients)
+            else:
+                with self.accelerator.no_sync(self._called) if here.stop < rows else nullcontext():
+                    passes = [self._pass(ids, targets, looks, here)]
+            for one in passes:
+                total += one.nats
+                after.append(one.state)
+                activity.add(one.activity)
         if self.steering is not None:
             if self.recipe.minutes:
                 self.steering.taken = self.place
             self.steering.follow(activity.mean("x_sparse"))
         return total, after[0] if len(after) == 1 else states.join(after), activity
+
+    def _pass(self, ids: Tensor, targets: Tensor, looks: bool, rows: range) -> _Pass:
+        """Take some rows of the batch through the model and back, in whatever thread this is."""
+        activity = Activity(press=self.steering is not None)
+        before = None if self.state is None else states.select(self.state, rows)
+        part, share = slice(rows.start, rows.stop), len(rows) / ids.shape[0]
+        gradients: Sequence[Tensor | None] = ()
+        with torch.enable_grad():
+            loss, state = self._loss(ids[part], targets[part], before, activity if looks else None)
+            nats = loss.item() * share
+            if self.steering is not None:
+                loss = loss + self.steering.weight * activity.penalty()
+            if self._workers:
+                gradients = torch.autograd.grad(loss * share, self._learning, allow_unused=True)
+            else:
+                self.accelerator.backward(loss * share)
+        return _Pass(nats, states.detach(state), activity, gradients)
 
     def _loss(self, ids: Tensor, targets: Tensor, state: Any, activity: Activity | None) -> tuple[Tensor, Any]:
         """Mean nats a byte of one chunk, and the state after it."""

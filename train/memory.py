@@ -40,14 +40,26 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def plan(model: Model[Any], rows: int, length: int, *, micro_rows: int, recompute: str, precision: torch.dtype) -> Plan:
+def plan(
+    model: Model[Any],
+    rows: int,
+    length: int,
+    *,
+    micro_rows: int,
+    recompute: str,
+    precision: torch.dtype,
+    sharers: int = 1,
+) -> Plan:
     """Choose what fits; `micro_rows` 0 and `recompute` "auto" leave the choice open.
+
+    Args:
+        sharers: threads that share the rows, each with gradients of its own.
 
     Raises:
         TrainingError: not even a single row fits.
     """
     learning = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    fixed = learning * _OPTIMIZER_COPIES + 3 * model.state_bytes(rows)
+    fixed = learning * (_OPTIMIZER_COPIES + (sharers if sharers > 1 else 0)) + 3 * model.state_bytes(rows)
     room = int(free_bytes(model.device) * _SHARE) - fixed
     needed = 0
     for again in {"auto": (False, True), "on": (True,), "off": (False,)}[recompute]:

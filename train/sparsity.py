@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,19 +16,19 @@ _GAIN = 0.05
 """How much of a relative miss of the target the logarithm of the weight follows in one step."""
 
 
-def hoyer(x: Tensor) -> Tensor:
+def hoyer(moments: Tensor) -> Tensor:
     """How evenly activity is spread, mean over vectors: (Σx)² / (N Σx²), 1 if all are equal, 1 / N if one is alone.
 
     It does not change when x is scaled, so it cannot be lowered by shrinking the weights that make x.
 
     Args:
-        x: (..., N), none below 0; a vector of zeros counts as 0.
+        moments: the mean and the mean of squares of vectors with no value below 0, first on the last axis; a vector
+            of zeros counts as 0.
 
     Returns:
         A number, float32.
     """
-    x = x.float()
-    return (x.sum(-1).square() / (x.shape[-1] * x.square().sum(-1) + _EPSILON)).mean()
+    return (moments[..., 0].square() / (moments[..., 1] + _EPSILON)).mean()
 
 
 @dataclass
@@ -34,18 +36,24 @@ class Activity:
     """What is active in one or more forward passes; an observer."""
 
     fractions: dict[str, list[Tensor]] = field(default_factory=dict)
-    """Part of each layer's values that are above 0, by the activation's name, layer after layer."""
+    """Part of each layer's values that are above 0, of x_sparse and of y_sparse, layer after layer."""
     penalties: list[Tensor] = field(default_factory=list)
     """Hoyer's measure of each layer's x_sparse, if it is to be pressed."""
     press: bool = False
+    names: ClassVar[Mapping[str, str]] = {"x_moments": "x_sparse", "y_active": "y_sparse"}
+    """What it looks at, and whose part that is above 0 is the last number there."""
 
     def __call__(self, name: str, activation: Tensor) -> None:
         """Take note of an activation; see `bdh.models.observe`."""
-        if name not in ("x_sparse", "y_sparse"):
-            return
-        self.fractions.setdefault(name, []).append((activation.detach() > 0).float().mean())
-        if self.press and name == "x_sparse":
+        if name in self.names:
+            self.fractions.setdefault(self.names[name], []).append(activation.detach()[..., -1].mean())
+        if self.press and name == "x_moments":
             self.penalties.append(hoyer(activation))
+
+    def add(self, other: Activity) -> None:
+        """Take note of what another saw."""
+        for name, seen in other.fractions.items():
+            self.fractions.setdefault(name, []).extend(seen)
 
     def mean(self, name: str) -> float:
         """Part that is active, mean over layers and passes; 0 if nothing was seen."""

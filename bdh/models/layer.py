@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..ops import rope
+from ..ops import fused, rope
 from ..ops.chunked import hebbian_attention
-from .observe import observe
+from .observe import observe, wanted
 
 
 def norm(x: Tensor) -> Tensor:
@@ -70,7 +70,9 @@ def bdh_layer(
     x' = LN(x + LN((x_sparse · y_sparse) · decoder))
 
     Heads stand first, so that each product is one batched multiplication of whole matrices. The activations
-    `x_sparse` and `y_sparse`, (H, B, T, N), and x' as `residual` can be observed.
+    `x_sparse` and `y_sparse`, (H, B, T, N), and x' as `residual` can be observed; `x_moments`, (H, B, T, 3), are the
+    mean, the mean of squares and the part above 0 of each row of x_sparse, and `y_active`, (H, B, T, 1), is that part
+    of y_sparse.
 
     Args:
         x: (B, T, D).
@@ -86,20 +88,43 @@ def bdh_layer(
     """
     batch, length, width = x.shape
     heads, _, neurons = encoder.shape
+    fuses = torch.is_grad_enabled() and fused.usable(x)
     rows = x.reshape(1, batch * length, width).expand(heads, -1, -1)
-    x_sparse = F.relu_(torch.bmm(rows, encoder)).view(heads, batch, length, neurons)
+    latent = torch.bmm(rows, encoder).view(heads, batch, length, neurons)
+    if fuses:
+        x_sparse, rotated, told = fused.fire(latent, *phases)
+        observe("x_moments", told)
+    else:
+        x_sparse = F.relu_(latent)
+        rotated = rope.rotate_pairs(x_sparse, *phases)
+        if wanted("x_moments"):
+            observe("x_moments", moments(x_sparse))
     observe("x_sparse", x_sparse)
-    rotated = rope.rotate_pairs(x_sparse, *phases)
     read, memory = hebbian_attention(rotated, rotated, x.unsqueeze(0), memory, decay, write=keep, inplace=inplace)
-    y_sparse = F.relu_(torch.bmm(norm(read).view(heads, batch * length, width), encoder_v)).view_as(x_sparse)
-    observe("y_sparse", y_sparse)
-    gated = x_sparse * y_sparse
+    latent = torch.bmm(norm(read).view(heads, batch * length, width), encoder_v).view_as(x_sparse)
+    if fuses:
+        gated, part = fused.gate(latent, x_sparse)
+        observe("y_active", part)
+        if wanted("y_sparse"):
+            observe("y_sparse", F.relu(latent))
+    else:
+        y_sparse = F.relu_(latent)
+        observe("y_sparse", y_sparse)
+        if wanted("y_active"):
+            observe("y_active", moments(y_sparse)[..., 2:])
+        gated = x_sparse * y_sparse
     if dropout:
         gated = F.dropout(gated, dropout)
     out = torch.bmm(gated.view(heads, batch * length, neurons), decoder.view(heads, neurons, width)).sum(0)
     x = norm(x + norm(out.view(batch, length, width)))
     observe("residual", x)
     return x, memory
+
+
+def moments(x: Tensor) -> Tensor:
+    """Of each row its mean, the mean of its squares and the part of it that is above 0, (..., 3) float32."""
+    wide = x.float()
+    return torch.stack((wide.mean(-1), wide.square().mean(-1), (x > 0).float().mean(-1)), dim=-1)
 
 
 def recomputed(layer: Callable[..., Any], recompute: bool) -> Callable[..., Any]:

@@ -30,3 +30,9 @@ def observe(name: str, activation: Tensor) -> None:
     """Show an activation to whoever is looking; a compiled model shows none."""
     if not torch.compiler.is_compiling() and (observer := _observer.get()) is not None:
         observer(name, activation)
+
+
+def wanted(name: str) -> bool:
+    """Whether somebody looks at this activation: an observer may say in `names` which ones it looks at."""
+    observer = None if torch.compiler.is_compiling() else _observer.get()
+    return observer is not None and name in getattr(observer, "names", (name,))

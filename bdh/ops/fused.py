@@ -1,0 +1,117 @@
+"""Passes over a layer's neurons that a CPU makes in one, with their gradients; `kernels` has the loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_LEAST = 2**16
+"""Numbers below which a second thread is not worth waking."""
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the fused passes can take the place of the plain ones for activations made of `x`."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and _installed()
+
+
+def fire(latent: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """relu, and the rotation of each pair of neurons by its phase.
+
+    Args:
+        latent: (..., B, T, N), float32 or bfloat16.
+        cos, sin: (B or 1, T, N / 2) float32; no gradient reaches them.
+
+    Returns:
+        x = relu(latent); x rotated; and of each row of x its mean, the mean of its squares and the part of it that
+        is above 0, (..., B, T, 3) float32, of which the last has no gradient.
+    """
+    active, rotated, moments = _Fire.apply(latent, cos, sin)
+    return active, rotated, moments
+
+
+def gate(latent: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+    """relu(latent) · active, and the part of each row of latent that is above 0, (..., 1) float32."""
+    gated, parts = _Gate.apply(latent, active)
+    return gated, parts
+
+
+class _Fire(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        latent, cos, sin = latent.contiguous(), cos.contiguous(), sin.contiguous()
+        active, rotated = torch.empty_like(latent), torch.empty_like(latent)
+        moments = torch.empty(*latent.shape[:-1], 3)
+        _run(_kernels().fire, latent, cos, sin, active, rotated, moments)
+        ctx.save_for_backward(active, cos, sin)
+        return active, rotated, moments
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_active: Tensor, d_rotated: Tensor, d_moments: Tensor) -> tuple[Tensor, None, None]:
+        active, cos, sin = ctx.saved_tensors
+        d_latent = torch.empty_like(active)
+        _run(_kernels().fire_back, d_active, d_rotated, d_moments, active, cos, sin, d_latent)
+        return d_latent, None, None
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        latent, active = latent.contiguous(), active.contiguous()
+        gated, parts = torch.empty_like(latent), torch.empty(*latent.shape[:-1], 1)
+        _run(_kernels().gate, latent, active, gated, parts)
+        ctx.save_for_backward(latent, active)
+        ctx.mark_non_differentiable(parts)
+        return gated, parts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_gated: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        latent, active = ctx.saved_tensors
+        d_latent, d_active = torch.empty_like(latent), torch.empty_like(active)
+        _run(_kernels().gate_back, d_gated, latent, active, d_latent, d_active)
+        return d_latent, d_active
+
+
+def _run(kernel: Callable[..., None], *tensors: Tensor) -> None:
+    """Let a kernel work on all rows of the tensors, with as many threads as torch would take."""
+    arrays = [_array(tensor) for tensor in tensors]
+    rows, threads = len(arrays[0]), torch.get_num_threads()
+    if threads == 1 or arrays[0].size < _LEAST:
+        kernel(0, rows, *arrays)
+        return
+    ends = [rows * part // threads for part in range(threads + 1)]
+    for part in [_pool(threads).submit(kernel, *between, *arrays) for between in pairwise(ends)]:
+        part.result()
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Its rows without copying, bfloat16 as uint16."""
+    rows = tensor.detach().contiguous().view(-1, tensor.shape[-1])
+    return (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+@lru_cache(maxsize=4)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="rows")
+
+
+def _kernels() -> Any:
+    """Imported when first needed: numba takes seconds."""
+    from . import kernels  # noqa: PLC0415
+
+    return kernels
+
+
+@lru_cache(maxsize=1)
+def _installed() -> bool:
+    return find_spec("numba") is not None
