@@ -13,6 +13,7 @@ with contextlib.suppress(ImportError):
     import spaces  # noqa: F401
 
 from bdh.errors import HatcheryError
+from bdh.ops.step import warm_up
 from ui.limits import Limits
 from ui.page import build_page, launch_options
 
@@ -26,4 +27,6 @@ except HatcheryError as error:
 demo = build_page(HERE / "checkpoints", DATA, limits)
 
 if __name__ == "__main__":
-    demo.launch(**launch_options(limits, DATA))
+    demo.launch(**launch_options(limits, DATA), prevent_thread_lock=True)
+    warm_up()
+    demo.block_thread()

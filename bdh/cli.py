@@ -33,6 +33,7 @@ from .errors import CheckpointError, DataError, HatcheryError
 from .load import load
 from .merge import command as merge
 from .models import Model
+from .ops.fused import available
 from .presets import describe
 from .sampling import Sampling
 from .stream import Stream
@@ -453,6 +454,7 @@ def _info(options: argparse.Namespace) -> int:
         "parameters": model.parameter_count(),
         "state_bytes": model.state_bytes(),
         "weights": model.checksum(),
+        "compiled_loops": available(),
         "config": config_to_dict(model.config),
         "provenance": origin.provenance,
     }

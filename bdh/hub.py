@@ -133,6 +133,33 @@ class _Remote:
     size: int
 
 
+@dataclass(frozen=True)
+class Peeked:
+    """A checkpoint on the Hub whose weights are not here."""
+
+    config: Config
+    header: checkpoint.Header
+    repo_id: str
+    revision: str
+    """The commit, 40 hexadecimal digits."""
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What a repository holds at a commit."""
+
+    repo: _Repo
+    """At that commit."""
+    commit: str
+    names: set[str]
+    weights: _Remote
+    header: checkpoint.Header | None
+    """None if the weights are in the cache."""
+    config: Config | None
+    """None if it is not of this project's format."""
+    ours: bool
+
+
 def without_address(text: str) -> str:
     """`user/repo` for the address of its page; any other text as it is, but for slashes at its end."""
     return text.removeprefix("https://huggingface.co/").rstrip("/")
@@ -207,7 +234,7 @@ def fetch(
     if offline or (offline is None and is_offline_mode()):
         return repo.cached(f"it is not in the cache {cache}, and offline mode is on; go online and load it once")
     try:
-        return repo.fetched(expected, progress, max_bytes, foreign)
+        return repo.fetched(repo.looked(expected, max_bytes, foreign), progress)
     except CheckpointError:
         raise
     except (_TransportError, OSError, ValueError) as error:
@@ -215,6 +242,40 @@ def fetch(
             why = f"the Hub cannot be reached, and it is not in the cache {cache}; check the connection and try again"
             return repo.cached(why, error)
         _raise_explained(error, source, token)
+
+
+def peek(
+    source: str | Source,
+    *,
+    expected: Callable[[Config], Mapping[str, checkpoint.Shape]] | None = None,
+    token: Token = None,
+    offline: bool | None = None,
+    max_bytes: int = MAX_WEIGHT_BYTES,
+) -> Peeked | None:
+    """What a checkpoint on the Hub is, before its weights are downloaded; arguments as of `fetch`.
+
+    Returns:
+        None where `fetch` has nothing to download, or where weights must be read to know what they are: they are in
+        the cache, the Hub cannot be reached, or the format is foreign.
+
+    Raises:
+        CheckpointError: says what is wrong and what to do.
+    """
+    source = parse_source(source, local=False) if isinstance(source, str) else source
+    repo = _Repo(source, _checked_token(token) or False, Path(constants.HF_HUB_CACHE).expanduser())
+    if offline or (offline is None and is_offline_mode()):
+        return None
+    try:
+        looked = repo.looked(expected, max_bytes, True)
+    except CheckpointError:
+        raise
+    except (_TransportError, OSError, ValueError) as error:
+        if offline is None and _unreachable(error):
+            return None
+        _raise_explained(error, source, token)
+    if looked.config is None or looked.header is None:
+        return None
+    return Peeked(looked.config, looked.header, source.repo_id, looked.commit)
 
 
 def cached_checkpoints(cache_dir: str | Path | None = None) -> list[Fetched]:
@@ -313,13 +374,13 @@ class _Repo:
     def prefix(self) -> str:
         return f"{self.source.subfolder}/" if self.source.subfolder else ""
 
-    def fetched(
+    def looked(
         self,
         expected: Callable[[Config], Mapping[str, checkpoint.Shape]] | None,
-        progress: Progress | None,
         max_bytes: int,
         foreign: bool,
-    ) -> Fetched:
+    ) -> _Looked:
+        """What the repository holds now: the configuration and the header of the weights are read and checked."""
         repo_id, asked = self.source.repo_id, self.source.revision or constants.DEFAULT_REVISION
         info = HfApi(endpoint=_endpoint(), token=self.token).model_info(repo_id, revision=asked, timeout=_timeout())
         commit = info.sha or ""
@@ -337,24 +398,33 @@ class _Repo:
         weights = pinned.look(name)
         if weights.size > max_bytes:
             raise CheckpointError(f"{where}{name} is {weights.size:,} bytes; at most {max_bytes:,} are downloaded")
-        placed = pinned.has(weights) and (self.storage / "snapshots" / commit / (self.prefix + name)).exists()
+        header = None
         if not pinned.has(weights):
             header = pinned.header(weights, where + name)
             if shapes is not None:
                 checkpoint.check_tensors(header, shapes, where + name)
+        return _Looked(pinned, commit, names, weights, header, config, ours)
+
+    def fetched(self, looked: _Looked, progress: Progress | None) -> Fetched:
+        """Bring what was looked at into the cache."""
+        pinned, weights = looked.repo, looked.weights
+        placed = (
+            looked.header is None
+            and (self.storage / "snapshots" / looked.commit / (self.prefix + weights.name)).exists()
+        )
         for text in (checkpoint.CARD, checkpoint.PROVENANCE):
             if (
-                ours
+                looked.ours
                 and not placed
-                and text in names
+                and text in looked.names
                 and (remote := pinned.look(text)).size <= checkpoint.MAX_TEXT_BYTES
             ):
                 pinned.download(remote)
                 pinned.place(text)
         pinned.download(weights, progress)
-        path = pinned.place(name)
-        self.remember(asked, commit)
-        return Fetched(self.source, path.parent, path, repo_id, commit)
+        path = pinned.place(weights.name)
+        self.remember(self.source.revision or constants.DEFAULT_REVISION, looked.commit)
+        return Fetched(self.source, path.parent, path, self.source.repo_id, looked.commit)
 
     def small_json(self, name: str) -> dict[str, object]:
         remote = self.look(name)

@@ -19,6 +19,7 @@ from . import state as states
 from .config import config_to_dict
 from .errors import DataError, StateError
 from .models import Model
+from .ops.step import Debt, owing
 from .sampling import MAX_STOP_BYTES, Sampler, Sampling, surprise_bits
 
 _FORMAT = "bdh-memory/1"
@@ -59,6 +60,7 @@ class Stream:
     def __init__(self, model: Model[Any]) -> None:
         self.model = model
         self._state = model.empty_state(1)
+        self._debt = Debt()
         self._logits: Tensor | None = None
         self._position = 0
         self._recent = b""
@@ -151,10 +153,12 @@ class Stream:
     def snapshot(self) -> Snapshot:
         """A copy of all that the stream knows."""
         self._check_whole()
+        self._debt.settle()
         return Snapshot(states.clone(self._state), self._logits, self._position, self._recent)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of this stream or of another on the same model."""
+        self._debt.settle()
         states.copy_(self._state, snapshot.state)
         self._logits, self._position, self._recent = snapshot.logits, snapshot.position_bytes, snapshot.recent
         self._torn = False
@@ -167,6 +171,7 @@ class Stream:
 
     def clear(self) -> None:
         """Forget everything."""
+        self._debt.settle()
         states.copy_(self._state, self.model.empty_state(1))
         self._logits, self._position, self._recent = None, 0, b""
         self._torn = False
@@ -178,6 +183,7 @@ class Stream:
             StateError: the disk refuses; what stood there before is untouched.
         """
         self._check_whole()
+        self._debt.settle()
         tensors = {f"state.{name}": tensor.cpu() for name, tensor in states.named_tensors(self._state).items()}
         tensors["recent"] = torch.tensor(list(self._recent), dtype=torch.uint8)
         tensors["logits"] = torch.empty(0) if self._logits is None else self._logits
@@ -253,7 +259,8 @@ class Stream:
         self._check_whole()
         ids = torch.frombuffer(bytearray(data), dtype=torch.uint8)[None]
         self._torn = True
-        output = self.model.step_(ids, self._state, last_only=last_only)
+        with owing(self._debt):
+            output = self.model.step_(ids, self._state, last_only=last_only)
         self._state = output.state
         self._torn = False
         logits = output.logits[0].float().cpu()

@@ -9,7 +9,8 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import torch
 import bdh
 from bdh import state as states
 from bdh.models import Model
+from bdh.ops import step
+from bdh.ops.step import Debt, owing
 from bdh.presets import PRESETS
 from train.data import read_bytes
 
@@ -62,7 +65,7 @@ def main() -> int:
 
 @torch.no_grad()
 def decode(model: Model[Any], options: argparse.Namespace) -> Result:
-    """Bytes a second of the recurrent step against hearing the whole context again for every byte."""
+    """Bytes a second of the recurrent step against plain operations and against hearing the whole context again."""
     upstream = load_upstream(options.upstream, model).eval() if options.upstream else None
     rows = []
     for context in options.contexts:
@@ -71,23 +74,27 @@ def decode(model: Model[Any], options: argparse.Namespace) -> Result:
         state = heard.state
         whole = partial(model, ids[:, :context], last_only=True, keep_state=False)
         released = partial(upstream, ids[:, :context]) if upstream is not None and context <= 2048 else None
-        timed: dict[str, list[float]] = {"recompute": [], "step": [], "upstream": []}
+        timed: dict[str, list[float]] = {"recompute": [], "step": [], "plain": [], "upstream": []}
         for _ in range(options.rounds if context <= 10_000 else 1):
             timed["recompute"].append(seconds(whole))
             timed["step"].append(step_seconds(model, state, ids))
+            with plain():
+                timed["plain"].append(step_seconds(model, state, ids))
             if released is not None:
                 timed["upstream"].append(seconds(released))
-        step = statistics.median(timed["step"])
+        one = statistics.median(timed["step"])
         row: Result = {
             "context_bytes": context,
-            "step_bytes_per_s": round(1 / step, 1),
+            "step_bytes_per_s": round(1 / one, 1),
             "step_spread": spread([1 / t for t in timed["step"]]),
+            "plain_step_bytes_per_s": round(1 / statistics.median(timed["plain"]), 1),
+            "ratio_to_plain_step": round(statistics.median(timed["plain"]) / one, 1),
             "recompute_bytes_per_s": round(1 / statistics.median(timed["recompute"]), 4),
-            "ratio": round(statistics.median(timed["recompute"]) / step, 1),
+            "ratio_to_recompute": round(statistics.median(timed["recompute"]) / one, 1),
         }
         if timed["upstream"]:
             row["upstream_bytes_per_s"] = round(1 / statistics.median(timed["upstream"]), 3)
-            row["ratio_to_upstream"] = round(statistics.median(timed["upstream"]) / step, 1)
+            row["ratio_to_upstream"] = round(statistics.median(timed["upstream"]) / one, 1)
         if released is not None:
             difference = released()[0][0, -1] - heard.logits[0, -1]
             row["largest_difference_to_upstream"] = difference.abs().max().item()
@@ -142,7 +149,7 @@ def constant(model: Model[Any], options: argparse.Namespace) -> Result:
     times: dict[int, list[float]] = {position: [] for position, _ in kept}
     for _ in range(options.rounds):
         for position, at in kept:
-            times[position].append(step_seconds(model, at, text(1), 200))
+            times[position].append(step_seconds(model, at, text(200), 200))
     for position, at in kept:
         rows.append(
             {
@@ -162,21 +169,34 @@ def text(length: int, start: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.take(data, np.arange(start, start + length), mode="wrap").astype(np.int64))[None]
 
 
-def seconds(work: Callable[[], Any], repeats: int = 1) -> float:
+def seconds(work: Callable[[], Any]) -> float:
     """Seconds that one call takes."""
     start = time.perf_counter()
-    for _ in range(repeats):
-        work()
+    work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
+    return time.perf_counter() - start
 
 
-def step_seconds(model: Model[Any], state: Any, ids: torch.Tensor, repeats: int = 50) -> float:
-    """Seconds a byte of the in-place step; the state given is left alone."""
-    state = states.clone(state)
-    model.step_(ids[:, -1:], state)
-    return seconds(lambda: model.step_(ids[:, -1:], state), repeats)
+def step_seconds(model: Model[Any], state: Any, ids: torch.Tensor, repeats: int = 100) -> float:
+    """Seconds a byte of the in-place step, over the last bytes of `ids`; the state given is left alone."""
+    state, debt = states.clone(state), Debt()
+    heard = [ids[:, index % ids.shape[1], None] for index in range(-repeats, 0)]
+    with owing(debt):
+        model.step_(heard[0], state)
+        total = seconds(lambda: [model.step_(byte, state) for byte in heard])
+    return total / repeats
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Let single bytes be heard by plain operations."""
+    usable = step.usable
+    step.usable = lambda *_: False
+    try:
+        yield
+    finally:
+        step.usable = usable
 
 
 def x_active(model: Model[Any]) -> float:

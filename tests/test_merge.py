@@ -357,6 +357,28 @@ def test_a_mixture_stored_by_reference_holds_no_weights_and_loads_its_members_fr
     torch.testing.assert_close(heard(again), heard(loaded))
 
 
+def test_parents_on_the_hub_are_downloaded_only_for_a_merge_whose_plan_stands(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    wider = dataclasses.replace(FLAT, n_embd=2 * FLAT.n_embd)
+    for name, config, seed in (("user/bird", FLAT, 0), ("user/fish", FLAT, 1), ("user/wide", wider, 2)):
+        folder = loud(config, seed).save_pretrained(tmp_path / name)
+        server.add(name, {file.name: file.read_bytes() for file in folder.iterdir()})
+    with pytest.raises(MergeError):
+        make_plan(Recipe(parents=("user/bird", "user/wide"), method="average"))
+    plan = make_plan(Recipe(parents=(f"user/bird@{MAIN}", "user/fish"), method="average"))
+    size = (tmp_path / "user/bird/model.safetensors").stat().st_size
+    assert 0 < server.weight_bytes() < size / 4  # the headers alone
+    merged = merge(plan)
+    assert server.weight_bytes() > size
+    told = [parent["commit"] for parent in merged.provenance()["parents"]]
+    assert told == [f"user/bird@{MAIN}", f"user/fish@{MAIN}"]
+    here = make_plan(Recipe(parents=(str(tmp_path / "user/bird"), str(tmp_path / "user/fish")), method="average"))
+    ours, theirs = merged.tensors, merge(here).tensors
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_a_checkpoint_that_refers_to_another_kind_or_to_a_path_is_refused(server: Hub, tmp_path: Path) -> None:
     folder = fresh("hebbian").save_pretrained(tmp_path / "hebbian")
     server.add("user/bird", {file.name: file.read_bytes() for file in folder.iterdir()})

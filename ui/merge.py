@@ -485,9 +485,9 @@ def build_merge(
         with reported():
             model = workshop.model(pick, whose).id
         choices = registry.choices(whose)
-        picks = [model if one is target else value for one, value in zip(dropdowns, values, strict=True)]
         return gr.Tabs(selected=where), *[
-            renewed(one, choices, value) for one, value in zip(dropdowns, picks, strict=True)
+            renewed(one, choices, value, model if one is target else None)
+            for one, value in zip(dropdowns, values, strict=True)
         ]
 
     def on_download(request: gr.Request, secret: str, pick: str) -> gr.File:

@@ -324,10 +324,21 @@ def build_models(
     )
 
 
-def renewed(dropdown: gr.Dropdown, choices: list[tuple[str, str]], value: Any) -> gr.Dropdown:
-    """The dropdown with new choices, its first and empty one kept, and of its value what is still there."""
+def renewed(dropdown: gr.Dropdown, choices: list[tuple[str, str]], value: Any, chosen: Any = None) -> gr.Dropdown:
+    """The dropdown with new choices, its first and empty one kept.
+
+    Args:
+        value: what is chosen in it. It is sent again only where a part of it is gone: somebody may be choosing
+            something else right now.
+        chosen: what it is to show instead.
+    """
     choices = [*((str(label), "") for label, id in dropdown.choices if id == ""), *choices]
     known = [id for _, id in choices]
+    wanted = value if chosen is None else chosen
     if dropdown.multiselect:
-        return gr.Dropdown(choices=choices, value=[one for one in value or [] if one in known])
-    return gr.Dropdown(choices=choices, value=value if value in known else next(iter(known), None))
+        kept: Any = [one for one in wanted or [] if one in known]
+        stays = len(kept) == len(wanted or [])
+    else:
+        kept = wanted if wanted in known else next(iter(known), None)
+        stays = wanted in known
+    return gr.Dropdown(choices=choices) if chosen is None and stays else gr.Dropdown(choices=choices, value=kept)

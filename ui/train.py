@@ -337,8 +337,10 @@ def build_train(
             model = trainer.adopt(id, whose)
         choices = registry.choices(whose)
         taken: Any = [*known_parents(id, whose), model] if target is merge_parents else model
-        picks = [taken if one is target else value for one, value in zip(dropdowns, values, strict=True)]
-        shown = [renewed(one, choices, pick) for one, pick in zip(dropdowns, picks, strict=True)]
+        shown = [
+            renewed(one, choices, value, taken if one is target else None)
+            for one, value in zip(dropdowns, values, strict=True)
+        ]
         return gr.Tabs(selected=where), *shown
 
     def known_parents(id: str, whose: Owner) -> list[str]:

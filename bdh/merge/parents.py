@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,14 @@ class Parent:
     dtype: torch.dtype
     """The widest of the stored weights."""
     folder: Path | None
-    """None if the weights are foreign and held in memory already."""
+    """None if the weights are foreign and held in memory already, or still on the Hub."""
     repo_id: str | None = None
     revision: str | None = None
     """Commit on the Hub."""
     subfolder: str = ""
     foreign: dict[str, Tensor] | None = None
+    download: Callable[[], Path] | None = None
+    """Brings weights that are still on the Hub."""
 
     @property
     def place(self) -> str | None:
@@ -62,10 +66,11 @@ class Parent:
         """
         if self.foreign is not None:
             return dict(self.foreign)
-        assert self.folder is not None
-        config, tensors, _ = checkpoint.read(self.folder, expected_shapes)
+        folder = self.download() if self.download is not None else self.folder
+        assert folder is not None
+        config, tensors, _ = checkpoint.read(folder, expected_shapes)
         if config != self.config:
-            raise CheckpointError(f"{self.folder} was replaced by another model meanwhile; merge again")
+            raise CheckpointError(f"{folder} was replaced by another model meanwhile; merge again")
         return tensors
 
     def model(self) -> Model[Any]:
@@ -88,7 +93,7 @@ def look(
     progress: hub.Progress | None = None,
     max_parameters: int = MAX_PARAMETERS,
 ) -> Parent:
-    """What a checkpoint is. Of a folder only configuration and header are read; what is on the Hub is downloaded.
+    """What a checkpoint is. Only configuration and header are read, of what is on the Hub too, as far as they tell.
 
     Raises:
         CheckpointError: as `bdh.load`.
@@ -96,13 +101,21 @@ def look(
     found = hub.parse_source(source)
     folder, repo_id, revision = found.path, None, None
     if folder is None:
-        fetched = hub.fetch(
-            found,
-            expected=lambda config: expected_shapes(config, max_parameters),
-            token=token,
-            offline=offline,
-            progress=progress,
-        )
+        bounded = partial(expected_shapes, max_parameters=max_parameters)
+        fetch = partial(hub.fetch, expected=bounded, token=token, offline=offline, progress=progress)
+        peeked = hub.peek(found, expected=bounded, token=token, offline=offline)
+        if peeked is not None and not getattr(peeked.config, "sources", ()):
+            return _parent(
+                (found.subfolder or peeked.repo_id).split("/")[-1],
+                found.text,
+                peeked.config,
+                peeked.header,
+                repo_id=peeked.repo_id,
+                revision=peeked.revision,
+                subfolder=found.subfolder,
+                download=lambda: fetch(found.at(peeked.revision)).folder,
+            )
+        fetched = fetch(found)
         folder, repo_id, revision = fetched.folder, fetched.repo_id, fetched.revision
     folder = checkpoint.recovered(folder)
     name = (found.subfolder or repo_id or os.path.basename(os.path.abspath(folder))).split("/")[-1]
@@ -110,18 +123,27 @@ def look(
     ours = folder.is_dir() and checkpoint.is_checkpoint(folder)
     config = checkpoint.read_config(folder) if ours else None
     if config is not None and not getattr(config, "sources", ()):
-        shapes = expected_shapes(config, max_parameters)
         weights = folder / checkpoint.WEIGHTS
         header = checkpoint.read_header(weights)
-        checkpoint.check_tensors(header, shapes, str(weights))
-        stored = [kind for tensor, (kind, _) in header.items() if not checkpoint.is_frequency(tensor)]
-        return Parent(name, told, config, dict(shapes), _widest(stored), folder, repo_id, revision, found.subfolder)
+        checkpoint.check_tensors(header, expected_shapes(config, max_parameters), str(weights))
+        return _parent(
+            name, told, config, header, folder, repo_id=repo_id, revision=revision, subfolder=found.subfolder
+        )
     model = load(source, device="cpu", token=token, offline=offline, max_parameters=max_parameters)
     tensors = model.state_dict()
     shapes = {one: tuple(tensor.shape) for one, tensor in tensors.items()}
     return Parent(
         name, told, model.config, shapes, torch.float32, None, repo_id, revision, found.subfolder, dict(tensors)
     )
+
+
+def _parent(
+    name: str, told: str, config: Config, header: checkpoint.Header, folder: Path | None = None, **rest: Any
+) -> Parent:
+    """A parent of this project's format, by a header that was held against its configuration."""
+    stored = [kind for tensor, (kind, _) in header.items() if not checkpoint.is_frequency(tensor)]
+    shapes = {tensor: shape for tensor, (_, shape) in header.items()}
+    return Parent(name, told, config, shapes, _widest(stored), folder, **rest)
 
 
 def renamed(parents: list[Parent]) -> list[Parent]:

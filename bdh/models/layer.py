@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..ops import fused, rope
+from ..ops import fused, rope, step
 from ..ops.chunked import hebbian_attention
-from .observe import observe, wanted
+from .observe import observe, observed, wanted
 
 
 def norm(x: Tensor) -> Tensor:
@@ -25,6 +25,8 @@ class Frequencies(nn.Module):
     """Turns a byte of each neuron of a head: a definition, stored with the weights and never cast."""
 
     freqs: Tensor
+    _increments: tuple[tuple[int, int], Tensor] | None = None
+    """What the frequencies were when fixed-point turns were last made of them, and these."""
 
     def __init__(self, n_neuron: int) -> None:
         super().__init__()
@@ -42,7 +44,12 @@ class Frequencies(nn.Module):
 
     def cos_sin(self, position: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Phases of `length` positions from `position` (B,) on, (B, length, N / 2) each."""
-        return rope.cos_sin(position, length, rope.increments(self.freqs))
+        if torch.compiler.is_compiling():
+            return rope.cos_sin(position, length, rope.increments(self.freqs))
+        mark = (self.freqs.data_ptr(), 0 if self.freqs.is_inference() else self.freqs._version)
+        if self._increments is None or self._increments[0] != mark:
+            self._increments = (mark, rope.increments(self.freqs))
+        return rope.cos_sin(position, length, self._increments[1])
 
 
 @lru_cache(maxsize=64)
@@ -88,6 +95,12 @@ def bdh_layer(
     """
     batch, length, width = x.shape
     heads, _, neurons = encoder.shape
+    if inplace and memory is not None and not observed() and step.usable(x, memory):
+        weights = step.prepared(encoder, encoder_v, decoder)
+        if weights is not None:
+            return step.layer(x, weights, phases, memory, decay), memory
+    if inplace:
+        step.settle(memory)
     fuses = torch.is_grad_enabled() and fused.usable(x)
     rows = x.reshape(1, batch * length, width).expand(heads, -1, -1)
     latent = torch.bmm(rows, encoder).view(heads, batch, length, neurons)

@@ -32,6 +32,11 @@ def observe(name: str, activation: Tensor) -> None:
         observer(name, activation)
 
 
+def observed() -> bool:
+    """Whether anybody is looking."""
+    return not torch.compiler.is_compiling() and _observer.get() is not None
+
+
 def wanted(name: str) -> bool:
     """Whether somebody looks at this activation: an observer may say in `names` which ones it looks at."""
     observer = None if torch.compiler.is_compiling() else _observer.get()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_logger = logging.getLogger(__name__)
 _LEAST = 2**16
 """Numbers below which a second thread is not worth waking."""
 
 
 def usable(x: Tensor) -> bool:
     """Whether the fused passes can take the place of the plain ones for activations made of `x`."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and _installed()
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and available()
 
 
 def fire(latent: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,12 +108,20 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _kernels() -> Any:
-    """Imported when first needed: numba takes seconds."""
+    """Imported when first needed: numba takes a second."""
     from . import kernels  # noqa: PLC0415
 
     return kernels
 
 
 @lru_cache(maxsize=1)
-def _installed() -> bool:
-    return find_spec("numba") is not None
+def available() -> bool:
+    """Whether loops can be compiled here; BDH_COMPILED=off says that they shall not."""
+    if os.environ.get("BDH_COMPILED", "").strip().lower() in ("off", "0", "false", "no"):
+        return False
+    try:
+        _kernels()
+    except Exception as error:  # whatever ails numba here, the plain operations do
+        _logger.warning("without compiled loops, bytes are heard several times slower on a CPU: %s", str(error)[:300])
+        return False
+    return True

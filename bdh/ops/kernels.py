@@ -1,8 +1,7 @@
 """What a layer does to its neurons, in one pass over memory each; compiled by numba when first called.
 
 Arrays are float32, or bfloat16 seen as uint16; rows are vectors of neurons, of which those from `start` to `stop` are
-worked on. Nothing is allocated here, and the interpreter's lock is not held. Sums may be taken in any order; nothing
-else is loosened, so NaN stays NaN.
+worked on.
 """
 
 # mypy: ignore-errors
@@ -11,22 +10,15 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 
+from .compiling import compiled
+
 _ZERO, _ONE, _TWO = np.float32(0), np.float32(1), np.float32(2)
-_OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
 
 
-def _compiled(function):
-    """Compile when first called, and keep what was compiled beside this file or in the user's cache."""
-    try:
-        return njit(function, cache=True, **_OPTIONS)
-    except RuntimeError:  # no folder to keep it in
-        return njit(function, **_OPTIONS)
-
-
-@_compiled
+@compiled
 def fire(start, stop, latent, cos, sin, active, rotated, moments):
     """Write relu(latent), the same with each pair turned by its phase, and mean, mean square, part above 0 of rows.
 
@@ -40,7 +32,7 @@ def fire(start, stop, latent, cos, sin, active, rotated, moments):
         _moments_row(active[j], moments[j])
 
 
-@_compiled
+@compiled
 def fire_back(start, stop, d_active, d_rotated, d_moments, active, cos, sin, d_latent):
     """Write the gradient of `fire` by its latents, from those by what it wrote."""
     share = _ONE / np.float32(d_latent.shape[1])
@@ -57,7 +49,7 @@ def fire_back(start, stop, d_active, d_rotated, d_moments, active, cos, sin, d_l
         )
 
 
-@_compiled
+@compiled
 def gate(start, stop, latent, active, gated, parts):
     """Write relu(latent) · active, and the part of each row's latents that is above 0.
 
@@ -69,14 +61,14 @@ def gate(start, stop, latent, active, gated, parts):
         parts[j, 0] = _gate_row(latent[j], active[j], gated[j])
 
 
-@_compiled
+@compiled
 def gate_back(start, stop, d_gated, latent, active, d_latent, d_active):
     """Write the gradients of `gate`, from that by what is gated."""
     for j in range(start, stop):
         _gate_back_row(d_gated[j], latent[j], active[j], d_latent[j], d_active[j])
 
 
-@_compiled
+@compiled
 def _fire_row(latent, cos, sin, active, rotated):
     for i in range(len(latent) // 2):
         first, second = _relu(_wide(latent[2 * i])), _relu(_wide(latent[2 * i + 1]))
@@ -86,7 +78,7 @@ def _fire_row(latent, cos, sin, active, rotated):
         _put(rotated, 2 * i + 1, second * cos[i] + first * sin[i])
 
 
-@_compiled
+@compiled
 def _moments_row(active, moments):
     total, squares, count = _ZERO, _ZERO, _ZERO
     for i in range(len(active)):
@@ -98,7 +90,7 @@ def _moments_row(active, moments):
     moments[0], moments[1], moments[2] = total / width, squares / width, count / width
 
 
-@_compiled
+@compiled
 def _fire_back_row(d_active, d_rotated, d_sum, d_squares, active, cos, sin, d_latent):
     for i in range(len(d_latent) // 2):
         first, second = _wide(active[2 * i]), _wide(active[2 * i + 1])
@@ -110,7 +102,7 @@ def _fire_back_row(d_active, d_rotated, d_sum, d_squares, active, cos, sin, d_la
         _put(d_latent, 2 * i + 1, by_second if second > _ZERO else _ZERO)
 
 
-@_compiled
+@compiled
 def _gate_row(latent, active, gated):
     count = _ZERO
     for i in range(len(latent)):
@@ -120,7 +112,7 @@ def _gate_row(latent, active, gated):
     return count / np.float32(len(latent))
 
 
-@_compiled
+@compiled
 def _gate_back_row(d_gated, latent, active, d_latent, d_active):
     for i in range(len(latent)):
         value, by_gated = _wide(latent[i]), _wide(d_gated[i])
@@ -128,7 +120,7 @@ def _gate_back_row(d_gated, latent, active, d_latent, d_active):
         _put(d_latent, i, by_gated * _wide(active[i]) if value > _ZERO else _ZERO)
 
 
-@_compiled
+@compiled
 def _relu(value):
     return _ZERO if value < _ZERO else value  # NaN is not below, and stays
 

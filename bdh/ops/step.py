@@ -1,0 +1,150 @@
+"""One byte more for a few streams on a CPU: only the neurons that fire are read and written.
+
+`step_kernels` has the loops. Where they cannot be used, the plain operations compute the same.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import fused
+
+_Array: TypeAlias = NDArray[np.float32]
+
+_STREAMS = 8
+"""More streams than these are heard faster by whole products, which read the weights once for all."""
+
+
+class Debt:
+    """Damping that memories are still owed: a factor for each stream and head, instead of a pass over every number.
+
+    Whoever holds it is the only one to step these memories, and settles it before anybody else looks at them.
+    """
+
+    def __init__(self) -> None:
+        self._owed: dict[int, tuple[Tensor, _Array]] = {}
+
+    def owed(self, memory: Tensor) -> _Array:
+        """What a memory (B, H, N, D) times this, (B, H), is."""
+        kept = self._owed.get(id(memory))
+        if kept is None:
+            kept = self._owed[id(memory)] = (memory, np.ones(memory.shape[:2], np.float32))
+        return kept[1]
+
+    def settle(self, memory: Tensor | None = None) -> None:
+        """Let memories, or this one alone, be what they stand for."""
+        for key in list(self._owed) if memory is None else [id(memory)]:
+            if key in self._owed:
+                held, owed = self._owed.pop(key)
+                _kernels().settle(held.numpy(), owed)
+
+
+_debt: ContextVar[Debt | None] = ContextVar("debt", default=None)
+
+
+@contextmanager
+def owing(debt: Debt) -> Iterator[None]:
+    """Let single bytes that this thread hears inside the block leave damping in `debt`, and others settle it."""
+    token = _debt.set(debt)
+    try:
+        yield
+    finally:
+        _debt.reset(token)
+
+
+def settle(memory: Tensor | None) -> None:
+    """Let a memory be what it stands for, before plain operations take it."""
+    debt = _debt.get()
+    if debt is not None and memory is not None:
+        debt.settle(memory)
+
+
+def usable(x: Tensor, memory: Tensor) -> bool:
+    """Whether one byte for each of few streams is heard without gradients on a CPU, where `prepared` has weights."""
+    if x.shape[1] != 1 or x.shape[0] > _STREAMS or torch.is_grad_enabled() or not fused.usable(x):
+        return False
+    return x.dtype == memory.dtype == torch.float32 and memory.is_contiguous()
+
+
+class Weights(NamedTuple):
+    """A layer's weights as the loops read them, and what they were made of."""
+
+    encoder: _Array
+    """(H, D, N)."""
+    encoder_v: _Array
+    """(H, N, D), a row a neuron."""
+    decoder: _Array
+    """(H, N, D)."""
+    mark: tuple[Any, ...]
+
+
+_prepared: dict[int, tuple[weakref.ref[Tensor], Weights | None]] = {}
+
+
+def prepared(encoder: Tensor, encoder_v: Tensor, decoder: Tensor) -> Weights | None:
+    """The weights of a layer, made again only after they changed; None if they are not float32 throughout."""
+    own = (encoder, encoder_v, decoder)
+    mark = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in own)
+    kept = _prepared.get(id(encoder))
+    if kept is not None and kept[0]() is encoder and (kept[1] is None or kept[1].mark == mark):
+        return kept[1]
+    weights = None
+    if all(t.dtype == torch.float32 and t.is_contiguous() for t in own):
+        heads, width, neurons = encoder.shape
+        rows = encoder_v.detach().mT.contiguous().numpy()
+        weights = Weights(encoder.detach().numpy(), rows, decoder.detach().view(heads, neurons, width).numpy(), mark)
+    key = id(encoder)
+    _prepared[key] = (weakref.ref(encoder, lambda _: _prepared.pop(key, None)), weights)
+    return weights
+
+
+def layer(x: Tensor, weights: Weights, phases: tuple[Tensor, Tensor], memory: Tensor, decay: Tensor | None) -> Tensor:
+    """`bdh.models.layer.bdh_layer` for one byte of each stream, written into `memory`.
+
+    Args:
+        x: (B, 1, D).
+        phases: cosine and sine, (B or 1, 1, N / 2).
+        memory: (B, H, N, D).
+        decay: λ, (H,), or None.
+
+    Returns:
+        (B, 1, D).
+    """
+    batch, heads, neurons, _ = memory.shape
+    debt = _debt.get() if decay is not None else None
+    owed = np.ones((batch, heads), np.float32) if debt is None else debt.owed(memory)
+    rates = np.ones(heads, np.float32) if decay is None else decay.numpy()
+    heard, written = x[:, 0].numpy().copy(), memory.numpy()
+    cos, sin = (phase.numpy().reshape(-1, neurons // 2) for phase in phases)
+    _kernels().layer(heard, weights.encoder, weights.encoder_v, weights.decoder, cos, sin, written, owed, rates)
+    if debt is None and decay is not None:
+        _kernels().settle(written, owed)
+    return torch.from_numpy(heard)[:, None]
+
+
+def warm_up() -> None:
+    """Compile the loops, or fetch them where they were kept: seconds that the first byte need not wait for."""
+    if not fused.available():
+        return
+    x, memory, decay = torch.zeros(1, 1, 4), torch.zeros(1, 1, 4, 4), torch.ones(1)
+    weights = prepared(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4), torch.zeros(4, 4))
+    assert weights is not None
+    layer(x, weights, (torch.ones(1, 1, 2), torch.zeros(1, 1, 2)), memory, decay)
+
+
+@lru_cache(maxsize=1)
+def _kernels() -> Any:
+    """Imported when first needed: numba takes a second."""
+    from . import step_kernels  # noqa: PLC0415
+
+    return step_kernels

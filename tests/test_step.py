@@ -1,0 +1,230 @@
+"""A byte heard by loops that touch only what fires is the byte heard by plain operations."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zoo import ZOO, fresh, louder
+
+import bdh
+from bdh import state as states
+from bdh.config import FlatConfig
+from bdh.models import Model, build
+from bdh.models.observe import observing
+from bdh.ops import fused, step
+
+_TEXT = b"It was a bright cold day in April, and the clocks were striking thirteen. "
+
+
+@pytest.fixture(autouse=True)
+def compiled() -> None:
+    assert fused.available()
+
+
+def _plain(monkeypatch: pytest.MonkeyPatch, do: Any) -> Any:
+    """What `do` gives without compiled loops."""
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "usable", lambda *_: False)
+        return do()
+
+
+def _assert_same_state(ours: Any, theirs: Any, tolerance: float = 1e-4) -> None:
+    named = states.named_tensors(theirs)
+    for name, tensor in states.named_tensors(ours).items():
+        scale = max(1.0, float(named[name].abs().max()))
+        torch.testing.assert_close(tensor, named[name], atol=tolerance * scale, rtol=tolerance)
+
+
+_CONFIGS = st.builds(
+    lambda layers, heads, width, multiplier, decay: FlatConfig(
+        n_layer=layers,
+        n_embd=heads * width,
+        n_head=heads,
+        mlp_internal_dim_multiplier=2 * multiplier,
+        dropout=0.0,
+        decay=(decay,) * heads if decay else (),
+    ),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(2, 9),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.3, 0.97]),
+)
+
+
+@settings(max_examples=25)
+@given(config=_CONFIGS, batch=st.integers(1, 3), seed=st.integers(0, 9))
+def test_stepping_agrees_with_hearing_all_at_once_for_any_shape(config: FlatConfig, batch: int, seed: int) -> None:
+    model = louder(build(config, seed=seed)).eval()
+    ids = torch.randint(0, 256, (batch, 12), generator=torch.Generator().manual_seed(seed))
+    state, logits = model.empty_state(batch), []
+    for one in ids.split(1, dim=1):
+        output = model.step_(one, state)
+        state = output.state
+        logits.append(output.logits)
+    with torch.no_grad():
+        whole = model(ids, model.empty_state(batch))
+    scale = max(1.0, float(whole.logits.abs().max()))
+    assert float((torch.cat(logits, 1) - whole.logits).abs().max()) < 1e-4 * scale
+    _assert_same_state(state, whole.state)
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_a_stream_of_every_kind_hears_and_remembers_as_plain_operations_do(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fresh(name)
+
+    def hear() -> tuple[Any, list[torch.Tensor]]:
+        stream = bdh.Stream(model)
+        stream.feed(_TEXT[:7])
+        logits = [stream._hear(_TEXT[index : index + 1]) for index in range(7, len(_TEXT))]
+        return stream.snapshot().state, logits
+
+    ours, theirs = hear(), _plain(monkeypatch, hear)
+    scale = max(1.0, max(float(one.abs().max()) for one in theirs[1]))
+    assert max(float((a - b).abs().max()) for a, b in zip(ours[1], theirs[1], strict=True)) < 1e-4 * scale
+    _assert_same_state(ours[0], theirs[0])
+
+
+@settings(max_examples=30)
+@given(
+    name=st.sampled_from(sorted(ZOO)),
+    pieces=st.lists(st.tuples(st.sampled_from([1, 1, 2, 5, 9]), st.booleans()), max_size=12),
+)
+def test_however_bytes_come_and_whoever_looks_the_memory_is_the_same(name: str, pieces: list[tuple[int, bool]]) -> None:
+    model, here = fresh(name), 0
+    stream, whole = bdh.Stream(model), bdh.Stream(model)
+    for size, looks in pieces:
+        with observing(lambda *_: None) if looks else nullcontext():
+            stream._hear(_TEXT[here : here + size])
+        here += size
+    if here:
+        whole._hear(_TEXT[:here])
+    _assert_same_state(stream.snapshot().state, whole.snapshot().state, 1e-3)
+
+
+def _damped(rates: tuple[float, ...]) -> Model[Any]:
+    config = FlatConfig(
+        n_layer=2, n_embd=16, n_head=len(rates), mlp_internal_dim_multiplier=8, dropout=0.0, decay=rates
+    )
+    return louder(build(config, seed=3)).eval()
+
+
+def test_damping_owed_over_thousands_of_bytes_stays_finite_and_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _damped((0.05, 0.999))
+
+    def hear() -> Any:
+        stream = bdh.Stream(model)
+        for index in range(2000):
+            stream._hear(_TEXT[index % len(_TEXT)].to_bytes(1, "big"))
+        return stream.snapshot().state
+
+    ours, theirs = hear(), _plain(monkeypatch, hear)
+    _assert_same_state(ours, theirs)
+
+
+def test_what_is_owed_is_settled_before_anybody_else_sees_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _damped((0.5, 0.9))
+
+    def listen() -> list[Any]:
+        stream = bdh.Stream(model)
+        stream.feed(_TEXT)
+        options = bdh.Sampling(max_bytes=9, temperature=0.0)
+        list(stream.generate(options))
+        seen = [stream.snapshot()]
+        list(stream.generate(options))
+        stream.save(tmp_path / "memory.safetensors")
+        stream.feed(_TEXT)  # several bytes at once, by plain operations
+        seen.append(stream.snapshot())
+        list(stream.generate(options))
+        stream.restore(seen[0])
+        list(stream.generate(options))
+        seen.append(stream.fork().snapshot())
+        other = bdh.Stream(model)
+        other.load(tmp_path / "memory.safetensors")
+        seen.append(other.snapshot())
+        list(stream.generate(options))
+        stream.clear()
+        seen.append(stream.snapshot())
+        return seen
+
+    ours, theirs = listen(), _plain(monkeypatch, listen)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.recent == other.recent
+        _assert_same_state(one.state, other.state)
+
+
+def test_without_somebody_to_owe_it_to_damping_is_given_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _damped((0.5, 0.9))
+
+    def hear() -> Any:
+        state = model.empty_state(2)
+        for byte in _TEXT[:10]:
+            state = model.step_(torch.full((2, 1), byte), state).state
+        return state
+
+    _assert_same_state(hear(), _plain(monkeypatch, hear))
+
+
+def test_weights_that_changed_are_heard_as_they_are_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _damped((0.9,))
+    before = model.step_(torch.tensor([[65]]), model.empty_state(1)).logits
+    with torch.no_grad():
+        model.encoder_v.mul_(-1)  # type: ignore[operator]
+
+    def hear() -> torch.Tensor:
+        state = model.empty_state(1)
+        model.step_(torch.tensor([[65]]), state)
+        return model.step_(torch.tensor([[66]]), state).logits
+
+    after, plain = hear(), _plain(monkeypatch, hear)
+    torch.testing.assert_close(after, plain, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(before, after, atol=1e-2)
+
+
+def test_weights_that_are_not_finite_give_predictions_that_are_not() -> None:
+    model = _damped((0.9,))
+    with torch.no_grad():
+        model.decoder[3, 2] = float("nan")  # type: ignore[index, operator]
+        model.encoder[:, :, 3] = 1e3  # type: ignore[index, operator]
+    stream = bdh.Stream(model)
+    with pytest.raises(bdh.errors.DataError, match="not finite"):
+        for byte in _TEXT:
+            stream._hear(bytes([byte]))
+            stream.prediction()
+
+
+def test_whoever_looks_sees_the_activations_of_single_bytes() -> None:
+    model = _damped((0.9,))
+    seen: list[str] = []
+    with observing(lambda name, _: seen.append(name)):
+        model.step_(torch.tensor([[65]]), model.empty_state(1))
+    assert seen.count("x_sparse") == seen.count("y_sparse") == 2
+
+
+def test_a_model_that_is_gone_leaves_no_weights_behind() -> None:
+    model = _damped((0.9,))
+    model.step_(torch.tensor([[65]]), model.empty_state(1))
+    key = id(model.encoder)
+    assert key in step._prepared
+    del model
+    assert key not in step._prepared
+
+
+def test_compiled_loops_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BDH_COMPILED", "off")
+    fused.available.cache_clear()
+    try:
+        assert not fused.available()
+        assert not fused.usable(torch.zeros(1))
+    finally:
+        fused.available.cache_clear()
