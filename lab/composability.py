@@ -31,7 +31,7 @@ from bdh.load import load
 from bdh.merge import METHODS, Merged, Plan, make_plan, merge, write
 from bdh.merge import Recipe as Merge
 from bdh.merge.parents import look, renamed
-from bdh.merge.recipe import recipe_from_fields
+from bdh.merge.recipe import CALIBRATION_BYTES, recipe_from_fields
 from bdh.models import Model
 from bdh.sampling import Sampling
 from bdh.stream import Stream
@@ -66,7 +66,7 @@ from .heritage import Inherited, inherited
 BASELINES = ("average", "mixture")
 _CALIBRATION = "calibration.txt"
 _HEAL_ROWS = 8
-_CALIBRATION_BYTES, _HERITAGE_BYTES, _PROMPT_BYTES = 8192, 16_384, 48
+_HERITAGE_BYTES, _PROMPT_BYTES = 16_384, 48
 
 Say = Callable[[str], None]
 
@@ -200,7 +200,7 @@ def experiment(asked: Experiment, folder: Path, *, say: Say = print) -> Report:
         text, whole = _text(source, models, learns, asked.bytes)
         texts.append(text)
         held_out[text.name] = whole[text.start_bytes :][: asked.bytes]
-        pieces.append(whole[: text.start_bytes][: _CALIBRATION_BYTES // len(asked.texts)])
+        pieces.append(whole[: text.start_bytes][: CALIBRATION_BYTES // len(asked.texts)])
     folder.mkdir(parents=True, exist_ok=True)
     if learns:
         (folder / _CALIBRATION).write_bytes(np.concatenate(pieces).tobytes())

@@ -18,7 +18,7 @@ from bdh import checkpoint
 from bdh.config import ComposedConfig, FlatConfig
 from bdh.errors import DataError, HatcheryError, MergeError
 from bdh.merge import Recipe, make_plan, merge
-from bdh.merge.prune import CALIBRATION_BYTES
+from bdh.merge.recipe import CALIBRATION_BYTES
 from bdh.models import build
 from bdh.sampling import Sampling
 from train.evaluate import streams_bits

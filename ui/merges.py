@@ -26,7 +26,7 @@ from bdh import checkpoint
 from bdh.errors import HatcheryError, MergeError
 from bdh.merge import METHODS, Plan, Recipe, make_plan, merge, write
 from bdh.merge.plan import result_config
-from bdh.merge.prune import CALIBRATION_BYTES
+from bdh.merge.recipe import CALIBRATION_BYTES
 from bdh.models import Model
 from train.recipe import list_recipes, read_fields
 from train.shipped import CORPORA, held_out_start

@@ -21,11 +21,10 @@ from ..models.base import CHUNK
 from ..models.layer import norm
 from ..models.observe import observing
 from .axes import FREQUENCIES, Group, groups, select_pairs
+from .recipe import CALIBRATION_BYTES
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 
-CALIBRATION_BYTES = 8192
-"""Of the text that two models are compared on; what is longer is not heard."""
 
 _MOST_ALIKE = 64
 """Pairs of one frequency in a head that are matched: matching costs their number cubed, and honest merges have one for

@@ -23,8 +23,8 @@ from .align import Alignment, aligned
 from .join import Heritage, concatenate, concatenate_heads, heritage, join_config
 from .parents import model_of
 from .plan import Plan, summary
-from .prune import CALIBRATION_BYTES, pruned
-from .recipe import METHODS
+from .prune import pruned
+from .recipe import CALIBRATION_BYTES, METHODS
 
 LINEAGE = ("merge", "parents", "heritage")
 """What of a merge's provenance stays true of the model that it is trained into."""
@@ -94,8 +94,7 @@ def merge(plan: Plan, *, text: bytes | None = None, progress: Progress | None = 
         MergeError: the weights do not allow what the shapes did (other frequencies, too little text).
     """
     recipe = plan.recipe
-    listens = recipe.align or (recipe.neurons > 0 and recipe.by == "activity")
-    if text is None and recipe.text and listens:
+    if text is None and recipe.text and recipe.listens:
         text = _read_text(recipe.text)
     steps = len(plan.parents) + bool(plan.base) + 1
     say = progress or (lambda done, total, note: None)
@@ -136,7 +135,7 @@ def merge(plan: Plan, *, text: bytes | None = None, progress: Progress | None = 
     if len(json.dumps(origin)) > _HERITAGE_BYTES:
         origin = {}
         notes.append("which neuron is whose is too long a list to be kept with so many neurons")
-    heard = (text or b"")[:CALIBRATION_BYTES] if listens else b""
+    heard = (text or b"")[:CALIBRATION_BYTES] if recipe.listens else b""
     return Merged(plan, config, stored, tuple(checksums), origin, notes, heard)
 
 

@@ -73,10 +73,6 @@ class Parent:
             raise CheckpointError(f"{folder} was replaced by another model meanwhile; merge again")
         return tensors
 
-    def model(self) -> Model[Any]:
-        """The parent as a model in float32 on the CPU."""
-        return model_of(self.config, self.read())
-
 
 def model_of(config: Config, tensors: dict[str, Tensor]) -> Model[Any]:
     """A model in float32 of given tensors, ready to listen."""

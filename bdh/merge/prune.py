@@ -20,14 +20,11 @@ from ..models import Model, skeleton
 from ..models.base import CHUNK
 from ..models.observe import observing
 from .axes import Group, groups, select_pairs
+from .recipe import CALIBRATION_BYTES, PRUNED_BY
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 Kept: TypeAlias = dict[str, Tensor]
 """By the prefix of a group: for each head the pairs that stay, (H, K) int64, in their new order."""
-
-METHODS = ("random", "activity")
-CALIBRATION_BYTES = 8192
-"""Of the text that activity is measured on; what is longer is not heard."""
 
 
 def pruned(
@@ -60,8 +57,8 @@ def pruned(
     Raises:
         MergeError: the kind has no neurons, a size that there cannot be, or no text to measure activity on.
     """
-    if by not in METHODS:
-        raise MergeError(f"pruning by {by!r:.80} is not known; it can be by {' or '.join(METHODS)}")
+    if by not in PRUNED_BY:
+        raise MergeError(f"pruning by {by!r:.80} is not known; it can be by {' or '.join(PRUNED_BY)}")
     if by == "activity" and not text:
         raise MergeError("pruning by activity needs a text to hear; give one, or prune by random")
     found = groups(config)

@@ -69,6 +69,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 }
 """Least and largest value; where the least is a whole number, so must the value be."""
 MAX_PARENTS = 16
+CALIBRATION_BYTES = 8192
+"""First bytes of a text that alignment and activity are measured on."""
 _TEXT_BYTES = 1 << 20
 
 
@@ -154,6 +156,11 @@ class Recipe:
             raise MergeError(f"{self.method} makes new weights, which cannot be stored by reference")
         if self.by_reference and self.dtype != "auto":
             raise MergeError(f"dtype is {self.dtype}, but by reference no weights are stored; leave one of them out")
+
+    @property
+    def listens(self) -> bool:
+        """Whether parents hear a text before they are merged."""
+        return self.align or (self.neurons > 0 and self.by == "activity")
 
     def uses(self, option: str) -> bool:
         """Whether the method reads an option."""
