@@ -33,7 +33,7 @@ from .errors import CheckpointError, DataError, HatcheryError
 from .load import load
 from .merge import command as merge
 from .models import Model
-from .ops.fused import available
+from .ops.loops import available
 from .presets import describe
 from .sampling import Sampling
 from .stream import Stream

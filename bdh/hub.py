@@ -210,6 +210,7 @@ def fetch(
     progress: Progress | None = None,
     max_bytes: int = MAX_WEIGHT_BYTES,
     foreign: bool = True,
+    commit: str = "",
 ) -> Fetched:
     """Bring a checkpoint, or foreign safetensors with their configuration, from the Hub into the cache.
 
@@ -224,6 +225,7 @@ def fetch(
             repository to one who may not read it; None asks the Hub, and reads the cache if it cannot be reached.
         max_bytes: of the weights.
         foreign: False refuses a repository whose configuration is not of this project's format.
+        commit: what `peek` found there; it is fetched, whatever stands there since.
 
     Raises:
         CheckpointError: says what is wrong and what to do.
@@ -234,7 +236,7 @@ def fetch(
     if offline or (offline is None and is_offline_mode()):
         return repo.cached(f"it is not in the cache {cache}, and offline mode is on; go online and load it once")
     try:
-        return repo.fetched(repo.looked(expected, max_bytes, foreign), progress)
+        return repo.fetched(repo.looked(expected, max_bytes, foreign, commit), progress)
     except CheckpointError:
         raise
     except (_TransportError, OSError, ValueError) as error:
@@ -379,9 +381,10 @@ class _Repo:
         expected: Callable[[Config], Mapping[str, checkpoint.Shape]] | None,
         max_bytes: int,
         foreign: bool,
+        commit: str = "",
     ) -> _Looked:
-        """What the repository holds now: the configuration and the header of the weights are read and checked."""
-        repo_id, asked = self.source.repo_id, self.source.revision or constants.DEFAULT_REVISION
+        """What the repository holds now, or at a commit: configuration and header are read and checked."""
+        repo_id, asked = self.source.repo_id, commit or self.source.revision or constants.DEFAULT_REVISION
         info = HfApi(endpoint=_endpoint(), token=self.token).model_info(repo_id, revision=asked, timeout=_timeout())
         commit = info.sha or ""
         if not _COMMIT.fullmatch(commit):

@@ -66,6 +66,11 @@ class Stream:
         self._recent = b""
         self._torn = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made of: a memory that nothing is owed to."""
+        self._debt.settle()
+        return dict(self.__dict__)
+
     @property
     def position_bytes(self) -> int:
         """Bytes heard, its own included."""

@@ -597,6 +597,8 @@ def test_a_model_compiles_as_one_graph_that_hears_and_learns_the_same(name: str)
         logits, state = called(text(9, 2, 1), states.detach(given_))
         F.cross_entropy(logits.flatten(0, 1), text(9, 2, 2).flatten()).backward()
         assert_equal_state(given_, before)
+        with torch.no_grad():
+            assert_close(called(text(9, 2, 1), states.detach(given_)).logits, logits.detach())
         heard.append((logits, state, {key: p.grad for key, p in listening.named_parameters()}))
     assert_close(heard[1][0], heard[0][0])
     assert_same_state(heard[1][1], heard[0][1])

@@ -374,6 +374,8 @@ def test_parents_on_the_hub_are_downloaded_only_for_a_merge_whose_plan_stands(
     assert server.weight_bytes() > size
     told = [parent["commit"] for parent in merged.provenance()["parents"]]
     assert told == [f"user/bird@{MAIN}", f"user/fish@{MAIN}"]
+    again = make_plan(Recipe(parents=("user/fish", "user/fish"), method="average"), offline=True)
+    assert [parent.revision for parent in again.parents] == [MAIN, MAIN]  # known by their branch from now on
     here = make_plan(Recipe(parents=(str(tmp_path / "user/bird"), str(tmp_path / "user/fish")), method="average"))
     ours, theirs = merged.tensors, merge(here).tensors
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

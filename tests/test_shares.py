@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from train.loop import Run, fit
 from train.recipe import Recipe
-from train.shares import Workers, cut
+from train.shares import Workers, choose_count, cut
 
 _MODEL = {"kind": "flat", "n_layer": 2, "n_embd": 16, "n_head": 2, "mlp_internal_dim_multiplier": 8}
 
@@ -97,7 +97,7 @@ def test_however_many_threads_share_the_rows_what_is_learned_is_the_same(
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         run = _run(tmp_path / str(threads), **changes)
-        assert (run._workers.count if run._workers else 1) == threads
+        assert (run._workers.count if run._workers else 1) == threads  # of 5 rows
         reports = list(fit(run, report_every=1))
         found.append((reports, _weights(run)))
     (reports, weights), *others = found
@@ -123,6 +123,16 @@ def test_a_run_shared_by_threads_ends_in_the_same_bits_every_time_and_after_a_re
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize(
+    ("threads", "rows", "count"), [(1, 8, 1), (2, 8, 2), (2, 1, 1), (16, 8, 8), (16, 9, 8), (6, 4, 3)]
+)
+def test_rows_are_shared_by_as_many_threads_as_leave_fewest_idle(threads: int, rows: int, count: int) -> None:
+    assert choose_count(threads, rows) == count
+
+
 def test_a_run_with_dropout_draws_in_one_thread_so_that_it_can_be_repeated(tmp_path: Path) -> None:
     torch.set_num_threads(2)
     assert _run(tmp_path / "run", model={**_MODEL, "dropout": 0.1})._workers is None
+    members = [{**_MODEL, "dropout": rate} for rate in (0.0, 0.1)]
+    composed = {"kind": "composed", "method": "average", "members": members}
+    assert _run(tmp_path / "composed", model=composed)._workers is None

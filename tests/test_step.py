@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,14 +21,14 @@ from bdh import state as states
 from bdh.config import FlatConfig
 from bdh.models import Model, build
 from bdh.models.observe import observing
-from bdh.ops import fused, step
+from bdh.ops import loops, step
 
 _TEXT = b"It was a bright cold day in April, and the clocks were striking thirteen. "
 
 
 @pytest.fixture(autouse=True)
 def compiled() -> None:
-    assert fused.available()
+    assert loops.available()
 
 
 def _plain(monkeypatch: pytest.MonkeyPatch, do: Any) -> Any:
@@ -214,7 +218,7 @@ def test_whoever_looks_sees_the_activations_of_single_bytes() -> None:
 def test_a_model_that_is_gone_leaves_no_weights_behind() -> None:
     model = _damped((0.9,))
     model.step_(torch.tensor([[65]]), model.empty_state(1))
-    key = id(model.encoder)
+    key = id(model.encoder_v)
     assert key in step._prepared
     del model
     assert key not in step._prepared
@@ -222,9 +226,99 @@ def test_a_model_that_is_gone_leaves_no_weights_behind() -> None:
 
 def test_compiled_loops_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BDH_COMPILED", "off")
-    fused.available.cache_clear()
+    loops.available.cache_clear()
     try:
-        assert not fused.available()
-        assert not fused.usable(torch.zeros(1))
+        assert not loops.available()
+        assert not loops.usable(torch.device("cpu"))
     finally:
-        fused.available.cache_clear()
+        loops.available.cache_clear()
+
+
+def test_weights_that_an_optimizer_changed_without_a_mark_are_heard_as_they_are_now() -> None:
+    model = _damped((0.9,)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+    for _ in range(3):
+        stream = bdh.Stream(model)
+        stream.feed(_TEXT[:1])
+        stepped = [stream._hear(_TEXT[index : index + 1]) for index in range(1, 20)]
+        with torch.no_grad():
+            ids = torch.tensor([list(_TEXT[:20])])
+            whole = model(ids).logits[0, 1:]
+        torch.testing.assert_close(torch.cat(stepped), whole, atol=1e-4, rtol=1e-4)
+        model(ids).logits.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_weights_replaced_at_the_same_address_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _damped((0.9,))
+    for seed in range(6):
+        drawn = torch.randn(model.encoder_v.shape, generator=torch.Generator().manual_seed(seed))
+        model.encoder_v = torch.nn.Parameter(drawn)
+        del drawn
+
+        def hear() -> torch.Tensor:
+            state = model.empty_state(1)
+            model.step_(torch.tensor([[65]]), state)
+            return model.step_(torch.tensor([[66]]), state).logits
+
+        torch.testing.assert_close(hear(), _plain(monkeypatch, hear), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [1e-45, 1e-30, 1e-11])
+def test_damping_that_keeps_next_to_nothing_stays_finite(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _damped((rate, 0.9))
+
+    def hear() -> Any:
+        stream = bdh.Stream(model)
+        for index in range(30):
+            stream._hear(_TEXT[index : index + 1])
+        return stream.snapshot().state
+
+    _assert_same_state(hear(), _plain(monkeypatch, hear))
+
+
+def test_a_copy_of_a_stream_goes_on_as_the_stream_does() -> None:
+    stream = bdh.Stream(_damped((0.5, 0.9)))
+    for index in range(9):
+        stream._hear(_TEXT[index : index + 1])
+    other = copy.deepcopy(stream)
+    torch.testing.assert_close(other._hear(b"x"), stream._hear(b"x"), atol=1e-5, rtol=1e-5)
+
+
+def test_several_streams_at_different_places_are_heard_inside_the_block_too() -> None:
+    model = fresh("hierarchical-damped") if "hierarchical-damped" in ZOO else fresh("hierarchical")
+    ids = torch.tensor([list(_TEXT[:16]), list(_TEXT[20:36])])
+
+    def ragged() -> Any:
+        first = model.step_(ids[:1, :1], model.empty_state(1)).state
+        return states.join([first, model.step_(ids[1:, :2], model.empty_state(1)).state])
+
+    state, other = ragged(), ragged()
+    for place in range(2, 16):
+        with step.owing(step.Debt()):
+            ours = model.step_(ids[:, place, None], state)
+        with torch.no_grad():
+            theirs = model(ids[:, place, None], other)
+        state, other = ours.state, theirs.state
+        torch.testing.assert_close(ours.logits, theirs.logits, atol=2e-2, rtol=1e-2)
+
+
+def test_a_damaged_cache_of_compiled_loops_is_done_without(tmp_path: Path) -> None:
+    code = (
+        "import torch, bdh\n"
+        "from bdh.ops.step import warm_up\n"
+        "warm_up()\n"
+        "from bdh.ops import compiling\n"
+        "print('kept' if compiling.keeps else 'not kept')\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def run() -> str:
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert run() == "kept"
+    (index,) = tmp_path.rglob("step_kernels.layer-*.nbi")
+    index.write_bytes(index.read_bytes()[:10])
+    assert run() == "not kept"

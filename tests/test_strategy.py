@@ -7,7 +7,10 @@ import torch
 from zoo import fresh, model
 
 from bdh.errors import ConfigError
+from bdh.models.observe import observing
+from bdh.ops import loops
 from train.memory import kept_bytes, plan, recomputes, set_recompute
+from train.sparsity import Activity
 from train.strategy import choose_trained, plain_tensors
 
 IDS = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -101,6 +104,25 @@ def test_recomputing_keeps_less_and_gives_the_same_gradients(kind: str) -> None:
     kept = [kept_bytes(tuned, 64, recompute=again, precision=torch.float32) for again in (False, True)]
     assert kept[1] < 0.7 * kept[0]
     assert not recomputes(tuned)
+
+
+@pytest.mark.parametrize("press", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_recomputing_while_activity_is_looked_at_gives_the_same_gradients(
+    press: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "usable", lambda device: compiled)
+    found = []
+    for recompute in (False, True):
+        tuned, activity = fresh("flat"), Activity(press=press)
+        set_recompute(tuned, recompute)
+        with observing(activity):
+            loss = tuned(IDS, tuned.empty_state(2)).logits.float().square().mean()
+        (loss + activity.penalty() if press else loss).backward()
+        found.append((activity.mean("x_sparse"), [p.grad for p in tuned.parameters()]))
+    assert found[0][0] == found[1][0] > 0
+    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
 
 
 def test_rows_go_through_at_once_as_far_as_memory_reaches(monkeypatch: pytest.MonkeyPatch) -> None:

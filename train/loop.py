@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ from .evaluate import bits_per_byte
 from .folder import Folder, TextSums
 from .memory import Plan, plan, set_recompute
 from .recipe import Phase, Recipe
-from .shares import Workers, add_gradients, cut
+from .shares import Workers, add_gradients, choose_count, cut
 from .sources import Prepared, prepare
 from .sparsity import Activity, Steering
 from .strategy import choose_trained, plain_tensors
@@ -168,8 +169,10 @@ class Run:
     def _share_threads(self) -> Workers | None:
         """Threads that share the rows of a batch, where that is faster and draws nothing from a common generator."""
         alone = self.accelerator.num_processes == 1 and self._fast is self.model
-        count = min(torch.get_num_threads(), max(sum(one.rows for one in splits) for splits in self.splits))
-        draws = getattr(self.model.config, "dropout", 0.0)
+        rows = max(sum(one.rows for one in splits) for splits in self.splits)
+        count = choose_count(torch.get_num_threads(), rows)
+        config = self.model.config
+        draws = any(getattr(one, "dropout", 0.0) for one in (config, *getattr(config, "members", ())))
         shared = alone and self.accelerator.device.type == "cpu" and not draws and count > 1
         return Workers(count) if shared else None
 
@@ -401,6 +404,7 @@ class Run:
                         "memory ran out on a single row; take a smaller chunk_bytes, recompute=on or a smaller model"
                     ) from error
             self.plan = dataclasses.replace(self.planned(), micro_rows=micro // 2)
+            gc.collect()
             self._optimizer.zero_grad(set_to_none=True)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -412,6 +416,7 @@ class Run:
                 "learning_rate or clip, or precision=float32"
             )
         self._optimizer.step()
+        torch.autograd.graph.increment_version(self._learning)  # a fused optimizer leaves no mark on what it changes
         self._optimizer.zero_grad(set_to_none=True)
         self.state = after if self.recipe.carried else None
         self.step += 1
@@ -425,8 +430,9 @@ class Run:
         rows, total, after = ids.shape[0], 0.0, []
         for start in range(0, rows, micro):
             here = range(start, min(start + micro, rows))
-            if self._workers:
-                passes = self._workers.map(partial(self._pass, ids, targets, looks), cut(here, self._workers.count))
+            if self._workers and len(here) >= self._workers.count:
+                shared = partial(self._pass, ids, targets, looks, shares=True)
+                passes = self._workers.map(shared, cut(here, self._workers.count))
                 for one in passes:
                     add_gradients(self._learning, one.gradients)
             else:
@@ -442,8 +448,8 @@ class Run:
             self.steering.follow(activity.mean("x_sparse"))
         return total, after[0] if len(after) == 1 else states.join(after), activity
 
-    def _pass(self, ids: Tensor, targets: Tensor, looks: bool, rows: range) -> _Pass:
-        """Take some rows of the batch through the model and back, in whatever thread this is."""
+    def _pass(self, ids: Tensor, targets: Tensor, looks: bool, rows: range, *, shares: bool = False) -> _Pass:
+        """Take some rows of the batch through the model and back; where it shares, gradients are not yet added up."""
         activity = Activity(press=self.steering is not None)
         before = None if self.state is None else states.select(self.state, rows)
         part, share = slice(rows.start, rows.stop), len(rows) / ids.shape[0]
@@ -453,7 +459,7 @@ class Run:
             nats = loss.item() * share
             if self.steering is not None:
                 loss = loss + self.steering.weight * activity.penalty()
-            if self._workers:
+            if shares:
                 gradients = torch.autograd.grad(loss * share, self._learning, allow_unused=True)
             else:
                 self.accelerator.backward(loss * share)

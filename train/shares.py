@@ -39,9 +39,17 @@ class Workers:
         """The results of the shares, in their order; of several errors the first is raised once all have ended."""
         calls = [self._pool.submit(work, share) for share in shares]
         errors = [error for call in calls if (error := call.exception()) is not None]
-        if errors:
-            raise errors[0]
-        return [call.result() for call in calls]
+        try:
+            if errors:
+                raise errors[0]
+            return [call.result() for call in calls]
+        finally:
+            del errors, calls  # an error holds this frame, and would hold with it what the others computed
+
+
+def choose_count(threads: int, rows: int) -> int:
+    """How many threads share rows, so that the others of torch's threads, evenly theirs, are as few idle as can be."""
+    return max(range(1, min(threads, rows) + 1), key=lambda count: (threads // count * count, count))
 
 
 def cut(rows: range, count: int) -> list[range]:

@@ -50,6 +50,10 @@ class Activity:
         if self.press and name == "x_moments":
             self.penalties.append(hoyer(activation))
 
+    def again(self) -> Activity:
+        """Another that takes note of the same; see `bdh.models.observe.looking_again`."""
+        return Activity(press=self.press)
+
     def add(self, other: Activity) -> None:
         """Take note of what another saw."""
         for name, seen in other.fractions.items():

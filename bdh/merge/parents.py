@@ -109,7 +109,7 @@ def look(
                 repo_id=peeked.repo_id,
                 revision=peeked.revision,
                 subfolder=found.subfolder,
-                download=lambda: fetch(found.at(peeked.revision)).folder,
+                download=lambda: fetch(found, commit=peeked.revision).folder,
             )
         fetched = fetch(found)
         folder, repo_id, revision = fetched.folder, fetched.repo_id, fetched.revision

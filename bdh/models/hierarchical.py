@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import state as states
 from ..config import HierarchicalConfig
+from ..ops.step import owing
 from ..state import HierarchicalMemory, LayerMemory
 from .attention import TransformerBlock
 from .base import Model, advanced, init_weights
@@ -141,7 +142,8 @@ class Hierarchical(Model[HierarchicalConfig]):
         hidden, parts = [], []
         for offset in sorted(set(offsets)):
             streams = [index for index, other in enumerate(offsets) if other == offset]
-            part, after = self._hear_aligned(ids[streams], states.select(state, streams), offset, keep, inplace)
+            with owing(None):  # its memory is a copy that is put together with others
+                part, after = self._hear_aligned(ids[streams], states.select(state, streams), offset, keep, inplace)
             order += streams
             hidden.append(part)
             parts.append(after)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ops import fused, rope, step
 from ..ops.chunked import hebbian_attention
-from .observe import observe, observed, wanted
+from .observe import looking_again, observe, observed, wanted
 
 
 def norm(x: Tensor) -> Tensor:
@@ -101,9 +101,9 @@ def bdh_layer(
             return step.layer(x, weights, phases, memory, decay), memory
     if inplace:
         step.settle(memory)
-    fuses = torch.is_grad_enabled() and fused.usable(x)
     rows = x.reshape(1, batch * length, width).expand(heads, -1, -1)
     latent = torch.bmm(rows, encoder).view(heads, batch, length, neurons)
+    fuses = torch.is_grad_enabled() and fused.usable(latent)
     if fuses:
         x_sparse, rotated, told = fused.fire(latent, *phases)
         observe("x_moments", told)
@@ -144,6 +144,8 @@ def recomputed(layer: Callable[..., Any], recompute: bool) -> Callable[..., Any]
     """The layer as it is, or one that keeps nothing of its inside for the way back but computes it again."""
     if not (recompute and torch.is_grad_enabled()):
         return layer
+    if observed():
+        return partial(checkpoint, layer, use_reentrant=False, context_fn=looking_again)
     return partial(checkpoint, layer, use_reentrant=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TypeAlias
 
@@ -41,3 +41,14 @@ def wanted(name: str) -> bool:
     """Whether somebody looks at this activation: an observer may say in `names` which ones it looks at."""
     observer = None if torch.compiler.is_compiling() else _observer.get()
     return observer is not None and name in getattr(observer, "names", (name,))
+
+
+def looking_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For a checkpoint: nothing on the way there, and on the way back somebody who looks as this thread's observer.
+
+    What an observer computes belongs to the gradient, so it is computed again; an observer that does gives its twin,
+    which keeps nothing of this one, by `again()`.
+    """
+    again: Callable[[], Observer] | None = getattr(_observer.get(), "again", None)
+    twin: Observer = again() if again is not None else lambda name, activation: None
+    return nullcontext(), observing(twin)

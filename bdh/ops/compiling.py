@@ -7,6 +7,8 @@ from typing import Any
 
 from numba import njit
 
+keeps = True
+"""Whether what is compiled is kept in files."""
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract"}}
 
 
@@ -16,6 +18,6 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     The interpreter's lock is not held. Sums may be taken in any order; nothing else is loosened, so NaN stays NaN.
     """
     try:
-        return njit(function, cache=True, **_OPTIONS)
+        return njit(function, cache=keeps, **_OPTIONS)
     except RuntimeError:  # no folder to keep it in
         return njit(function, **_OPTIONS)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
@@ -15,14 +14,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_logger = logging.getLogger(__name__)
+from . import loops
+
 _LEAST = 2**16
 """Numbers below which a second thread is not worth waking."""
 
 
-def usable(x: Tensor) -> bool:
-    """Whether the fused passes can take the place of the plain ones for activations made of `x`."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and available()
+def usable(latent: Tensor) -> bool:
+    """Whether the fused passes can take the place of the plain ones."""
+    return latent.dtype in (torch.float32, torch.bfloat16) and loops.usable(latent.device)
 
 
 def fire(latent: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +52,7 @@ class _Fire(torch.autograd.Function):
         latent, cos, sin = latent.contiguous(), cos.contiguous(), sin.contiguous()
         active, rotated = torch.empty_like(latent), torch.empty_like(latent)
         moments = torch.empty(*latent.shape[:-1], 3)
-        _run(_kernels().fire, latent, cos, sin, active, rotated, moments)
+        _run("fire", latent, cos, sin, active, rotated, moments)
         ctx.save_for_backward(active, cos, sin)
         return active, rotated, moments
 
@@ -61,7 +61,7 @@ class _Fire(torch.autograd.Function):
     def backward(ctx: Any, d_active: Tensor, d_rotated: Tensor, d_moments: Tensor) -> tuple[Tensor, None, None]:
         active, cos, sin = ctx.saved_tensors
         d_latent = torch.empty_like(active)
-        _run(_kernels().fire_back, d_active, d_rotated, d_moments, active, cos, sin, d_latent)
+        _run("fire_back", d_active, d_rotated, d_moments, active, cos, sin, d_latent)
         return d_latent, None, None
 
 
@@ -70,7 +70,7 @@ class _Gate(torch.autograd.Function):
     def forward(ctx: Any, latent: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         latent, active = latent.contiguous(), active.contiguous()
         gated, parts = torch.empty_like(latent), torch.empty(*latent.shape[:-1], 1)
-        _run(_kernels().gate, latent, active, gated, parts)
+        _run("gate", latent, active, gated, parts)
         ctx.save_for_backward(latent, active)
         ctx.mark_non_differentiable(parts)
         return gated, parts
@@ -80,19 +80,20 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, d_gated: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         latent, active = ctx.saved_tensors
         d_latent, d_active = torch.empty_like(latent), torch.empty_like(active)
-        _run(_kernels().gate_back, d_gated, latent, active, d_latent, d_active)
+        _run("gate_back", d_gated, latent, active, d_latent, d_active)
         return d_latent, d_active
 
 
-def _run(kernel: Callable[..., None], *tensors: Tensor) -> None:
-    """Let a kernel work on all rows of the tensors, with as many threads as torch would take."""
+def _run(loop: str, *tensors: Tensor) -> None:
+    """Let a loop work on all rows of the tensors, with as many threads as torch would take."""
     arrays = [_array(tensor) for tensor in tensors]
     rows, threads = len(arrays[0]), torch.get_num_threads()
     if threads == 1 or arrays[0].size < _LEAST:
-        kernel(0, rows, *arrays)
+        loops.call(loop, 0, rows, *arrays)
         return
     ends = [rows * part // threads for part in range(threads + 1)]
-    for part in [_pool(threads).submit(kernel, *between, *arrays) for between in pairwise(ends)]:
+    pool = _pool(threads, os.getpid(), threading.get_ident())
+    for part in [pool.submit(loops.call, loop, *between, *arrays) for between in pairwise(ends)]:
         part.result()
 
 
@@ -102,26 +103,7 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     return (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
 
 
-@lru_cache(maxsize=4)
-def _pool(threads: int) -> ThreadPoolExecutor:
+@lru_cache(maxsize=64)
+def _pool(threads: int, process: int, caller: int) -> ThreadPoolExecutor:
+    """Threads of one caller: neither a fork nor another thread can use them."""
     return ThreadPoolExecutor(threads, thread_name_prefix="rows")
-
-
-def _kernels() -> Any:
-    """Imported when first needed: numba takes a second."""
-    from . import kernels  # noqa: PLC0415
-
-    return kernels
-
-
-@lru_cache(maxsize=1)
-def available() -> bool:
-    """Whether loops can be compiled here; BDH_COMPILED=off says that they shall not."""
-    if os.environ.get("BDH_COMPILED", "").strip().lower() in ("off", "0", "false", "no"):
-        return False
-    try:
-        _kernels()
-    except Exception as error:  # whatever ails numba here, the plain operations do
-        _logger.warning("without compiled loops, bytes are heard several times slower on a CPU: %s", str(error)[:300])
-        return False
-    return True

@@ -9,18 +9,18 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import fused
+from . import loops
 
 _Array: TypeAlias = NDArray[np.float32]
 
+_PROBED = 64
 _STREAMS = 8
 """More streams than these are heard faster by whole products, which read the weights once for all."""
 
@@ -46,15 +46,18 @@ class Debt:
         for key in list(self._owed) if memory is None else [id(memory)]:
             if key in self._owed:
                 held, owed = self._owed.pop(key)
-                _kernels().settle(held.numpy(), owed)
+                loops.call("settle", held.numpy(), owed)
 
 
 _debt: ContextVar[Debt | None] = ContextVar("debt", default=None)
 
 
 @contextmanager
-def owing(debt: Debt) -> Iterator[None]:
-    """Let single bytes that this thread hears inside the block leave damping in `debt`, and others settle it."""
+def owing(debt: Debt | None) -> Iterator[None]:
+    """Let single bytes that this thread hears inside the block leave damping in `debt`, and others settle it.
+
+    It is for one stream; where several are heard, or with None, nothing is owed.
+    """
     token = _debt.set(debt)
     try:
         yield
@@ -64,6 +67,8 @@ def owing(debt: Debt) -> Iterator[None]:
 
 def settle(memory: Tensor | None) -> None:
     """Let a memory be what it stands for, before plain operations take it."""
+    if torch.compiler.is_compiling():
+        return
     debt = _debt.get()
     if debt is not None and memory is not None:
         debt.settle(memory)
@@ -71,40 +76,53 @@ def settle(memory: Tensor | None) -> None:
 
 def usable(x: Tensor, memory: Tensor) -> bool:
     """Whether one byte for each of few streams is heard without gradients on a CPU, where `prepared` has weights."""
-    if x.shape[1] != 1 or x.shape[0] > _STREAMS or torch.is_grad_enabled() or not fused.usable(x):
+    if x.shape[1] != 1 or x.shape[0] > _STREAMS or torch.is_grad_enabled() or not loops.usable(x.device):
         return False
     return x.dtype == memory.dtype == torch.float32 and memory.is_contiguous()
 
 
 class Weights(NamedTuple):
-    """A layer's weights as the loops read them, and what they were made of."""
+    """A layer's weights as the loops read them."""
 
     encoder: _Array
     """(H, D, N)."""
     encoder_v: _Array
-    """(H, N, D), a row a neuron."""
+    """(H, N, D), a row a neuron: a copy."""
     decoder: _Array
     """(H, N, D)."""
-    mark: tuple[Any, ...]
+    mark: tuple[int, ...]
+    """Addresses and versions of what they were made of; the views keep these addresses from being used again."""
+    probe: tuple[_Array, _Array]
+    """A few numbers of the original of `encoder_v`, as they are and as they were copied: some writers leave no mark."""
 
 
-_prepared: dict[int, tuple[weakref.ref[Tensor], Weights | None]] = {}
+_prepared: dict[int, tuple[weakref.ref[Tensor], Weights]] = {}
+"""By the identity of encoder_v."""
 
 
 def prepared(encoder: Tensor, encoder_v: Tensor, decoder: Tensor) -> Weights | None:
-    """The weights of a layer, made again only after they changed; None if they are not float32 throughout."""
+    """The weights of a layer, made again only after they changed; None if they are not float32 parameters."""
     own = (encoder, encoder_v, decoder)
-    mark = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in own)
-    kept = _prepared.get(id(encoder))
-    if kept is not None and kept[0]() is encoder and (kept[1] is None or kept[1].mark == mark):
-        return kept[1]
-    weights = None
-    if all(t.dtype == torch.float32 and t.is_contiguous() for t in own):
-        heads, width, neurons = encoder.shape
-        rows = encoder_v.detach().mT.contiguous().numpy()
-        weights = Weights(encoder.detach().numpy(), rows, decoder.detach().view(heads, neurons, width).numpy(), mark)
-    key = id(encoder)
-    _prepared[key] = (weakref.ref(encoder, lambda _: _prepared.pop(key, None)), weights)
+    if not all(isinstance(t, nn.Parameter) and t.dtype == torch.float32 and t.is_contiguous() for t in own):
+        return None
+    mark = tuple(t.data_ptr() for t in own) + tuple(0 if t.is_inference() else t._version for t in own)
+    key = id(encoder_v)
+    kept = _prepared.get(key)
+    if kept is not None and kept[0]() is encoder_v and kept[1].mark == mark:
+        now, then = kept[1].probe
+        if np.array_equal(now, then):
+            return kept[1]
+    heads, width, neurons = encoder.shape
+    rows = encoder_v.detach().mT.contiguous().numpy()
+    some = encoder_v.detach().numpy().reshape(-1)[:: max(1, encoder_v.numel() // _PROBED)]
+    weights = Weights(
+        encoder.detach().numpy(),
+        rows,
+        decoder.detach().view(heads, neurons, width).numpy(),
+        mark,
+        (some, some.copy()),
+    )
+    _prepared[key] = (weakref.ref(encoder_v, lambda _: _prepared.pop(key, None)), weights)
     return weights
 
 
@@ -121,30 +139,22 @@ def layer(x: Tensor, weights: Weights, phases: tuple[Tensor, Tensor], memory: Te
         (B, 1, D).
     """
     batch, heads, neurons, _ = memory.shape
-    debt = _debt.get() if decay is not None else None
+    debt = _debt.get() if decay is not None and batch == 1 else None  # several streams may be taken apart
     owed = np.ones((batch, heads), np.float32) if debt is None else debt.owed(memory)
     rates = np.ones(heads, np.float32) if decay is None else decay.numpy()
     heard, written = x[:, 0].numpy().copy(), memory.numpy()
     cos, sin = (phase.numpy().reshape(-1, neurons // 2) for phase in phases)
-    _kernels().layer(heard, weights.encoder, weights.encoder_v, weights.decoder, cos, sin, written, owed, rates)
+    loops.call("layer", heard, weights.encoder, weights.encoder_v, weights.decoder, cos, sin, written, owed, rates)
     if debt is None and decay is not None:
-        _kernels().settle(written, owed)
+        loops.call("settle", written, owed)
     return torch.from_numpy(heard)[:, None]
 
 
 def warm_up() -> None:
     """Compile the loops, or fetch them where they were kept: seconds that the first byte need not wait for."""
-    if not fused.available():
+    if not loops.available():
         return
     x, memory, decay = torch.zeros(1, 1, 4), torch.zeros(1, 1, 4, 4), torch.ones(1)
-    weights = prepared(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4), torch.zeros(4, 4))
+    weights = prepared(*(nn.Parameter(torch.zeros(shape)) for shape in ((1, 4, 4), (1, 4, 4), (4, 4))))
     assert weights is not None
     layer(x, weights, (torch.ones(1, 1, 2), torch.zeros(1, 1, 2)), memory, decay)
-
-
-@lru_cache(maxsize=1)
-def _kernels() -> Any:
-    """Imported when first needed: numba takes a second."""
-    from . import step_kernels  # noqa: PLC0415
-
-    return step_kernels

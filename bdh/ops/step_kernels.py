@@ -36,6 +36,7 @@ def layer(x, encoder, encoder_v, decoder, cos, sin, memory, owed, decay):
     streams, width = x.shape
     heads, _, neurons = encoder.shape
     latent, read, out = np.empty(neurons, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    unread = np.empty(width, np.float32)
     pairs, firing = np.empty(neurons // 2, np.int64), np.empty(neurons, np.int64)
     active = 0
     for b in range(streams):
@@ -48,10 +49,17 @@ def layer(x, encoder, encoder_v, decoder, cos, sin, memory, owed, decay):
             if owed[b, h] * decay[h] < _LEAST:
                 _scale(memory[b, h], owed[b, h])
                 owed[b, h] = _ONE
-            before, after = owed[b, h], owed[b, h] * decay[h]
+            before = owed[b, h]
             read[:] = _ZERO
-            _recall(pairs[:pair_count], latent, cos[phase], sin[phase], memory[b, h], x[b], read, _ONE / after)
-            owed[b, h] = after
+            if decay[h] < _LEAST:  # so little is kept that it cannot be owed
+                _recall(pairs[:pair_count], latent, cos[phase], sin[phase], memory[b, h], x[b], read, _ZERO)
+                _scale(memory[b, h], decay[h])
+                unread[:] = _ZERO
+                _recall(pairs[:pair_count], latent, cos[phase], sin[phase], memory[b, h], x[b], unread, _ONE)
+            else:
+                owed[b, h] = before * decay[h]
+                weight = _ONE / owed[b, h]
+                _recall(pairs[:pair_count], latent, cos[phase], sin[phase], memory[b, h], x[b], read, weight)
             for d in range(width):
                 read[d] *= before
             _norm(read)
