@@ -121,3 +121,13 @@ def test_a_model_learns_the_same_from_fused_and_plain_passes(
     assert seen[0].keys() == seen[1].keys() >= {"x_sparse", "x_moments", "y_sparse", "y_active"}
     for name in seen[0]:
         _assert_near(seen[0][name], seen[1][name], torch.bfloat16 if half else torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_types_that_the_passes_do_not_take_are_heard_by_plain_operations(dtype: torch.dtype) -> None:
+    ids = torch.randint(0, 256, (1, 8), generator=torch.Generator().manual_seed(0))
+    model = fresh("flat").to(dtype)
+    logits = model(ids).logits
+    assert logits.requires_grad and torch.isfinite(logits).all()
+    with torch.no_grad():
+        torch.testing.assert_close(logits.float(), fresh("flat")(ids).logits, atol=0.3, rtol=0.05)
