@@ -473,7 +473,8 @@ def test_a_source_is_read_in_its_parts(text: str, parts: tuple[str, str | None, 
         "https://example.org/user/repo",
     ],
 )
-def test_tricks_with_paths_are_no_source(text: str) -> None:
+def test_tricks_with_paths_are_no_source(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where none of these lies
     with pytest.raises(CheckpointError):
         hub.parse_source(text)
 

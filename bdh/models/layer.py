@@ -79,7 +79,7 @@ def bdh_layer(
     Heads stand first, so that each product is one batched multiplication of whole matrices. The activations
     `x_sparse` and `y_sparse`, (H, B, T, N), and x' as `residual` can be observed; `x_moments`, (H, B, T, 3), are the
     mean, the mean of squares and the part above 0 of each row of x_sparse, and `y_active`, (H, B, T, 1), is that part
-    of y_sparse.
+    of y_sparse; both only by an observer that asks for them in `names`.
 
     Args:
         x: (B, T, D).
@@ -106,24 +106,26 @@ def bdh_layer(
     fuses = torch.is_grad_enabled() and fused.usable(latent)
     if fuses:
         x_sparse, rotated, told = fused.fire(latent, *phases)
-        observe("x_moments", told)
+        if wanted("x_moments", unasked=False):
+            observe("x_moments", told)
     else:
         x_sparse = F.relu_(latent)
         rotated = rope.rotate_pairs(x_sparse, *phases)
-        if wanted("x_moments"):
+        if wanted("x_moments", unasked=False):
             observe("x_moments", moments(x_sparse))
     observe("x_sparse", x_sparse)
     read, memory = hebbian_attention(rotated, rotated, x.unsqueeze(0), memory, decay, write=keep, inplace=inplace)
     latent = torch.bmm(norm(read).view(heads, batch * length, width), encoder_v).view_as(x_sparse)
     if fuses:
         gated, part = fused.gate(latent, x_sparse)
-        observe("y_active", part)
+        if wanted("y_active", unasked=False):
+            observe("y_active", part)
         if wanted("y_sparse"):
             observe("y_sparse", F.relu(latent))
     else:
         y_sparse = F.relu_(latent)
         observe("y_sparse", y_sparse)
-        if wanted("y_active"):
+        if wanted("y_active", unasked=False):
             observe("y_active", moments(y_sparse)[..., 2:])
         gated = x_sparse * y_sparse
     if dropout:

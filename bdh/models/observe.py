@@ -37,10 +37,14 @@ def observed() -> bool:
     return not torch.compiler.is_compiling() and _observer.get() is not None
 
 
-def wanted(name: str) -> bool:
-    """Whether somebody looks at this activation: an observer may say in `names` which ones it looks at."""
+def wanted(name: str, *, unasked: bool = True) -> bool:
+    """Whether somebody looks at this activation: an observer may say in `names` which ones it looks at.
+
+    Args:
+        unasked: whether one that does not say so is shown it.
+    """
     observer = None if torch.compiler.is_compiling() else _observer.get()
-    return observer is not None and name in getattr(observer, "names", (name,))
+    return observer is not None and name in getattr(observer, "names", (name,) if unasked else ())
 
 
 def looking_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
