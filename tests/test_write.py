@@ -475,7 +475,7 @@ def test_a_request_that_cannot_be_met_is_answered_in_words(client: Client, chang
 def test_a_request_that_is_stopped_ends_at_once_and_gives_its_model_back(client: Client, shelf: Registry) -> None:
     job = client.submit("a", max_bytes=20_000, api_name="/generate")
     deadline = time.monotonic() + 60
-    while not job.outputs() and time.monotonic() < deadline:
+    while not any(job.outputs()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert [entry.in_use for entry in shelf.entries(OWNER)] == [1, 0]
     assert job.cancel()
