@@ -25,7 +25,6 @@ from .recipe import CALIBRATION_BYTES
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 
-
 _MOST_ALIKE = 64
 """Pairs of one frequency in a head that are matched: matching costs their number cubed, and honest merges have one for
 each parent."""

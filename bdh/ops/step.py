@@ -21,8 +21,9 @@ from . import loops
 _Array: TypeAlias = NDArray[np.float32]
 
 _PROBED = 64
+"""Numbers of a matrix that are compared to see whether it changed."""
 _STREAMS = 8
-"""More streams than these are heard faster by whole products, which read the weights once for all."""
+"""Where more streams are stepped together, whole products are taken, which read the weights once for all of them."""
 
 
 class Debt:

@@ -29,23 +29,18 @@ def layer(x, encoder, encoder_v, decoder, cos, sin, memory, owed, decay):
         memory: (B, H, N, D), written. What is remembered is this times `owed`.
         owed: (B, H) factors, written: damping shrinks them instead of every number of the memory.
         decay: λ, (H,).
-
-    Returns:
-        Neurons with x above 0, of all streams and heads.
     """
     streams, width = x.shape
     heads, _, neurons = encoder.shape
     latent, read, out = np.empty(neurons, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     unread = np.empty(width, np.float32)
     pairs, firing = np.empty(neurons // 2, np.int64), np.empty(neurons, np.int64)
-    active = 0
     for b in range(streams):
         phase = b % len(cos)
         out[:] = _ZERO
         for h in range(heads):
             _excite(x[b], encoder[h], latent)
             pair_count, count = _fire(latent, pairs, firing)
-            active += count
             if owed[b, h] * decay[h] < _LEAST:
                 _scale(memory[b, h], owed[b, h])
                 owed[b, h] = _ONE
@@ -68,7 +63,6 @@ def layer(x, encoder, encoder_v, decoder, cos, sin, memory, owed, decay):
         for d in range(width):
             x[b, d] += out[d]
         _norm(x[b])
-    return active
 
 
 @compiled
