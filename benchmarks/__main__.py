@@ -28,6 +28,7 @@ from train.data import read_bytes
 
 from . import train
 from .report import Result, machine, report, spread
+from .sparse import thin_out, x_active
 from .upstream import load_upstream
 
 
@@ -41,6 +42,7 @@ def main() -> int:
     parser.add_argument("--positions", type=int, nargs="+", default=[1_000, 1_000_000])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--active", type=float, help="let this part of a flat preset's neurons fire, such as 0.05")
     parser.add_argument("--upstream", type=Path, help="the released bdh.py, to be timed beside (flat models)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -50,12 +52,14 @@ def main() -> int:
     except bdh.HatcheryError as error:
         parser.error(str(error))
     model.eval()
+    if options.active:
+        thin_out(model, options.active, text(256))
     result = {"decode": decode, "prefill": prefill, "constant": constant}[options.what](model, options)
     result |= {
         "benchmark": options.what,
         "model": options.model,
         "parameters": model.parameter_count(),
-        "x_active": round(x_active(model), 3) if model.kind == "flat" else None,
+        "x_active": round(x_active(model, text(512)), 3) if model.kind == "flat" else None,
         **machine(options.threads),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
@@ -197,12 +201,6 @@ def plain() -> Iterator[None]:
         yield
     finally:
         step.usable = usable
-
-
-def x_active(model: Model[Any]) -> float:
-    """Mean part of x_sparse that is above zero in the first layer, over 512 bytes of text."""
-    embedded = torch.nn.functional.layer_norm(model.embed(text(512)), (model.config.n_embd,))
-    return (torch.einsum("btd,hdn->bhtn", embedded, model.encoder) > 0).float().mean().item()
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ import copy
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +24,7 @@ from bdh.config import FlatConfig
 from bdh.models import Model, build
 from bdh.models.observe import observing
 from bdh.ops import loops, step
+from bdh.ops import step_kernels as kernels
 
 _TEXT = b"It was a bright cold day in April, and the clocks were striking thirteen. "
 
@@ -304,6 +307,109 @@ def test_several_streams_at_different_places_are_heard_inside_the_block_too() ->
         torch.testing.assert_close(ours.logits, theirs.logits, atol=2e-2, rtol=1e-2)
 
 
+@settings(max_examples=60)
+@given(
+    width=st.sampled_from([1, 3, 32, 200]),
+    seed=st.integers(0, 10**6),
+    exponents=st.tuples(st.integers(-30, 12), st.integers(-12, 12)),
+    aligned=st.floats(-1e-6, 1e-6),
+)
+def test_no_neuron_that_fires_is_screened_out(
+    width: int, seed: int, exponents: tuple[int, int], aligned: float
+) -> None:
+    random = np.random.default_rng(seed)
+    x = (random.standard_normal(width) * 10.0 ** exponents[1]).astype(np.float32)
+    encoder = random.standard_normal((1, width, 24))
+    # Half of the neurons are all but orthogonal to x, so that rounding alone would decide.
+    toward = x.astype(np.float64) / np.linalg.norm(x)
+    encoder[0, :, ::2] += toward[:, None] * (aligned - toward @ encoder[0, :, ::2])
+    encoder[0, :, 5] = 0
+    encoder = (encoder * 10.0 ** exponents[0]).astype(np.float32)
+    rows, scan, bounds = step._screen(encoder)
+    rounded, latent = np.empty(width, np.float32), np.empty(24, np.float32)
+    firing, active = np.empty(25, np.int64), np.empty(25, np.float32)
+    known = kernels._round(x, rounded)
+    kernels._excite(rounded, scan[0], latent)
+    candidates = kernels._screen(latent, *known, bounds[0], firing)
+    exact = x.astype(np.float64) @ encoder[0].astype(np.float64)
+    assert set(np.flatnonzero(exact > 0)) <= set(firing[:candidates].tolist())
+    assert 5 not in firing[:candidates]
+    count = kernels._excite_some(x, rows[0], candidates, firing, active)
+    norms = np.linalg.norm(x.astype(np.float64)) * np.linalg.norm(encoder[0].astype(np.float64), axis=0)
+    np.testing.assert_array_less(np.abs(active[:count] - exact[firing[:count]]), 1e-5 * norms[firing[:count]] + 1e-30)
+
+
+def test_most_neurons_that_do_not_fire_are_screened_out() -> None:
+    random = np.random.default_rng(0)
+    encoder = random.standard_normal((1, 128, 4096)).astype(np.float32)
+    x = random.standard_normal(128).astype(np.float32)
+    rounded, latent, firing = np.empty(128, np.float32), np.empty(4096, np.float32), np.empty(4097, np.int64)
+    _, scan, bounds = step._screen(encoder)
+    known = kernels._round(x, rounded)
+    kernels._excite(rounded, scan[0], latent)
+    candidates = kernels._screen(latent, *known, bounds[0], firing)
+    fired = int((x @ encoder[0] > 0).sum())
+    assert fired <= candidates < 1.2 * fired
+
+
+@pytest.mark.parametrize("what", ["wide", "shared"])
+def test_layers_too_wide_to_screen_and_layers_shared_by_threads_hear_the_same(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _damped((0.9, 0.99, 0.5, 0.7))
+
+    def hear() -> tuple[torch.Tensor, Any]:
+        stream = bdh.Stream(copy.deepcopy(model))
+        logits = [stream._hear(_TEXT[index : index + 1]) for index in range(20)]
+        return torch.cat(logits), stream.snapshot().state
+
+    logits, state = hear()
+    if what == "wide":
+        monkeypatch.setattr(step, "_SCREENED_WIDTH", 0)
+    else:
+        monkeypatch.setattr(step, "_WORTH_SHARING", 1)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    again, after = hear()
+    torch.testing.assert_close(again, logits, atol=1e-5 if what == "wide" else 0.0, rtol=0)
+    _assert_same_state(after, state, 1e-5 if what == "wide" else 0.0)
+
+
+def test_many_streams_whose_layers_threads_share_hear_what_each_hears_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _damped((0.9, 0.99, 0.5, 0.7))
+
+    def hear(start: int) -> torch.Tensor:
+        stream = bdh.Stream(model)
+        return torch.cat([stream._hear(_TEXT[index : index + 1]) for index in range(start, start + 30)])
+
+    alone = [hear(start) for start in range(6)]
+    monkeypatch.setattr(step, "_WORTH_SHARING", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    with ThreadPoolExecutor(6) as pool:
+        for mine, others in zip(alone, pool.map(hear, range(6)), strict=True):
+            assert torch.equal(mine, others)
+
+
+def test_bytes_heard_without_a_block_of_memories_are_the_same() -> None:
+    model = _damped((0.9, 0.99))
+    joined, apart = model.empty_state(1), states.clone(model.empty_state(1))
+    for byte in _TEXT[:12]:
+        ids = torch.tensor([[byte]])
+        assert torch.equal(model.step_(ids, joined).logits, model.step_(ids, apart).logits)
+    _assert_same_state(joined, apart, 0.0)
+
+
+def test_an_embedding_that_changed_is_heard_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _damped((0.9,))
+    model.step_(torch.tensor([[65]]), model.empty_state(1))
+    with torch.no_grad():
+        model.embed.weight.copy_(model.embed.weight.flip(0))  # type: ignore[union-attr, operator]
+
+    def hear() -> torch.Tensor:
+        return model.step_(torch.tensor([[65]]), model.empty_state(1)).logits
+
+    torch.testing.assert_close(hear(), _plain(monkeypatch, hear), atol=1e-4, rtol=1e-4)
+
+
 def test_a_damaged_cache_of_compiled_loops_is_done_without(tmp_path: Path) -> None:
     code = (
         "import torch, bdh\n"
@@ -319,6 +425,6 @@ def test_a_damaged_cache_of_compiled_loops_is_done_without(tmp_path: Path) -> No
         return done.stdout.strip()
 
     assert run() == "kept"
-    (index,) = tmp_path.rglob("step_kernels.layer-*.nbi")
+    (index,) = tmp_path.rglob("step_kernels.stack-*.nbi")
     index.write_bytes(index.read_bytes()[:10])
     assert run() == "not kept"

@@ -123,7 +123,11 @@ class Model(nn.Module, ABC, Generic[C]):
         ids = self._checked_ids(ids)
         if state is not None and state.position.shape[0] != ids.shape[0]:
             raise DataError(f"{ids.shape[0]} streams of bytes were given with the memory of {state.position.shape[0]}")
-        chunks = ids.split(self.chunk_bytes(inplace), dim=1)
+        size = self.chunk_bytes(inplace)
+        if ids.shape[1] <= size:
+            hidden, state = self._hear(ids, state, keep=keep, inplace=inplace)
+            return Output(self.read_out(hidden[:, -1:] if last_only else hidden), state if keep else None)
+        chunks = ids.split(size, dim=1)
         logits: list[Tensor] = []
         whole: Tensor | None = None
         done = 0
@@ -133,7 +137,7 @@ class Model(nn.Module, ABC, Generic[C]):
             if last_only and not last:
                 continue
             said = self.read_out(hidden[:, -1:] if last_only else hidden)
-            if not inplace or last_only or len(chunks) == 1:
+            if not inplace or last_only:
                 logits.append(said)
                 continue
             # Joining the chunks at the end would hold the logits of a long text twice.

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FlatConfig
+from ..ops import step
 from ..state import HebbianMemory
 from .base import Model, advanced, init_weights
 from .layer import Frequencies, bdh_layer, decay_rates, norm, recomputed
+from .observe import observed
+
+_FEW = 12
+"""Bytes that are heard sooner one after another by loops that touch what fires than at once by whole products."""
 
 
 class Flat(Model[FlatConfig]):
@@ -35,15 +40,20 @@ class Flat(Model[FlatConfig]):
         """See `Model.empty_state`."""
         heads, width, neurons = self.encoder.shape
         device = self.encoder.device
-        return HebbianMemory(
-            torch.zeros(batch_size, dtype=torch.int64, device=device),
-            tuple(torch.zeros(batch_size, heads, neurons, width, device=device) for _ in range(self.config.n_layer)),
-        )
+        # In one block, which the loops for single bytes take at once.
+        block = torch.zeros(self.config.n_layer, batch_size, heads, neurons, width, device=device)
+        return HebbianMemory(torch.zeros(batch_size, dtype=torch.int64, device=device), block.unbind(0))
 
     def _hear(
         self, ids: Tensor, state: HebbianMemory | None, *, keep: bool, inplace: bool
     ) -> tuple[Tensor, HebbianMemory]:
         position = self.position(ids, state)
+        few = inplace and ids.shape[1] <= _FEW and not observed()
+        if few and state is not None and step.usable(ids, state.memory[0]):
+            weights = step.prepared(self.encoder, self.encoder_v, self.decoder, self.embed.weight)
+            if weights is not None:
+                said = [self._step(one, state, weights) for one in ids.split(1, dim=1)]
+                return said[0] if len(said) == 1 else torch.cat(said, dim=1), state
         phases = self.attn.cos_sin(position, ids.shape[1])
         decay = decay_rates(self.config.decay, ids.device)
         dropout = self.config.dropout if self.training else 0.0
@@ -65,6 +75,23 @@ class Flat(Model[FlatConfig]):
             )
             memories.append(written)
         return x, HebbianMemory(advanced(position, ids.shape[1], ids.shape[0], inplace), tuple(memories))
+
+    def _step(self, ids: Tensor, state: HebbianMemory, weights: step.Weights) -> Tensor:
+        """One byte of each stream, (B, 1), written into the state; hidden states (B, 1, D)."""
+        table, heard = weights.table(lambda: norm(self.embed.weight.detach())), ids[:, 0].numpy()
+        decay = decay_rates(self.config.decay, ids.device)
+        x = step.stack(
+            table.embedded[heard],
+            weights,
+            state.memory,
+            state.position,
+            self.attn.increments(),
+            decay,
+            ids=heard,
+            table=table,
+        )
+        state.position.add_(1)
+        return x
 
     def read_out(self, hidden: Tensor) -> Tensor:
         """See `Model.read_out`."""

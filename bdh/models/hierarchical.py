@@ -174,7 +174,8 @@ class Hierarchical(Model[HierarchicalConfig]):
     ) -> tuple[Tensor, HierarchicalMemory]:
         """Bytes of one patch, which may thereby be completed; `offset` bytes of it came before."""
         size, length = self.config.patch_size, ids.shape[1]
-        fresh = offset == 0
+        # An open patch's memories are empty before its first byte: many bytes need not read them, one may.
+        fresh = offset == 0 and not (inplace and length == 1 and state.local_layers)
         place = torch.full((1,), offset, dtype=torch.int64, device=ids.device)
         x = self._local_input(ids, state.context[:, None], offset)
         hidden, local = self.local_model.hear(

@@ -46,10 +46,14 @@ class Frequencies(nn.Module):
         """Phases of `length` positions from `position` (B,) on, (B, length, N / 2) each."""
         if torch.compiler.is_compiling():
             return rope.cos_sin(position, length, rope.increments(self.freqs))
+        return rope.cos_sin(position, length, self.increments())
+
+    def increments(self) -> Tensor:
+        """`rope.increments`, made again only after the frequencies changed."""
         mark = (self.freqs.data_ptr(), 0 if self.freqs.is_inference() else self.freqs._version)
         if self._increments is None or self._increments[0] != mark:
             self._increments = (mark, rope.increments(self.freqs))
-        return rope.cos_sin(position, length, self._increments[1])
+        return self._increments[1]
 
 
 @lru_cache(maxsize=64)
@@ -95,10 +99,6 @@ def bdh_layer(
     """
     batch, length, width = x.shape
     heads, _, neurons = encoder.shape
-    if inplace and memory is not None and not observed() and step.usable(x, memory):
-        weights = step.prepared(encoder, encoder_v, decoder)
-        if weights is not None:
-            return step.layer(x, weights, phases, memory, decay), memory
     if inplace:
         step.settle(memory)
     rows = x.reshape(1, batch * length, width).expand(heads, -1, -1)
@@ -175,6 +175,13 @@ class BDHBlock(nn.Module):
         self, x: Tensor, position: Tensor, memory: Any, *, keep: bool = True, inplace: bool = False
     ) -> tuple[Tensor, Any]:
         """Hear (B, T, D) from `position` (B,) on; returns (B, T, D) and the memory after it."""
+        single = inplace and memory is not None and x.shape[1] == 1 and not observed()
+        if single and step.usable(x, memory):
+            weights = step.prepared(self.encoder, self.encoder_v, self.decoder)
+            if weights is not None and x.dtype == torch.float32:
+                heard = x[:, 0].numpy().copy()
+                decay = decay_rates(self.decay, x.device)
+                return step.stack(heard, weights, [memory], position, self.attn.increments(), decay), memory
         return recomputed(bdh_layer, self.recompute)(
             x,
             self.encoder,

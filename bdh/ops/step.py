@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple, TypeAlias
+from functools import lru_cache, partial
+from threading import Lock
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +27,43 @@ _PROBED = 64
 """Numbers of a matrix that are compared to see whether it changed."""
 _STREAMS = 8
 """Where more streams are stepped together, whole products are taken, which read the weights once for all of them."""
+_SCREENED_WIDTH = 1024
+"""Widest x that is screened: sums of products of whole numbers up to 127 are exact in float32 up to here."""
+_SLACK = 1e-5
+"""Of the norms' product: more than float32 loses in the sums that a bound is compared with."""
+_WORTH_SHARING = 4_000_000
+"""Products of a layer from which on threads that share its heads win more than their meeting costs."""
+
+
+class Block:
+    """The memories of a stack of layers as the loops take them, and the damping that they are owed."""
+
+    def __init__(self, memories: Sequence[Tensor]) -> None:
+        first = memories[0]
+        self.memories = tuple(memories)
+        """Held, so that nobody else gets their addresses."""
+        size, storage = first.nbytes, first.untyped_storage().data_ptr()
+        joined = all(
+            memory.untyped_storage().data_ptr() == storage and memory.data_ptr() == first.data_ptr() + index * size
+            for index, memory in enumerate(memories)
+        )
+        whole = first.as_strided((len(memories), *first.shape), (first.numel(), *first.stride())) if joined else None
+        self.arrays = [memory[None].numpy() for memory in memories] if whole is None else [whole.numpy()]
+        """(L, B, H, N, D) together: one array where they lie behind each other."""
+        self.owed = np.ones((len(memories), *first.shape[:2]), np.float32)
+        """(L, B, H): the memories times this are what is remembered."""
+
+    def parts(self) -> Iterator[tuple[_Array, _Array]]:
+        """The arrays, each with what it is owed."""
+        at = 0
+        for array in self.arrays:
+            yield array, self.owed[at : at + len(array)]
+            at += len(array)
+
+    def settle(self) -> None:
+        """Let the memories be what they stand for."""
+        for array, owed in self.parts():
+            loops.call("settle", array, owed)
 
 
 class Debt:
@@ -33,21 +73,25 @@ class Debt:
     """
 
     def __init__(self) -> None:
-        self._owed: dict[int, tuple[Tensor, _Array]] = {}
+        self._blocks: dict[int, Block] = {}
 
-    def owed(self, memory: Tensor) -> _Array:
-        """What a memory (B, H, N, D) times this, (B, H), is."""
-        kept = self._owed.get(id(memory))
-        if kept is None:
-            kept = self._owed[id(memory)] = (memory, np.ones(memory.shape[:2], np.float32))
-        return kept[1]
+    def block(self, memories: Sequence[Tensor]) -> Block:
+        """The memories of a stack (B, H, N, D), with what they are owed."""
+        kept = self._blocks.get(id(memories[0]))
+        if kept is None or len(kept.memories) != len(memories):
+            for memory in memories:
+                self.settle(memory)
+            kept = Block(memories)
+            self._blocks |= dict.fromkeys(map(id, memories), kept)
+        return kept
 
     def settle(self, memory: Tensor | None = None) -> None:
-        """Let memories, or this one alone, be what they stand for."""
-        for key in list(self._owed) if memory is None else [id(memory)]:
-            if key in self._owed:
-                held, owed = self._owed.pop(key)
-                loops.call("settle", held.numpy(), owed)
+        """Let memories be what they stand for: all, or those that are stepped together with this one."""
+        for block in list(self._blocks.values()) if memory is None else [self._blocks.get(id(memory))]:
+            if block is not None:
+                block.settle()
+                for one in block.memories:
+                    self._blocks.pop(id(one), None)
 
 
 _debt: ContextVar[Debt | None] = ContextVar("debt", default=None)
@@ -76,86 +120,212 @@ def settle(memory: Tensor | None) -> None:
 
 
 def usable(x: Tensor, memory: Tensor) -> bool:
-    """Whether one byte for each of few streams is heard without gradients on a CPU, where `prepared` has weights."""
-    if x.shape[1] != 1 or x.shape[0] > _STREAMS or torch.is_grad_enabled() or not loops.usable(x.device):
+    """Whether few streams, (B, …), are heard on a CPU without gradients and in full precision."""
+    if x.shape[0] > _STREAMS or torch.is_grad_enabled() or not loops.usable(x.device):
         return False
-    return x.dtype == memory.dtype == torch.float32 and memory.is_contiguous()
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    return memory.dtype == torch.float32 and memory.is_contiguous()
 
 
-class Weights(NamedTuple):
+class Screen(NamedTuple):
+    """An encoder in whole numbers, from which most of the neurons that do not fire are known.
+
+    With e = s q + r for each neuron and x = t p + ρ, where q and p are whole, x · e is at most
+    s t (p · q) + |ρ| |s q| + |x| |r|. What is not below zero by this is computed exactly.
+    """
+
+    rows: _Array
+    """The encoder, (H, N, D), a row a neuron."""
+    scan: NDArray[np.int8]
+    """q, (H, D, N)."""
+    bounds: _Array
+    """s, |s q| and |r| with some slack, (H, 3, N)."""
+
+
+class Table(NamedTuple):
+    """What a byte excites where x depends on it alone."""
+
+    embedded: _Array
+    """x of each byte, (V, D)."""
+    starts: NDArray[np.int64]
+    """Where the neurons of each byte and head begin in the following, (V, H + 1)."""
+    neurons: NDArray[np.int32]
+    values: _Array
+
+
+_NO_SCREEN = Screen(np.zeros((0, 1, 1), np.float32), np.zeros((0, 1, 1), np.int8), np.zeros((0, 3, 1), np.float32))
+_NO_TABLE = Table(
+    np.zeros((0, 1), np.float32), np.zeros((0, 1), np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32)
+)
+
+
+class Weights:
     """A layer's weights as the loops read them."""
 
-    encoder: _Array
-    """(H, D, N)."""
-    encoder_v: _Array
-    """(H, N, D), a row a neuron: a copy."""
-    decoder: _Array
-    """(H, N, D)."""
-    mark: tuple[int, ...]
-    """Addresses and versions of what they were made of; the views keep these addresses from being used again."""
-    probe: tuple[_Array, _Array]
-    """A few numbers of the original of `encoder_v`, as they are and as they were copied: some writers leave no mark."""
+    def __init__(self, mark: tuple[int, ...], encoder: Tensor, encoder_v: Tensor, decoder: Tensor) -> None:
+        """Copy what is read in another order; `mark` says what was copied."""
+        heads, width, neurons = encoder.shape
+        self.mark = mark
+        self.encoder: _Array = encoder.detach().numpy()
+        """(H, D, N)."""
+        self.encoder_v: _Array = encoder_v.detach().mT.contiguous().numpy()
+        """(H, N, D), a row a neuron: a copy."""
+        self.decoder: _Array = decoder.detach().view(heads, neurons, width).numpy()
+        """(H, N, D)."""
+        screen = _screen(self.encoder) if width <= _SCREENED_WIDTH else _NO_SCREEN
+        self.arrays = (self.encoder, *screen, self.encoder_v, self.decoder)
+        """As the loops take them."""
+        self._table: Table | None = None
+        # A few numbers of the originals, as they are and as they were: some writers leave no mark.
+        self._probes = [
+            (some, some.copy())
+            for whole in (self.encoder.reshape(-1), encoder_v.detach().numpy().reshape(-1))
+            for some in [whole[:: max(1, whole.size // _PROBED)]]
+        ]
+
+    def stands(self, mark: tuple[int, ...]) -> bool:
+        """Whether what was copied is what there is."""
+        return self.mark == mark and all((now == then).all() for now, then in self._probes)
+
+    def table(self, embedded: Callable[[], Tensor]) -> Table:
+        """What bytes excite, x of which `embedded` gives, (V, D)."""
+        if self._table is None:
+            self._table = _table(embedded(), torch.from_numpy(self.encoder))
+        return self._table
+
+
+def _screen(numbers: _Array) -> Screen:
+    encoder = torch.from_numpy(numbers)
+    scale = encoder.abs().amax(1, keepdim=True) / 127
+    whole = (encoder / scale).nan_to_num().round()
+    near = whole * scale
+    lengths = [torch.linalg.vector_norm(t, dim=1, dtype=torch.float64) for t in (near, encoder - near, encoder)]
+    bounds = torch.stack((scale[:, 0], lengths[0], lengths[1] + _SLACK * lengths[2]), 1).float()
+    return Screen(encoder.mT.contiguous().numpy(), whole.to(torch.int8).numpy(), bounds.numpy())
+
+
+def _table(embedded: Tensor, encoder: Tensor) -> Table:
+    latent = torch.einsum("vd,hdn->vhn", embedded, encoder)
+    fires = ~(latent <= 0)
+    ends = fires.sum(-1).flatten().cumsum(0).view(fires.shape[:2])
+    starts = torch.cat((torch.cat((ends.new_zeros(1), ends[:-1, -1]))[:, None], ends), 1)
+    neurons = fires.nonzero()[:, 2].to(torch.int32)
+    return Table(embedded.numpy(), starts.numpy(), neurons.numpy(), latent[fires].numpy())
 
 
 _prepared: dict[int, tuple[weakref.ref[Tensor], Weights]] = {}
 """By the identity of encoder_v."""
 
 
-def prepared(encoder: Tensor, encoder_v: Tensor, decoder: Tensor) -> Weights | None:
-    """The weights of a layer, made again only after they changed; None if they are not float32 parameters."""
-    own = (encoder, encoder_v, decoder)
+def prepared(encoder: Tensor, encoder_v: Tensor, decoder: Tensor, embedding: Tensor | None = None) -> Weights | None:
+    """The weights of a layer, made again only after they changed; None if they are not float32 parameters.
+
+    Args:
+        embedding: what `Weights.table` is made of beside them.
+    """
+    own = (encoder, encoder_v, decoder) if embedding is None else (encoder, encoder_v, decoder, embedding)
     if not all(isinstance(t, nn.Parameter) and t.dtype == torch.float32 and t.is_contiguous() for t in own):
         return None
     mark = tuple(t.data_ptr() for t in own) + tuple(0 if t.is_inference() else t._version for t in own)
     key = id(encoder_v)
     kept = _prepared.get(key)
-    if kept is not None and kept[0]() is encoder_v and kept[1].mark == mark:
-        now, then = kept[1].probe
-        if np.array_equal(now, then):
-            return kept[1]
-    heads, width, neurons = encoder.shape
-    rows = encoder_v.detach().mT.contiguous().numpy()
-    some = encoder_v.detach().numpy().reshape(-1)[:: max(1, encoder_v.numel() // _PROBED)]
-    weights = Weights(
-        encoder.detach().numpy(),
-        rows,
-        decoder.detach().view(heads, neurons, width).numpy(),
-        mark,
-        (some, some.copy()),
-    )
+    if kept is not None and kept[0]() is encoder_v and kept[1].stands(mark):
+        return kept[1]
+    weights = Weights(mark, encoder, encoder_v, decoder)
     _prepared[key] = (weakref.ref(encoder_v, lambda _: _prepared.pop(key, None)), weights)
     return weights
 
 
-def layer(x: Tensor, weights: Weights, phases: tuple[Tensor, Tensor], memory: Tensor, decay: Tensor | None) -> Tensor:
-    """`bdh.models.layer.bdh_layer` for one byte of each stream, written into `memory`.
+def stack(
+    x: _Array,
+    weights: Weights,
+    memories: Sequence[Tensor],
+    position: Tensor,
+    increments: Tensor,
+    decay: Tensor | None,
+    *,
+    ids: NDArray[np.int64] | None = None,
+    table: Table = _NO_TABLE,
+) -> Tensor:
+    """`bdh.models.layer.bdh_layer` once for each memory, for one byte of each stream, written into the memories.
 
     Args:
-        x: (B, 1, D).
-        phases: cosine and sine, (B or 1, 1, N / 2).
-        memory: (B, H, N, D).
+        x: (B, D), overwritten.
+        memories: (B, H, N, D) each.
+        position: (B,) or (1,), and `increments`, (N / 2,), as in `rope.cos_sin`.
         decay: λ, (H,), or None.
+        ids: (B,), the bytes that x is of, where `table` has what they excite.
 
     Returns:
         (B, 1, D).
     """
-    batch, heads, neurons, _ = memory.shape
-    debt = _debt.get() if decay is not None and batch == 1 else None  # several streams may be taken apart
-    owed = np.ones((batch, heads), np.float32) if debt is None else debt.owed(memory)
+    batch, heads, size, width = memories[0].shape
+    debt = _debt.get() if batch == 1 else None  # several streams may be taken apart
+    block = Block(memories) if debt is None else debt.block(memories)
     rates = np.ones(heads, np.float32) if decay is None else decay.numpy()
-    heard, written = x[:, 0].numpy().copy(), memory.numpy()
-    cos, sin = (phase.numpy().reshape(-1, neurons // 2) for phase in phases)
-    loops.call("layer", heard, weights.encoder, weights.encoder_v, weights.decoder, cos, sin, written, owed, rates)
+    cos, sin = np.empty((2, len(position), size // 2), np.float32)
+    loops.call("phases", position.numpy(), increments.numpy(), cos, sin)
+    parts = np.empty((batch, heads, width), np.float32)
+    fixed = (*weights.arrays, table.starts, table.neurons, table.values, parts)
+    count = _sharers(heads, weights.encoder.size)
+    try:
+        for memory, owed in block.parts():
+            if ids is None:
+                ids = np.full(batch, -1)
+            if count == 1:
+                loops.call("stack", x, ids, cos, sin, memory, owed, rates, *fixed)
+                ids = None
+                continue
+            for layer, factors in zip(memory, owed, strict=True):
+                work = partial(_heads, (x, ids, cos, sin, layer, factors, rates, *fixed))
+                _share(work, heads, count)
+                loops.call("add", x, parts)
+                ids = np.full(batch, -1)
+    finally:
+        if count > 1:
+            _crew.release()
     if debt is None and decay is not None:
-        loops.call("settle", written, owed)
-    return torch.from_numpy(heard)[:, None]
+        block.settle()
+    return torch.from_numpy(x)[:, None]
+
+
+def _heads(arguments: tuple[Any, ...], first: int, last: int) -> None:
+    loops.call("heads", first, last, *arguments)
+
+
+_crew = Lock()
+"""Held while threads share layers: who finds them busy is alone, so that many streams do not crowd the cores."""
+
+
+@lru_cache(maxsize=1)
+def _helpers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="heads")
+
+
+def _sharers(heads: int, products: int) -> int:
+    """How many threads share each layer; where they are several, `_crew` is held."""
+    count = min(torch.get_num_threads(), heads)
+    return count if count > 1 and products >= _WORTH_SHARING and _crew.acquire(blocking=False) else 1
+
+
+def _share(work: Callable[[int, int], None], heads: int, count: int) -> None:
+    """Do the heads from the first to the last of each of `count` ranges, together."""
+    places = [index * heads // count for index in range(count + 1)]
+    others = [_helpers().submit(work, *places[index : index + 2]) for index in range(1, count)]
+    try:
+        work(*places[:2])
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
 
 
 def warm_up() -> None:
     """Compile the loops, or fetch them where they were kept: seconds that the first byte need not wait for."""
     if not loops.available():
         return
-    x, memory, decay = torch.zeros(1, 1, 4), torch.zeros(1, 1, 4, 4), torch.ones(1)
+    memory, decay, position = torch.zeros(1, 1, 4, 4), torch.ones(1), torch.zeros(1, dtype=torch.int64)
     weights = prepared(*(nn.Parameter(torch.zeros(shape)) for shape in ((1, 4, 4), (1, 4, 4), (4, 4))))
     assert weights is not None
-    layer(x, weights, (torch.ones(1, 1, 2), torch.zeros(1, 1, 2)), memory, decay)
+    stack(np.zeros((1, 4), np.float32), weights, [memory], position, position.repeat(2), decay)

@@ -1,6 +1,7 @@
 """A BDH layer for one byte, in loops that touch only what fires; compiled by numba when first called.
 
 A rotation couples neurons in pairs, so of a memory the rows of a pair are read and written if either of the two fires.
+Heads are apart until their parts are added, so that threads can share them without a difference in the sums.
 """
 
 # mypy: ignore-errors
@@ -15,64 +16,120 @@ _EPSILON = np.float32(1e-5)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _LEAST = np.float32(2.0**-40)
 """Where a factor that a memory is owed gets smaller, it is paid: far from where float32 would lose digits."""
+_TURN, _RADIANS = np.float32(2.0**64), np.float32(2 * np.pi)
+_LEVELS = np.float32(127)
 
 
 @compiled
-def layer(x, encoder, encoder_v, decoder, cos, sin, memory, owed, decay):
-    """Let each stream hear one byte in one layer; see `bdh.models.layer.bdh_layer` for what is computed.
+def phases(position, increments, cos, sin):
+    """Write cosine and sine of each pair's phase at each position, (B, N / 2); see `rope.cos_sin`."""
+    for b in range(len(position)):
+        for i in range(len(increments)):
+            radians = np.float32(position[b] * increments[i]) / _TURN * _RADIANS
+            cos[b, i], sin[b, i] = np.cos(radians), np.sin(radians)
+
+
+@compiled
+def stack(
+    x, ids, cos, sin, memory, owed, decay,
+    encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
+):  # fmt: skip
+    """All layers, one after another, in place of x: as `heads`, with memory (L, B, H, N, D) and owed (L, B, H)."""
+    known = ids.copy()
+    for layer in range(len(memory)):
+        heads(
+            0, len(decay), x, known, cos, sin, memory[layer], owed[layer], decay,
+            encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
+        )  # fmt: skip
+        add(x, parts)
+        known[:] = -1
+
+
+@compiled
+def heads(
+    first_head, last_head, x, ids, cos, sin, memory, owed, decay,
+    encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
+):  # fmt: skip
+    """Let each stream hear one byte with some heads of one layer; see `bdh.models.layer.bdh_layer`.
 
     Args:
-        x: (B, D), overwritten by the layer's output.
-        encoder: (H, D, N).
-        encoder_v, decoder: (H, N, D), a row a neuron.
+        x: (B, D).
+        ids: (B,), bytes whose firing neurons are in the table; -1 for an x that is none of a byte alone.
         cos, sin: (B or 1, N / 2).
         memory: (B, H, N, D), written. What is remembered is this times `owed`.
         owed: (B, H) factors, written: damping shrinks them instead of every number of the memory.
         decay: λ, (H,).
+        encoder: (H, D, N).
+        rows, encoder_v, decoder: (H, N, D), a row a neuron; `rows` are those of the encoder, or none.
+        scan, bounds: the encoder to be screened, as `step.Screen` has it, or none.
+        starts, neurons, values: the table, as `step.Table` has it, or none.
+        parts: (B, H, D), of which those of these heads become what they add to the layer's output.
     """
-    streams, width = x.shape
-    heads, _, neurons = encoder.shape
-    latent, read, out = np.empty(neurons, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    width, size = x.shape[1], memory.shape[2]
+    latent, rounded, read = np.empty(size, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     unread = np.empty(width, np.float32)
-    pairs, firing = np.empty(neurons // 2, np.int64), np.empty(neurons, np.int64)
-    for b in range(streams):
+    firing, active = np.empty(size + 1, np.int64), np.empty(size + 1, np.float32)
+    pairs, turned = np.empty(size // 2 + 1, np.int64), np.empty((size // 2 + 1, 2), np.float32)
+    for b in range(len(x)):
         phase = b % len(cos)
-        out[:] = _ZERO
-        for h in range(heads):
-            _excite(x[b], encoder[h], latent)
-            pair_count, count = _fire(latent, pairs, firing)
+        scale = lost = length = _ZERO
+        if len(scan) and ids[b] < 0:
+            scale, lost, length = _round(x[b], rounded)
+        for h in range(first_head, last_head):
+            if ids[b] >= 0:
+                count = _look_up(starts[ids[b], h], starts[ids[b], h + 1], neurons, values, firing, active)
+            elif len(scan):
+                _excite(rounded, scan[h], latent)
+                count = _screen(latent, scale, lost, length, bounds[h], firing)
+                count = _excite_some(x[b], rows[h], count, firing, active)
+            else:
+                _excite(x[b], encoder[h], latent)
+                count = _select(latent, firing, active)
+            pair_count = _turn(firing[:count], active, cos[phase], sin[phase], pairs, turned)
             if owed[b, h] * decay[h] < _LEAST:
                 _scale(memory[b, h], owed[b, h])
                 owed[b, h] = _ONE
             before = owed[b, h]
             read[:] = _ZERO
             if decay[h] < _LEAST:  # so little is kept that it cannot be owed
-                _recall(pairs[:pair_count], latent, cos[phase], sin[phase], memory[b, h], x[b], read, _ZERO)
+                _recall(pairs[:pair_count], turned, memory[b, h], x[b], read, _ZERO)
                 _scale(memory[b, h], decay[h])
                 unread[:] = _ZERO
-                _recall(pairs[:pair_count], latent, cos[phase], sin[phase], memory[b, h], x[b], unread, _ONE)
+                _recall(pairs[:pair_count], turned, memory[b, h], x[b], unread, _ONE)
             else:
                 owed[b, h] = before * decay[h]
-                weight = _ONE / owed[b, h]
-                _recall(pairs[:pair_count], latent, cos[phase], sin[phase], memory[b, h], x[b], read, weight)
+                _recall(pairs[:pair_count], turned, memory[b, h], x[b], read, _ONE / owed[b, h])
             for d in range(width):
                 read[d] *= before
             _norm(read)
-            _gate(firing[:count], latent, encoder_v[h], decoder[h], read, out)
+            parts[b, h] = _ZERO
+            _gate(firing[:count], active, encoder_v[h], decoder[h], read, parts[b, h])
+
+
+@compiled
+def add(x, parts):
+    """Add what the heads give, (B, H, D), to x, (B, D), in place: x' = LN(x + LN(Σ parts))."""
+    out = np.empty(x.shape[1], np.float32)
+    for b in range(len(x)):
+        out[:] = _ZERO
+        for h in range(parts.shape[1]):
+            for d in range(len(out)):
+                out[d] += parts[b, h, d]
         _norm(out)
-        for d in range(width):
+        for d in range(len(out)):
             x[b, d] += out[d]
         _norm(x[b])
 
 
 @compiled
 def settle(memory, owed):
-    """Give a memory the factors that it is owed."""
-    for b in range(len(memory)):
-        for h in range(memory.shape[1]):
-            if owed[b, h] != _ONE:
-                _scale(memory[b, h], owed[b, h])
-                owed[b, h] = _ONE
+    """Give memories (L, B, H, N, D) the factors (L, B, H) that they are owed."""
+    for layer in range(len(memory)):
+        for b in range(memory.shape[1]):
+            for h in range(memory.shape[2]):
+                if owed[layer, b, h] != _ONE:
+                    _scale(memory[layer, b, h], owed[layer, b, h])
+                    owed[layer, b, h] = _ONE
 
 
 @compiled
@@ -83,6 +140,21 @@ def _scale(rows, factor):
 
 
 @compiled
+def _round(x, rounded):
+    """X in steps of its largest number, as whole numbers; the step, the norm of what is lost, and that of x."""
+    largest = lost = length = _ZERO
+    for d in range(len(x)):
+        largest = max(largest, abs(x[d]))
+    step = largest / _LEVELS
+    for d in range(len(x)):
+        levels = x[d] / step if step > _ZERO else _ZERO
+        rounded[d] = np.rint(levels)
+        lost += (levels - rounded[d]) ** 2
+        length += levels**2
+    return step, step * np.sqrt(lost), step * np.sqrt(length)
+
+
+@compiled
 def _excite(x, encoder, latent):
     """Latent = x · encoder, four rows at a time, so that sums are written and read a quarter as often."""
     width, neurons = encoder.shape
@@ -90,40 +162,89 @@ def _excite(x, encoder, latent):
     whole = width - width % 4
     for d in range(0, whole, 4):
         first, second, third, fourth = encoder[d], encoder[d + 1], encoder[d + 2], encoder[d + 3]
+        a, b, c, e = x[d], x[d + 1], x[d + 2], x[d + 3]
         for n in range(neurons):
-            latent[n] += x[d] * first[n] + x[d + 1] * second[n] + x[d + 2] * third[n] + x[d + 3] * fourth[n]
+            latent[n] += (
+                a * np.float32(first[n])
+                + b * np.float32(second[n])
+                + c * np.float32(third[n])
+                + e * np.float32(fourth[n])
+            )
     for d in range(whole, width):
         row = encoder[d]
         for n in range(neurons):
-            latent[n] += x[d] * row[n]
+            latent[n] += x[d] * np.float32(row[n])
 
 
 @compiled
-def _fire(latent, pairs, firing):
-    """Relu in place; the pairs of which one fires, and the neurons that do. NaN fires, so that it shows."""
-    pair_count = count = 0
-    for i in range(len(latent) // 2):
-        silent = latent[2 * i] <= _ZERO, latent[2 * i + 1] <= _ZERO
-        if silent[0] and silent[1]:
-            continue
-        pairs[pair_count] = i
-        pair_count += 1
-        for k in range(2):
-            if silent[k]:
-                latent[2 * i + k] = _ZERO
-            else:
-                firing[count] = 2 * i + k
-                count += 1
-    return pair_count, count
+def _screen(latent, scale, lost, length, bounds, firing):
+    """Those that may be above zero, whatever rounding did to them; NaN may."""
+    count = 0
+    for n in range(len(latent)):
+        firing[count] = n
+        highest = scale * bounds[0, n] * latent[n] + lost * bounds[1, n] + length * bounds[2, n]
+        count += not (highest <= _ZERO)
+    return count
 
 
 @compiled
-def _recall(pairs, active, cos, sin, memory, x, read, weight):
+def _excite_some(x, rows, candidates, firing, active):
+    """The exact x · encoder of the first `candidates` of `firing`, and of these those that are above zero."""
+    count = 0
+    for k in range(candidates):
+        n = firing[k]
+        row = rows[n]
+        latent = _ZERO
+        for d in range(len(x)):
+            latent += x[d] * row[d]
+        firing[count], active[count] = n, latent
+        count += not (latent <= _ZERO)
+    return count
+
+
+@compiled
+def _select(latent, firing, active):
+    """Relu: those above zero. NaN fires, so that it shows."""
+    count = 0
+    for n in range(len(latent)):
+        firing[count], active[count] = n, latent[n]
+        count += not (latent[n] <= _ZERO)
+    return count
+
+
+@compiled
+def _look_up(start, end, neurons, values, firing, active):
+    for k in range(end - start):
+        firing[k], active[k] = neurons[start + k], values[start + k]
+    return end - start
+
+
+@compiled
+def _turn(firing, active, cos, sin, pairs, turned):
+    """The pairs of which a neuron fires, and the rotated activity of both of its neurons."""
+    count = k = 0
+    while k < len(firing):
+        i = firing[k] // 2
+        first = second = _ZERO
+        if firing[k] % 2 == 0:
+            first = active[k]
+            k += 1
+        if k < len(firing) and firing[k] == 2 * i + 1:
+            second = active[k]
+            k += 1
+        pairs[count] = i
+        turned[count, 0] = first * cos[i] - second * sin[i]
+        turned[count, 1] = second * cos[i] + first * sin[i]
+        count += 1
+    return count
+
+
+@compiled
+def _recall(pairs, turned, memory, x, read, weight):
     """Read = r · S, and S += weight · r ⊗ x, for r the rotated activity of the pairs; one pass over their rows."""
-    for i in pairs:
-        first = active[2 * i] * cos[i] - active[2 * i + 1] * sin[i]
-        second = active[2 * i + 1] * cos[i] + active[2 * i] * sin[i]
-        first_row, second_row = memory[2 * i], memory[2 * i + 1]
+    for k in range(len(pairs)):
+        first, second = turned[k, 0], turned[k, 1]
+        first_row, second_row = memory[2 * pairs[k]], memory[2 * pairs[k] + 1]
         first_weight, second_weight = first * weight, second * weight
         for d in range(len(x)):
             read[d] += first * first_row[d] + second * second_row[d]
@@ -134,15 +255,15 @@ def _recall(pairs, active, cos, sin, memory, x, read, weight):
 @compiled
 def _gate(firing, active, encoder_v, decoder, read, out):
     """Out += Σ over firing neurons of relu(read · encoder_v) · active · decoder."""
-    for n in firing:
-        row = encoder_v[n]
+    for k in range(len(firing)):
+        row = encoder_v[firing[k]]
         gain = _ZERO
         for d in range(len(read)):
             gain += read[d] * row[d]
         if gain <= _ZERO:
             continue
-        gain *= active[n]
-        row = decoder[n]
+        gain *= active[k]
+        row = decoder[firing[k]]
         for d in range(len(out)):
             out[d] += gain * row[d]
 
