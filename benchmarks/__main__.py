@@ -1,4 +1,4 @@
-"""python -m benchmarks decode|prefill|constant [CHECKPOINT or PRESET] [--json]; python -m benchmarks train [--json]."""
+"""python -m benchmarks decode|prefill|constant [CHECKPOINT or PRESET] [--json]; … train|start [--json]."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from bdh.ops.step import Debt, owing
 from bdh.presets import PRESETS
 from train.data import read_bytes
 
-from . import train
+from . import start, train
 from .report import Result, machine, report, spread
 from .sparse import thin_out, x_active
 from .upstream import load_upstream
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["train"]:
-        return train.main(sys.argv[2:])
+    apart = {"train": train.main, "start": start.main}.get("".join(sys.argv[1:2]))
+    if apart is not None:
+        return apart(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", choices=["decode", "prefill", "constant"])
     parser.add_argument("model", nargs="?", default="checkpoints/hatchling", help="checkpoint or preset")
@@ -184,7 +185,9 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def step_seconds(model: Model[Any], state: Any, ids: torch.Tensor, repeats: int = 100) -> float:
     """Seconds a byte of the in-place step, over the last bytes of `ids`; the state given is left alone."""
-    state, debt = states.clone(state), Debt()
+    own, debt = model.empty_state(1), Debt()  # laid out as a stream has it
+    states.copy_(own, state)
+    state = own
     heard = [ids[:, index % ids.shape[1], None] for index in range(-repeats, 0)]
     with owing(debt):
         model.step_(heard[0], state)

@@ -325,7 +325,7 @@ def test_no_neuron_that_fires_is_screened_out(
     encoder[0, :, ::2] += toward[:, None] * (aligned - toward @ encoder[0, :, ::2])
     encoder[0, :, 5] = 0
     encoder = (encoder * 10.0 ** exponents[0]).astype(np.float32)
-    rows, scan, bounds = step._screen(encoder)
+    rows, scan, bounds = step._screen(torch.from_numpy(encoder))
     rounded, latent = np.empty(width, np.float32), np.empty(24, np.float32)
     firing, active = np.empty(25, np.int64), np.empty(25, np.float32)
     known = kernels._round(x, rounded)
@@ -344,7 +344,7 @@ def test_most_neurons_that_do_not_fire_are_screened_out() -> None:
     encoder = random.standard_normal((1, 128, 4096)).astype(np.float32)
     x = random.standard_normal(128).astype(np.float32)
     rounded, latent, firing = np.empty(128, np.float32), np.empty(4096, np.float32), np.empty(4097, np.int64)
-    _, scan, bounds = step._screen(encoder)
+    _, scan, bounds = step._screen(torch.from_numpy(encoder))
     known = kernels._round(x, rounded)
     kernels._excite(rounded, scan[0], latent)
     candidates = kernels._screen(latent, *known, bounds[0], firing)
@@ -368,6 +368,7 @@ def test_layers_too_wide_to_screen_and_layers_shared_by_threads_hear_the_same(
         monkeypatch.setattr(step, "_SCREENED_WIDTH", 0)
     else:
         monkeypatch.setattr(step, "_WORTH_SHARING", 1)
+        monkeypatch.setattr(step, "_ALONE_S", -1.0)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     again, after = hear()
     torch.testing.assert_close(again, logits, atol=1e-5 if what == "wide" else 0.0, rtol=0)
@@ -383,6 +384,7 @@ def test_many_streams_whose_layers_threads_share_hear_what_each_hears_alone(monk
 
     alone = [hear(start) for start in range(6)]
     monkeypatch.setattr(step, "_WORTH_SHARING", 1)
+    monkeypatch.setattr(step, "_ALONE_S", -1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     with ThreadPoolExecutor(6) as pool:
         for mine, others in zip(alone, pool.map(hear, range(6)), strict=True):
@@ -408,6 +410,68 @@ def test_an_embedding_that_changed_is_heard_as_it_is_now(monkeypatch: pytest.Mon
         return model.step_(torch.tensor([[65]]), model.empty_state(1)).logits
 
     torch.testing.assert_close(hear(), _plain(monkeypatch, hear), atol=1e-4, rtol=1e-4)
+
+
+def test_an_embedding_that_an_optimizer_changed_without_a_mark_is_heard_as_it_is_now() -> None:
+    model = _damped((0.9,)).train()
+    optimizer = torch.optim.AdamW(model.embed.parameters(), lr=0.05, fused=True)  # type: ignore[union-attr]
+    for _ in range(3):
+        stream = bdh.Stream(model)
+        stepped = torch.cat([stream._hear(_TEXT[index : index + 1]) for index in range(20)])
+        with torch.no_grad():
+            whole = model(torch.tensor([list(_TEXT[:20])])).logits[0]
+        torch.testing.assert_close(stepped, whole, atol=1e-4, rtol=1e-4)
+        model(torch.tensor([list(_TEXT[:20])])).logits.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_memories_stepped_together_in_another_company_are_each_heard() -> None:
+    model = _damped((0.5, 0.9))
+    first, second, third = (model.empty_state(1).memory[0] for _ in range(3))
+    debt = step.Debt()
+    one = debt.block((first, second))
+    assert debt.block((first, second)) is one
+    one.owed[:] = 0.5
+    first += 1
+    assert debt.block((first, third)) is not one
+    assert torch.equal(first, torch.full_like(first, 0.5))  # what was owed is settled
+
+
+def test_streams_that_alternate_do_not_crowd_the_cores_and_one_alone_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(step.time, "monotonic", lambda: now[0])
+    shares = []
+    for who in (1, 1, 2, 1, 2, 2, 2):
+        now[0] += 0.06
+        shares.append(step._alone(who))
+    assert shares == [False, False, False, False, False, False, True]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_shares_layers_among_threads_of_its_own() -> None:
+    code = (
+        "import os, sys, warnings, torch, bdh\n"
+        "warnings.simplefilter('ignore')\n"
+        "from bdh.ops import step\n"
+        "step._WORTH_SHARING, step._ALONE_S, torch.get_num_threads = 1, -1.0, lambda: 2\n"
+        "config = bdh.FlatConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4)\n"
+        "stream = bdh.Stream(bdh.build(config, seed=0).eval())\n"
+        "stream._hear(b'a')\n"
+        "child = os.fork()\n"
+        "stream._hear(b'b')\n"
+        "os._exit(0) if not child else sys.exit(os.waitpid(child, 0)[1])\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("length", [2, 6, 7])
+def test_dropout_in_training_mode_is_drawn_for_few_bytes_too(length: int) -> None:
+    config = FlatConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=8, dropout=0.5)
+    model = louder(build(config, seed=0)).train()
+    ids = torch.tensor([list(_TEXT[:length])])
+    first, second = (model.step_(ids, model.empty_state(1)).logits for _ in range(2))
+    assert not torch.equal(first, second)
 
 
 def test_a_damaged_cache_of_compiled_loops_is_done_without(tmp_path: Path) -> None:

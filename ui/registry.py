@@ -163,7 +163,7 @@ class Registry:
             rows["Runs on"] = f"{slot.model.device.type}, {str(slot.model.dtype).removeprefix('torch.')}"
             steps = slot.config.kind in ("flat", "hierarchical") and str(slot.model.dtype) == "torch.float32"
             if slot.model.device.type == "cpu" and steps and available():
-                rows["Runs on"] += ", single bytes by compiled loops"
+                rows["Runs on"] += ", single bytes by compiled loops with a copy of the weights of their own"
             rows["In use by"] = (
                 "nobody" if not slot.users else f"conversations and texts, of all visitors: {slot.users}"
             )

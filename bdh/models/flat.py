@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from .base import Model, advanced, init_weights
 from .layer import Frequencies, bdh_layer, decay_rates, norm, recomputed
 from .observe import observed
 
-_FEW = 12
+_FEW = 6
 """Bytes that are heard sooner one after another by loops that touch what fires than at once by whole products."""
 
 
@@ -48,15 +50,14 @@ class Flat(Model[FlatConfig]):
         self, ids: Tensor, state: HebbianMemory | None, *, keep: bool, inplace: bool
     ) -> tuple[Tensor, HebbianMemory]:
         position = self.position(ids, state)
-        few = inplace and ids.shape[1] <= _FEW and not observed()
-        if few and state is not None and step.usable(ids, state.memory[0]):
-            weights = step.prepared(self.encoder, self.encoder_v, self.decoder, self.embed.weight)
-            if weights is not None:
-                said = [self._step(one, state, weights) for one in ids.split(1, dim=1)]
-                return said[0] if len(said) == 1 else torch.cat(said, dim=1), state
+        dropout = self.config.dropout if self.training else 0.0
+        few = ids.shape[1] == 1 or (ids.shape[0] == 1 and ids.shape[1] <= _FEW)
+        if few and inplace and state is not None and not (dropout or observed()):
+            said = self._step(ids, state)
+            if said is not None:
+                return said, state
         phases = self.attn.cos_sin(position, ids.shape[1])
         decay = decay_rates(self.config.decay, ids.device)
-        dropout = self.config.dropout if self.training else 0.0
         x = norm(self.embed(ids))
         memories: list[Any] = []
         layer = recomputed(bdh_layer, self.recompute)
@@ -76,22 +77,33 @@ class Flat(Model[FlatConfig]):
             memories.append(written)
         return x, HebbianMemory(advanced(position, ids.shape[1], ids.shape[0], inplace), tuple(memories))
 
-    def _step(self, ids: Tensor, state: HebbianMemory, weights: step.Weights) -> Tensor:
-        """One byte of each stream, (B, 1), written into the state; hidden states (B, 1, D)."""
-        table, heard = weights.table(lambda: norm(self.embed.weight.detach())), ids[:, 0].numpy()
-        decay = decay_rates(self.config.decay, ids.device)
-        x = step.stack(
-            table.embedded[heard],
-            weights,
-            state.memory,
-            state.position,
-            self.attn.increments(),
-            decay,
-            ids=heard,
-            table=table,
-        )
-        state.position.add_(1)
-        return x
+    def _step(self, ids: Tensor, state: HebbianMemory) -> Tensor | None:
+        """Byte after byte, written into the state, by loops that touch only what fires, if they can be used.
+
+        Args:
+            ids: (B, T).
+
+        Returns:
+            Hidden states (B, T, D).
+        """
+        if not step.usable(ids, state.memory[0]):
+            return None
+        single = ids.shape[1] == 1  # for more bytes nothing is made ready that whole products do without
+        own = (self.encoder, self.encoder_v, self.decoder, self.embed.weight)
+        weights = step.prepared(*own, build=single)
+        if weights is None:
+            return None
+        table = weights.table(lambda: norm(self.embed.weight.detach()))
+        decay, increments = decay_rates(self.config.decay, ids.device), self.attn.increments()
+        said = []
+        with nullcontext() if single else step.owing_here():
+            for heard in np.ascontiguousarray(ids.numpy().T):
+                x = table.embedded[heard]
+                said.append(
+                    step.stack(x, weights, state.memory, state.position, increments, decay, ids=heard, table=table)
+                )
+                state.position.add_(1)
+        return said[0] if single else torch.cat(said, dim=1)
 
     def read_out(self, hidden: Tensor) -> Tensor:
         """See `Model.read_out`."""

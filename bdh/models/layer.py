@@ -175,8 +175,9 @@ class BDHBlock(nn.Module):
         self, x: Tensor, position: Tensor, memory: Any, *, keep: bool = True, inplace: bool = False
     ) -> tuple[Tensor, Any]:
         """Hear (B, T, D) from `position` (B,) on; returns (B, T, D) and the memory after it."""
-        single = inplace and memory is not None and x.shape[1] == 1 and not observed()
-        if single and step.usable(x, memory):
+        draws = bool(self.dropout) and self.training
+        single = inplace and x.shape[1] == 1 and not (draws or observed())
+        if single and memory is not None and step.usable(x, memory):
             weights = step.prepared(self.encoder, self.encoder_v, self.decoder)
             if weights is not None and x.dtype == torch.float32:
                 heard = x[:, 0].numpy().copy()

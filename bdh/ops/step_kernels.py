@@ -77,7 +77,7 @@ def heads(
             scale, lost, length = _round(x[b], rounded)
         for h in range(first_head, last_head):
             if ids[b] >= 0:
-                count = _look_up(starts[ids[b], h], starts[ids[b], h + 1], neurons, values, firing, active)
+                count = _look_up(starts[h, ids[b]], starts[h, ids[b] + 1], neurons, values, firing, active)
             elif len(scan):
                 _excite(rounded, scan[h], latent)
                 count = _screen(latent, scale, lost, length, bounds[h], firing)
