@@ -41,7 +41,7 @@ from .text import Utf8Assembler
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 """The folder of the checkpoints that come with the repository."""
-DEFAULT_CHECKPOINT = "hatchling"
+DEFAULT_CHECKPOINT = "chat"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PIECE_BYTES = 1 << 16
@@ -55,7 +55,7 @@ Hub: user/repo, user/repo@revision or user/repo:subfolder."""
 _EXAMPLES = """\
 examples:
   python -m bdh chat
-  python -m bdh generate hatchling --prompt "Once upon a time" --temperature 0.7 --seed 1
+  python -m bdh generate english --prompt "Once upon a time" --temperature 0.7 --seed 1
   python -m bdh score user/repo book.txt --json
   python -m bdh info --presets
   python -m bdh convert old.pt new-folder --n-layer 6
@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "chat",
         'Talk to a model trained on lines of "User: …" and "Bot: …". Ctrl-C stops an answer, Ctrl-D ends.\n'
         "Commands: /clear, /save FILE, /load FILE, /quit.",
-        "examples:\n  python -m bdh chat\n  python -m bdh chat hatchling --memory friend.safetensors --save-memory\n",
+        "examples:\n  python -m bdh chat\n  python -m bdh chat english --memory friend.safetensors --save-memory\n",
         run=_chat,
     )
     _add_checkpoint(chat)
@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser,
         "score",
         "Bits per byte of a file read as one stream; lower is better, 8 is knowing nothing.",
-        "examples:\n  python -m bdh score hatchling book.txt\n  python -m bdh score user/repo - --json < book.txt\n",
+        "examples:\n  python -m bdh score english book.txt\n  python -m bdh score user/repo - --json < book.txt\n",
         run=_score,
     )
     score.add_argument("checkpoint", metavar="CHECKPOINT", help="see python -m bdh --help")

@@ -25,7 +25,7 @@ from bdh.ops.loops import available
 from .limits import Limits
 
 TRAINED_HERE, MERGED_HERE = "trained here", "merged here"
-_MET_FIRST = "hatchling"
+_MET_FIRST = "chat"
 """What a newcomer talks to, if it is there."""
 LOADS_AT_ONCE = 2
 """Models fetched or taken in at the same time, for all visitors together."""

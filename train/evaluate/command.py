@@ -50,10 +50,10 @@ measures:
   names     whether a chat model asked about a word it never saw asked about answers with that word (--names)
 
 examples:
-  python -m train evaluate hatchling --data english
+  python -m train evaluate english --data english
   python -m train evaluate user/repo --data book.txt --only position --bytes 1000000 --plot position.svg
-  python -m train evaluate hatchling --lambada lambada_test.jsonl --json -
-  python -m train evaluate hatchling --names 50
+  python -m train evaluate english --lambada lambada_test.jsonl --json -
+  python -m train evaluate chat --names 50
 """
 
 
