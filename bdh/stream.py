@@ -19,7 +19,7 @@ from . import state as states
 from .config import config_to_dict
 from .errors import DataError, StateError
 from .models import Model
-from .ops.step import Debt, owing
+from .ops.debt import Debt, owing
 from .sampling import MAX_STOP_BYTES, Sampler, Sampling, surprise_bits
 
 _FORMAT = "bdh-memory/1"

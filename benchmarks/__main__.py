@@ -22,7 +22,7 @@ import bdh
 from bdh import state as states
 from bdh.models import Model
 from bdh.ops import step
-from bdh.ops.step import Debt, owing
+from bdh.ops.debt import Debt, owing
 from bdh.presets import PRESETS
 from train.data import read_bytes
 

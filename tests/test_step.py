@@ -23,7 +23,8 @@ from bdh import state as states
 from bdh.config import FlatConfig
 from bdh.models import Model, build
 from bdh.models.observe import observing
-from bdh.ops import loops, step
+from bdh.ops import debt as debts
+from bdh.ops import loops, prepared, step
 from bdh.ops import step_kernels as kernels
 
 _TEXT = b"It was a bright cold day in April, and the clocks were striking thirteen. "
@@ -222,9 +223,9 @@ def test_a_model_that_is_gone_leaves_no_weights_behind() -> None:
     model = _damped((0.9,))
     model.step_(torch.tensor([[65]]), model.empty_state(1))
     key = id(model.encoder_v)
-    assert key in step._prepared
+    assert key in prepared._prepared
     del model
-    assert key not in step._prepared
+    assert key not in prepared._prepared
 
 
 def test_compiled_loops_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +300,7 @@ def test_several_streams_at_different_places_are_heard_inside_the_block_too() ->
 
     state, other = ragged(), ragged()
     for place in range(2, 16):
-        with step.owing(step.Debt()):
+        with debts.owing(debts.Debt()):
             ours = model.step_(ids[:, place, None], state)
         with torch.no_grad():
             theirs = model(ids[:, place, None], other)
@@ -325,7 +326,7 @@ def test_no_neuron_that_fires_is_screened_out(
     encoder[0, :, ::2] += toward[:, None] * (aligned - toward @ encoder[0, :, ::2])
     encoder[0, :, 5] = 0
     encoder = (encoder * 10.0 ** exponents[0]).astype(np.float32)
-    rows, scan, bounds = step._screen(torch.from_numpy(encoder))
+    rows, scan, bounds = prepared._screen(torch.from_numpy(encoder))
     rounded, latent = np.empty(width, np.float32), np.empty(24, np.float32)
     firing, active = np.empty(25, np.int64), np.empty(25, np.float32)
     known = kernels._round(x, rounded)
@@ -344,7 +345,7 @@ def test_most_neurons_that_do_not_fire_are_screened_out() -> None:
     encoder = random.standard_normal((1, 128, 4096)).astype(np.float32)
     x = random.standard_normal(128).astype(np.float32)
     rounded, latent, firing = np.empty(128, np.float32), np.empty(4096, np.float32), np.empty(4097, np.int64)
-    _, scan, bounds = step._screen(torch.from_numpy(encoder))
+    _, scan, bounds = prepared._screen(torch.from_numpy(encoder))
     known = kernels._round(x, rounded)
     kernels._excite(rounded, scan[0], latent)
     candidates = kernels._screen(latent, *known, bounds[0], firing)
@@ -365,7 +366,7 @@ def test_layers_too_wide_to_screen_and_layers_shared_by_threads_hear_the_same(
 
     logits, state = hear()
     if what == "wide":
-        monkeypatch.setattr(step, "_SCREENED_WIDTH", 0)
+        monkeypatch.setattr(prepared, "_SCREENED_WIDTH", 0)
     else:
         monkeypatch.setattr(step, "_WORTH_SHARING", 1)
         monkeypatch.setattr(step, "_ALONE_S", -1.0)
@@ -429,7 +430,7 @@ def test_an_embedding_that_an_optimizer_changed_without_a_mark_is_heard_as_it_is
 def test_memories_stepped_together_in_another_company_are_each_heard() -> None:
     model = _damped((0.5, 0.9))
     first, second, third = (model.empty_state(1).memory[0] for _ in range(3))
-    debt = step.Debt()
+    debt = debts.Debt()
     one = debt.block((first, second))
     assert debt.block((first, second)) is one
     one.owed[:] = 0.5

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FlatConfig
-from ..ops import step
+from ..ops import debt, step
+from ..ops.prepared import prepared
 from ..state import HebbianMemory
 from .base import Model, advanced, init_weights
 from .layer import Frequencies, bdh_layer, decay_rates, norm, recomputed
@@ -90,13 +91,13 @@ class Flat(Model[FlatConfig]):
             return None
         single = ids.shape[1] == 1  # for more bytes nothing is made ready that whole products do without
         own = (self.encoder, self.encoder_v, self.decoder, self.embed.weight)
-        weights = step.prepared(*own, build=single)
+        weights = prepared(*own, build=single)
         if weights is None:
             return None
         table = weights.table(lambda: norm(self.embed.weight.detach()))
         decay, increments = decay_rates(self.config.decay, ids.device), self.attn.increments()
         said = []
-        with nullcontext() if single else step.owing_here():
+        with nullcontext() if single else debt.owing_here():
             for heard in np.ascontiguousarray(ids.numpy().T):
                 x = table.embedded[heard]
                 said.append(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import state as states
 from ..config import HierarchicalConfig
-from ..ops.step import owing
+from ..ops.debt import owing
 from ..state import HierarchicalMemory, LayerMemory
 from .attention import TransformerBlock
 from .base import Model, advanced, init_weights
@@ -253,9 +253,9 @@ class Hierarchical(Model[HierarchicalConfig]):
             ids: (B, T) bytes of one patch each, `offset` bytes into it.
             context: (B, 1, local D).
         """
-        places = torch.arange(offset, offset + ids.shape[1], device=ids.device)
         embedded = self.patch_embedder.byte_embed(ids)
-        return embedded + context.to(embedded.dtype) + self.local_model.pos_embed(places)
+        places = self.local_model.pos_embed.weight[offset : offset + ids.shape[1]]
+        return embedded + context.to(embedded.dtype) + places
 
 
 def _patches(position: Tensor, size: int) -> Tensor:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..ops import fused, rope, step
+from ..ops import debt, fused, rope, step
 from ..ops.chunked import hebbian_attention
+from ..ops.prepared import prepared
 from .observe import looking_again, observe, observed, wanted
 
 
@@ -100,7 +101,7 @@ def bdh_layer(
     batch, length, width = x.shape
     heads, _, neurons = encoder.shape
     if inplace:
-        step.settle(memory)
+        debt.settle(memory)
     rows = x.reshape(1, batch * length, width).expand(heads, -1, -1)
     latent = torch.bmm(rows, encoder).view(heads, batch, length, neurons)
     fuses = torch.is_grad_enabled() and fused.usable(latent)
@@ -178,7 +179,7 @@ class BDHBlock(nn.Module):
         draws = bool(self.dropout) and self.training
         single = inplace and x.shape[1] == 1 and not (draws or observed())
         if single and memory is not None and step.usable(x, memory):
-            weights = step.prepared(self.encoder, self.encoder_v, self.decoder)
+            weights = prepared(self.encoder, self.encoder_v, self.decoder)
             if weights is not None and x.dtype == torch.float32:
                 heard = x[:, 0].numpy().copy()
                 decay = decay_rates(self.decay, x.device)
