@@ -108,4 +108,5 @@ class Flat(Model[FlatConfig]):
 
     def read_out(self, hidden: Tensor) -> Tensor:
         """See `Model.read_out`."""
-        return hidden @ self.lm_head
+        said = step.product(hidden, self.lm_head)
+        return hidden @ self.lm_head if said is None else said

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import state as states
 from ..config import HierarchicalConfig
+from ..ops import step
 from ..ops.debt import owing
 from ..state import HierarchicalMemory, LayerMemory
 from .attention import TransformerBlock
@@ -110,7 +111,8 @@ class Hierarchical(Model[HierarchicalConfig]):
 
     def read_out(self, hidden: Tensor) -> Tensor:
         """See `Model.read_out`."""
-        return self.lm_head(hidden)
+        said = step.product(hidden, self.lm_head.weight, rows=True)
+        return self.lm_head(hidden) if said is None else said
 
     def _hear(
         self, ids: Tensor, state: HierarchicalMemory | None, *, keep: bool, inplace: bool

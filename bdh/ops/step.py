@@ -88,6 +88,18 @@ def stack(
     return torch.from_numpy(x)[:, None]
 
 
+def product(x: Tensor, matrix: Tensor, *, rows: bool = False) -> Tensor | None:
+    """One x (…, D) times a matrix (D, V), or (V, D) if it has rows; None where that is not for the loops.
+
+    Libraries call their threads even for so little, and these take longer to come than the product.
+    """
+    if x.shape[:-1].numel() != 1 or x.dtype != torch.float32 or not usable(x, matrix):
+        return None
+    out = np.empty(matrix.shape[0 if rows else 1], np.float32)
+    loops.call("product_with_rows" if rows else "product", x.numpy().reshape(-1), matrix.detach().numpy(), out)
+    return torch.from_numpy(out).view(*x.shape[:-1], -1)
+
+
 def _heads(arguments: tuple[Any, ...], first: int, last: int) -> None:
     loops.call("heads", first, last, *arguments)
 
@@ -127,6 +139,7 @@ def _share(work: Callable[[int, int], None], heads: int, count: int) -> None:
         other.result()
 
 
+@torch.no_grad()
 def warm_up() -> None:
     """Compile the loops, or fetch them where they were kept: seconds that the first byte need not wait for."""
     if not loops.available():
@@ -140,3 +153,5 @@ def warm_up() -> None:
     phases, owed = np.zeros((1, 2), np.float32), np.ones((1, 1), np.float32)
     _heads((x, np.full(1, -1), phases, phases, memory.numpy(), owed, decay.numpy(), *fixed), 0, 1)
     loops.call("add", x, x[None])
+    for rows in (False, True):
+        product(torch.zeros(1, 1, 4), torch.zeros(4, 4), rows=rows)

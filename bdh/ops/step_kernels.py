@@ -122,6 +122,21 @@ def add(x, parts):
 
 
 @compiled
+def product(x, matrix, out):
+    """Out = x · matrix, (D,) by (D, V)."""
+    _excite(x, matrix, out)
+
+
+@compiled
+def product_with_rows(x, rows, out):
+    """Out = rows · x, (V, D) by (D,)."""
+    for v in range(len(rows)):
+        out[v] = _ZERO
+        for d in range(len(x)):
+            out[v] += rows[v, d] * x[d]
+
+
+@compiled
 def settle(memory, owed):
     """Give memories (L, B, H, N, D) the factors (L, B, H) that they are owed."""
     for layer in range(len(memory)):
