@@ -95,6 +95,12 @@ def test_a_merge_is_healed_as_a_run_and_deleted(browser: Browser, tmp_path: Path
         page.get_by_role("option", name=re.compile("healed from it")).click()
         expect(page.locator("#merge-delete")).to_have_text("Delete this run", timeout=WAIT_MS)
         page.locator("#merge-delete").click()
+        expect(page.locator("#merge-delete")).to_have_class(re.compile("sure"))
+        page.wait_for_timeout(5500)  # not pressed again: nothing is deleted, and it has to be pressed twice again
+        expect(page.locator("#merge-delete")).not_to_have_class(re.compile("sure"))
+        for _ in range(2):
+            page.locator("#merge-delete").click()
         expect(page.locator("#merge-told")).to_contain_text("healed was deleted", timeout=WAIT_MS)
-        page.locator("#merge-delete").click()
+        for _ in range(2):
+            page.locator("#merge-delete").click()
         expect(page.locator("#merge-nothing")).to_be_visible(timeout=WAIT_MS)

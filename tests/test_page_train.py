@@ -79,6 +79,7 @@ def test_a_run_survives_a_reload_nobody_else_sees_it_and_stopped_it_keeps_the_be
     page.locator("#runs-again").click()
     expect(page.locator("#train-pasted textarea")).to_have_value(TEXT, timeout=WAIT_MS)
     page.locator("#runs-delete").click()
+    page.locator("#runs-delete").click()
     expect(page.locator("#runs-stop")).to_be_hidden(timeout=WAIT_MS)
 
 

@@ -13,7 +13,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from train.job import Jobs
 
-from . import kept, lineage, merge, models, tint, train
+from . import kept, lineage, merge, models, tint, train, twice
 from .chat import build_chat
 from .limits import Limits
 from .merge import base_dropdown, build_merge, parents_dropdown
@@ -109,7 +109,8 @@ def launch_options(limits: Limits, data: Path) -> dict[str, Any]:
     """How the page is served: nothing of the disk is readable, inputs are not kept, errors stay short."""
     return {
         "theme": theme(),
-        "css": CSS + models.CSS + tint.CSS + train.CSS + lineage.CSS + kept.CSS + merge.CSS,
+        "css": CSS + models.CSS + tint.CSS + train.CSS + lineage.CSS + kept.CSS + merge.CSS + twice.CSS,
+        "js": twice.SCRIPT,
         "max_file_size": limits.max_upload_bytes,
         "blocked_paths": [str(data)],
         "show_error": False,
