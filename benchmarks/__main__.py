@@ -1,4 +1,4 @@
-"""python -m benchmarks decode|prefill|constant [CHECKPOINT or PRESET] [--json]; … train|start [--json]."""
+"""python -m benchmarks decode|prefill|constant [CHECKPOINT or PRESET] [--json]; … train|start|ppmd [--json]."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from bdh.ops.debt import Debt, owing
 from bdh.presets import PRESETS
 from train.data import read_bytes
 
-from . import start, train
+from . import ppmd, start, train
 from .report import Result, machine, report, spread
 from .sparse import thin_out, x_active
 from .upstream import load_upstream
 
 
 def main() -> int:
-    apart = {"train": train.main, "start": start.main}.get("".join(sys.argv[1:2]))
+    apart = {"train": train.main, "start": start.main, "ppmd": ppmd.main}.get("".join(sys.argv[1:2]))
     if apart is not None:
         return apart(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
