@@ -262,13 +262,17 @@ class Stream:
     def _hear(self, data: bytes, *, last_only: bool = True) -> Tensor:
         """Hear at least one byte; returns logits (T or 1, 256) in float32 on the CPU."""
         self._check_whole()
-        ids = torch.frombuffer(bytearray(data), dtype=torch.uint8)[None]
         self._torn = True
         with owing(self._debt):
-            output = self.model.step_(ids, self._state, last_only=last_only)
-        self._state = output.state
+            said = self.model.step_byte_(data[0], self._state) if len(data) == 1 else None
+            if said is None:
+                ids = torch.frombuffer(bytearray(data), dtype=torch.uint8)[None]
+                output = self.model.step_(ids, self._state, last_only=last_only)
+                self._state = output.state
+                logits = output.logits[0].float().cpu()
+            else:
+                logits = said[None]
         self._torn = False
-        logits = output.logits[0].float().cpu()
         self._logits = logits[-1].clone()
         self._position += len(data)
         self._recent = (self._recent + data)[-MAX_STOP_BYTES:]

@@ -54,6 +54,9 @@ class Scripted(torch.nn.Module):
     def empty_state(self, batch_size: int = 1) -> Any:
         return model("flat").empty_state(batch_size)
 
+    def step_byte_(self, byte: int, state: Any) -> None:
+        return None
+
     def step_(self, ids: Tensor, state: Any, *, last_only: bool = True) -> Any:
         at = int(state.position[0]) + ids.shape[1] - 1
         state.position.add_(ids.shape[1])

@@ -119,6 +119,10 @@ class Model(nn.Module, ABC, Generic[C]):
         """As `forward`, but overwriting `state`, which the caller alone must hold."""
         return self._listen(ids, state, last_only=last_only, keep=True, inplace=True)
 
+    def step_byte_(self, byte: int, state: Any) -> Tensor | None:
+        """As `step_` for one byte of one stream, the sooner way where there is one: logits (V,), float32 on the CPU."""
+        return None
+
     def _listen(self, ids: Tensor, state: Any, *, last_only: bool, keep: bool, inplace: bool) -> Output:
         ids = self._checked_ids(ids)
         if state is not None and state.position.shape[0] != ids.shape[0]:

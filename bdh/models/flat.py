@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import FlatConfig
 from ..ops import debt, step
-from ..ops.prepared import prepared
+from ..ops.prepared import Table, Weights, prepared
 from ..state import HebbianMemory
 from .base import Model, advanced, init_weights
 from .layer import Frequencies, bdh_layer, decay_rates, norm, recomputed
@@ -78,6 +78,23 @@ class Flat(Model[FlatConfig]):
             memories.append(written)
         return x, HebbianMemory(advanced(position, ids.shape[1], ids.shape[0], inplace), tuple(memories))
 
+    def step_byte_(self, byte: int, state: HebbianMemory) -> Tensor | None:
+        """See `Model.step_byte_`."""
+        memory = state.memory[0]
+        with torch.no_grad():
+            if (self.training and self.config.dropout) or observed() or not step.usable(memory, self.lm_head):
+                return None
+        weights = prepared(self.encoder, self.encoder_v, self.decoder, self.embed.weight)
+        if weights is None or memory.dtype != torch.float32:
+            return None
+        decay = decay_rates(self.config.decay, memory.device)
+        table, increments = self._table(weights), self.attn.increments()
+        return step.byte(byte, weights, table, self.lm_head, state.memory, state.position, increments, decay)
+
+    def _table(self, weights: Weights) -> Table:
+        """What bytes excite in the first layer."""
+        return weights.table(lambda: norm(self.embed.weight.detach()))
+
     def _step(self, ids: Tensor, state: HebbianMemory) -> Tensor | None:
         """Byte after byte, written into the state, by loops that touch only what fires, if they can be used.
 
@@ -94,7 +111,7 @@ class Flat(Model[FlatConfig]):
         weights = prepared(*own, build=single)
         if weights is None:
             return None
-        table = weights.table(lambda: norm(self.embed.weight.detach()))
+        table = self._table(weights)
         decay, increments = decay_rates(self.config.decay, ids.device), self.attn.increments()
         said = []
         with nullcontext() if single else debt.owing_here():

@@ -72,17 +72,17 @@ class Weights:
         """The encoder (H, D, N), its screen, and encoder_v and decoder (H, N, D), a row a neuron."""
         self._table: Table | None = None
         # A few numbers of the originals, as they are and as they were: some writers leave no mark. They are compared
-        # as whole numbers, so that NaN is itself, and lie an odd number apart, so that they are of many neurons.
+        # as bytes, so that NaN is itself, and lie an odd number apart, so that they are of many neurons.
         self._probes = [
-            (some, some.copy())
+            (some, some.tobytes())
             for one in (encoder, encoder_v, *rest)
-            for whole in [one.detach().view(torch.int32).numpy().reshape(-1)]
+            for whole in [one.detach().numpy().reshape(-1)]
             for some in [whole[:: whole.size // _PROBED | 1]]
         ]
 
     def stands(self, mark: tuple[int, ...]) -> bool:
         """Whether what was copied is what there is."""
-        return self.mark == mark and all((now == then).all() for now, then in self._probes)
+        return self.mark == mark and all(now.tobytes() == then for now, then in self._probes)
 
     def table(self, embedded: Callable[[], Tensor]) -> Table:
         """What bytes excite, x of which `embedded` gives, (V, D)."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import loops
-from .debt import Block, current
+from .debt import Block, Debt, current, owing
 from .prepared import NO_TABLE, Table, Weights, prepared
 
 _STREAMS = 8
@@ -88,6 +88,42 @@ def stack(
     return torch.from_numpy(x)[:, None]
 
 
+def byte(
+    id: int,
+    weights: Weights,
+    table: Table,
+    head: Tensor,
+    memories: Sequence[Tensor],
+    position: Tensor,
+    increments: Tensor,
+    decay: Tensor | None,
+) -> Tensor | None:
+    """All that a byte does to the stream that this thread hears (see `owing`), in one call; its logits, (V,).
+
+    Args:
+        head: (D, V), and the others as in `stack`; `position`, (1,), grows.
+
+    Returns:
+        None where that is not for one call: nobody to owe damping to, memories that do not lie in one block, or layers
+        that threads may share.
+    """
+    debt = current()
+    if debt is None or len(position) != 1 or weights.encoder.size >= _WORTH_SHARING:
+        return None
+    block = debt.block(memories)
+    if len(block.arrays) != 1:
+        return None
+    _, heads, size, width = memories[0].shape
+    logits = np.empty(head.shape[1], np.float32)
+    rates = np.ones(heads, np.float32) if decay is None else decay.numpy()
+    loops.call(
+        "byte", id, position.numpy(), increments.numpy(), table.embedded, head.detach().numpy(),
+        np.empty((1, width), np.float32), logits, *np.empty((2, 1, size // 2), np.float32), block.arrays[0], block.owed,
+        rates, *weights.arrays, *table[1:], np.empty((1, heads, width), np.float32),
+    )  # fmt: skip
+    return torch.from_numpy(logits)
+
+
 def product(x: Tensor, matrix: Tensor, *, rows: bool = False) -> Tensor | None:
     """One x (…, D) times a matrix (D, V), or (V, D) if it has rows; None where that is not for the loops.
 
@@ -153,5 +189,9 @@ def warm_up() -> None:
     phases, owed = np.zeros((1, 2), np.float32), np.ones((1, 1), np.float32)
     _heads((x, np.full(1, -1), phases, phases, memory.numpy(), owed, decay.numpy(), *fixed), 0, 1)
     loops.call("add", x, x[None])
+    with owing(Debt()):
+        byte(
+            0, weights, NO_TABLE._replace(embedded=x), torch.zeros(4, 4), [memory], position, position.repeat(2), decay
+        )
     for rows in (False, True):
         product(torch.zeros(1, 1, 4), torch.zeros(4, 4), rows=rows)

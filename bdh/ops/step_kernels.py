@@ -30,6 +30,23 @@ def phases(position, increments, cos, sin):
 
 
 @compiled
+def byte(
+    id, position, increments, embedded, head, x, logits, cos, sin, memory, owed, decay,
+    encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
+):  # fmt: skip
+    """One byte of one stream from the embedding to the logits, (V,): as `phases` and `stack`, and `position` grows."""
+    phases(position, increments, cos, sin)
+    position[0] += 1
+    x[0] = embedded[id]
+    ids = np.full(1, id if len(starts) else -1, np.int64)
+    stack(
+        x, ids, cos, sin, memory, owed, decay,
+        encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
+    )  # fmt: skip
+    product(x[0], head, logits)
+
+
+@compiled
 def stack(
     x, ids, cos, sin, memory, owed, decay,
     encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
