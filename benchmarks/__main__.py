@@ -189,9 +189,14 @@ def step_seconds(model: Model[Any], state: Any, ids: torch.Tensor, repeats: int 
     states.copy_(own, state)
     state = own
     heard = [ids[:, index % ids.shape[1], None] for index in range(-repeats, 0)]
+
+    def step_one(byte: torch.Tensor) -> None:  # as a stream does
+        if model.step_byte_(int(byte), state) is None:
+            model.step_(byte, state)
+
     with owing(debt):
-        model.step_(heard[0], state)
-        total = seconds(lambda: [model.step_(byte, state) for byte in heard])
+        step_one(heard[0])
+        total = seconds(lambda: [step_one(byte) for byte in heard])
     return total / repeats
 
 
