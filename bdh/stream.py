@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,35 +117,16 @@ class Stream:
             costs.append(surprise_bits(predicted)[np.arange(len(piece)), np.frombuffer(piece, np.uint8)])
         return np.concatenate(costs)
 
-    def generate(self, options: Sampling | None = None) -> Iterator[Written]:
+    def generate(self, options: Sampling | None = None) -> Writing:
         """Write bytes, hearing each before it is given out, so that the stream can be dropped at any of them.
 
         Bytes that may turn out to begin a stop string are held back until that is known.
 
         Raises:
-            DataError: the stream has heard nothing yet, or the model's prediction is not finite.
+            DataError: when the first is asked for: the stream has heard nothing yet; at any: the model's prediction is
+                not finite.
         """
-        options = options or Sampling()
-        sampler = Sampler(options, self._recent)
-        held: list[Written] = []
-        count = 0
-        while options.max_bytes is None or count < options.max_bytes:
-            logits = self.prediction()
-            byte = sampler.choose(logits, None if options.max_bytes is None else options.max_bytes - count)
-            self._hear(bytes([byte]))
-            count += 1
-            held.append(Written(byte, float(surprise_bits(logits)[byte]), False))
-            tail = bytes(written.byte for written in held)
-            stopped = max((stop for stop in options.stop if tail.endswith(stop)), key=len, default=None)
-            if stopped is not None:
-                shown = len(held) - len(stopped)
-                yield from held[:shown]
-                yield from (written._replace(is_stop=True) for written in held[shown:])
-                return
-            keep = _longest_beginning(tail, options.stop)
-            yield from held[: len(held) - keep]
-            held = held[len(held) - keep :]
-        yield from held
+        return Writing(self, options or Sampling())
 
     def prediction(self) -> NDArray[np.float64]:
         """Logits of the byte to come, (256,)."""
@@ -272,11 +254,111 @@ class Stream:
                 logits = output.logits[0].float().cpu()
             else:
                 logits = said[None]
+        self._heard(data, logits[-1].clone())
+        return logits
+
+    def _heard(self, data: bytes, logits: Tensor) -> None:
+        """Note that all layers have heard `data`; `logits` (256,) are of the byte to come."""
         self._torn = False
-        self._logits = logits[-1].clone()
+        self._logits = logits
         self._position += len(data)
         self._recent = (self._recent + data)[-MAX_STOP_BYTES:]
-        return logits
+
+
+class Writing(Iterator[Written]):
+    """What a stream writes, byte by byte; who steps several streams together asks each to choose and tells it."""
+
+    def __init__(self, stream: Stream, options: Sampling) -> None:
+        self.stream, self._options = stream, options
+        self._sampler: Sampler | None = None
+        self._count = 0
+        self._held: list[Written] = []
+        self._ready: deque[Written] = deque()
+        self._ended = False
+
+    def __next__(self) -> Written:
+        while not self._ready:
+            byte = self.choose()
+            if byte is None:
+                raise StopIteration
+            self.stream._hear(bytes([byte]))
+            self.heard()
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """Write no more."""
+        self._ended = True
+        self._ready.clear()
+
+    def choose(self) -> int | None:
+        """The byte that the stream is to hear next; None if there is none, or if some are still to be taken."""
+        options = self._options
+        if self._ended or self._ready:
+            return None
+        if options.max_bytes is not None and self._count >= options.max_bytes:
+            self._end()
+            return None
+        if self._sampler is None:
+            self._sampler = Sampler(options, self.stream._recent)
+        logits = self.stream.prediction()
+        byte = self._sampler.choose(logits, None if options.max_bytes is None else options.max_bytes - self._count)
+        self._held.append(Written(byte, float(surprise_bits(logits)[byte]), False))
+        return byte
+
+    def heard(self) -> None:
+        """The stream has heard what was chosen: give out what no longer can begin a stop string."""
+        self._count += 1
+        stops, held = self._options.stop, self._held
+        tail = bytes(written.byte for written in held)
+        stopped = max((stop for stop in stops if tail.endswith(stop)), key=len, default=None)
+        if stopped is not None:
+            shown = len(held) - len(stopped)
+            self._held = held[:shown] + [written._replace(is_stop=True) for written in held[shown:]]
+            self._end()
+            return
+        given = len(held) - _longest_beginning(tail, stops)
+        self._ready.extend(held[:given])
+        self._held = held[given:]
+        if self._options.max_bytes is not None and self._count >= self._options.max_bytes:
+            self._end()
+
+    def taken(self) -> list[Written]:
+        """What is ready to be given out."""
+        ready = list(self._ready)
+        self._ready.clear()
+        return ready
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be chosen."""
+        return self._ended
+
+    def _end(self) -> None:
+        self._ended = True
+        self._ready.extend(self._held)
+        self._held = []
+
+
+def hear_together(streams: Sequence[Stream], data: Sequence[int]) -> None:
+    """Let each of several streams of one model hear one byte, in one step where the model can do so sooner.
+
+    Raises:
+        StateError: a stream is torn; then none has heard anything.
+    """
+    for stream in streams:
+        stream._check_whole()
+    for stream in streams:
+        stream._torn = True
+    model = streams[0].model
+    said = model.step_streams_(data, [stream._state for stream in streams], [stream._debt for stream in streams])
+    for stream in streams:
+        stream._torn = said is not None
+    if said is None:
+        for stream, byte in zip(streams, data, strict=True):
+            stream._hear(bytes([byte]))
+        return
+    for stream, byte, logits in zip(streams, data, said.float().cpu(), strict=True):
+        stream._heard(bytes([byte]), logits.clone())
 
 
 def _check_finite(logits: NDArray[np.float64]) -> None:

@@ -20,6 +20,7 @@ FLOORS = (
     ("bdh.hub",),
     ("bdh.models",),
     ("bdh.presets", "bdh.stream"),
+    ("bdh.engine",),
     ("bdh.convert",),
     ("bdh.load",),
     ("bdh.merge",),

@@ -1,13 +1,14 @@
-"""Letting a stream hear and write, here or on a GPU that is lent for the length of a call (ZeroGPU)."""
+"""Letting streams hear and write: all visitors' together, or on a GPU that is lent for a call's length (ZeroGPU)."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from bdh import state as states
+from bdh.engine import Engine
 from bdh.sampling import Sampling
 from bdh.stream import Snapshot, Stream, Written
 
@@ -24,18 +25,22 @@ UPDATE_S = 0.07
 _FEED_RATE, _WRITE_RATE = 5_000, 100
 """Bytes a second that a lent GPU is sure to reach; they bound how long it is asked for."""
 
+_engine = Engine()
+"""Does the work of all visitors."""
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def hear_and_write(stream: Stream, data: bytes, options: Sampling | None) -> Iterator[list[int | Written]]:
+def hear_and_write(stream: Stream, data: bytes, options: Sampling | None) -> Iterator[Sequence[int | Written]]:
     """Feed `data`, then write; lists of how many bytes were heard so far and of bytes that were written.
 
     On ZeroGPU the work is done in another process, so the stream follows only when the writing has ended; if
     it is dropped before, the stream stays as it was.
     """
     if not ON_ZERO_GPU:
-        yield from batched(_parts(stream, data, options))
+        yield from batched(stream.feeding(data))
+        if options is not None:
+            yield from batched(stream.generate(options))
         return
     for batch in _on_lent_gpu(stream.model, stream.snapshot(), data, options):
         if isinstance(batch, Snapshot):
@@ -69,19 +74,24 @@ def _on_lent_gpu(
     device = "cuda" if ON_ZERO_GPU else model.device
     stream = Stream(model.to(device))
     stream.restore(before)
-    yield from batched(_parts(stream, data, options))
+    yield from _alone(_parts(stream, data, options))
     after = stream.snapshot()
     yield after._replace(state=states.to_device(after.state, "cpu"))
 
 
-def batched(parts: Iterable[T], seconds: float = UPDATE_S) -> Iterator[list[T]]:
-    """The parts in lists: the first at once, then what came together in `seconds`."""
+def batched(parts: Iterable[T]) -> Iterator[list[T]]:
+    """The parts in lists, made in turn with other visitors': the first at once, then what came in `UPDATE_S` or more."""
+    return _alone(parts) if ON_ZERO_GPU else _engine.batched(parts, UPDATE_S)
+
+
+def _alone(parts: Iterable[T]) -> Iterator[list[T]]:
+    """As `batched`, by this thread."""
     held: list[T] = []
     due = 0.0
     for part in parts:
         held.append(part)
         if time.monotonic() >= due:
             yield held
-            held, due = [], time.monotonic() + seconds
+            held, due = [], time.monotonic() + UPDATE_S
     if held:
         yield held

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from zoo import assert_equal_state, model
+
+from bdh.engine import Engine
+from bdh.errors import DataError
+from bdh.sampling import Sampling
+from bdh.stream import Stream, Written
+
+KINDS = ("flat", "hierarchical", "hebbian", "transformer", "average", "mixture")
+PROMPTS = [b"The quick brown fox" * (1 + 9 * (index % 3)) + bytes([index]) for index in range(7)]
+
+
+def options(index: int, **more: Any) -> Sampling:
+    return Sampling(**({"seed": index, "max_bytes": 25 + index, "stop": (b"e",) if index % 2 else ()} | more))
+
+
+def alone(name: str, index: int, **more: Any) -> tuple[Stream, list[Written]]:
+    stream = Stream(model(name))
+    stream.feed(PROMPTS[index])
+    return stream, list(stream.generate(options(index, **more)))
+
+
+def through(engine: Engine, stream: Stream, index: int, **more: Any) -> list[Written]:
+    for _ in engine.batched(stream.feeding(PROMPTS[index]), 0.001):
+        pass
+    return [one for batch in engine.batched(stream.generate(options(index, **more)), 0.001) for one in batch]
+
+
+def at_once(work: Callable[[int], Any], count: int) -> list[Any]:
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, range(count)))
+
+
+def same(one: Stream, other: Stream) -> None:
+    one._debt.settle()
+    other._debt.settle()
+    assert (one.position_bytes, one.recent) == (other.position_bytes, other.recent)
+    assert_equal_state(one._state, other._state)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("name", KINDS)
+def test_streams_that_write_at_once_write_and_remember_what_each_does_alone(name: str, workers: int) -> None:
+    engine = Engine(workers)
+    streams = [Stream(model(name)) for _ in PROMPTS]
+    written = at_once(lambda index: through(engine, streams[index], index), len(PROMPTS))
+    for index, stream in enumerate(streams):
+        expected, said = alone(name, index)
+        assert written[index] == said
+        same(stream, expected)
+
+
+def test_one_that_is_dropped_has_heard_exactly_what_it_gave_out() -> None:
+    engine = Engine(2)
+
+    def some(index: int) -> tuple[Stream, int]:
+        stream, count = Stream(model("flat")), 0
+        stream.feed(PROMPTS[index])
+        batches = engine.batched(stream.generate(options(index, max_bytes=None, stop=())), 0.002)
+        for batch in batches:
+            count += len(batch)
+            if count > 10:
+                break
+        batches.close()  # type: ignore[attr-defined]
+        return stream, count
+
+    for index, (stream, count) in enumerate(at_once(some, 5)):
+        assert stream.position_bytes == len(PROMPTS[index]) + count
+        same(stream, alone("flat", index, max_bytes=count, stop=())[0])
+
+
+def test_an_error_reaches_its_own_caller_with_what_came_before_it_and_nobody_else() -> None:
+    engine = Engine(2)
+
+    def breaks() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise DataError("no more")
+
+    def work(index: int) -> list[int]:
+        got: list[int] = []
+        if index == 0:
+            with pytest.raises(DataError, match="no more"):
+                for batch in engine.batched(breaks(), 10):
+                    got += batch
+            return got
+        return [one for batch in engine.batched(range(1000), 0.001) for one in batch]
+
+    assert at_once(work, 4) == [[1, 2]] + [list(range(1000))] * 3
+
+
+def busy(seconds: float, count: int) -> Iterator[float]:
+    """Bits of work that take so long each; gives when each was done."""
+    for _ in range(count):
+        time.sleep(seconds)
+        yield time.monotonic()
+
+
+def test_long_bits_do_not_stall_short_ones_and_both_get_the_same_time() -> None:
+    engine = Engine(1)
+    done: dict[int, list[float]] = {}
+
+    def work(index: int) -> None:
+        done[index] = [one for batch in engine.batched(busy(*[(0.03, 12), (0.001, 200)][index]), 0.01) for one in batch]
+
+    at_once(work, 2)
+    shared = [time for time in done[1] if done[0][0] < time < done[0][-1]]
+    gaps = [later - earlier for earlier, later in zip(shared, shared[1:], strict=False)]
+    assert max(gaps) < 0.09, "no more than one long bit, and what a loaded machine adds"
+    assert len(shared) * 0.001 > 0.2 * len(done[0]) * 0.03
+
+
+def test_who_comes_late_or_pauses_gets_no_more_than_those_who_work_all_the_time() -> None:
+    engine = Engine(1)
+    turns: list[int] = []
+
+    def note(index: int, parts: Iterable[float]) -> Iterator[float]:
+        for part in parts:
+            turns.append(index)
+            yield part
+
+    def work(index: int) -> None:
+        time.sleep(0.2 * index)
+        for _ in engine.batched(note(index, busy(0.002, 150)), 0.01):
+            pass
+
+    at_once(work, 2)
+    first, last = turns.index(1), 150 + turns[150:].index(0)
+    both = turns[first : min(first + 100, last)]
+    assert 0.25 < sum(both) / len(both) < 0.75
+
+
+def test_the_first_part_comes_at_once_and_later_ones_together() -> None:
+    sizes = [len(batch) for batch in Engine(1).batched(busy(0.001, 100), 0.03)]
+    assert sizes[0] == 1
+    assert sum(sizes) == 100
+    assert max(sizes) > 3
+
+
+def test_nothing_is_done_while_the_caller_looks_at_a_batch() -> None:
+    made: list[int] = []
+    batches = Engine(2).batched((made.append(one) or one for one in range(10**6)), 0.005)  # type: ignore[func-returns-value]
+    next(batches)
+    got = len(next(batches)) + 1
+    time.sleep(0.05)
+    assert len(made) == got
+
+
+class Elsewhere(torch.nn.Module):
+    """A model on a device where several streams are stepped together."""
+
+    def __init__(self, sooner: bool) -> None:
+        super().__init__()
+        self.model, self.sooner, self.sizes, self.stepping = model("flat"), sooner, [], threading.Lock()
+        self.device = torch.device("cuda")
+        self.config, self.empty_state, self.step_ = self.model.config, self.model.empty_state, self.model.step_
+        self.step_byte_ = self.model.step_byte_
+
+    def step_streams_(self, data: Sequence[int], states: Sequence[Any], debts: Sequence[Any]) -> Tensor | None:
+        assert self.stepping.acquire(blocking=False), "one thread at a time steps a model's streams together"
+        try:
+            self.sizes.append(len(data))
+            time.sleep(0.001)
+            if not self.sooner:
+                return None
+            said = [self.step_(torch.tensor([[one]]), state) for one, state in zip(data, states, strict=True)]
+            return torch.cat([one.logits[:, 0] for one in said])
+        finally:
+            self.stepping.release()
+
+
+@pytest.mark.parametrize("sooner", [True, False])
+def test_where_a_model_steps_several_streams_at_once_they_join_and_leave_at_any_byte(sooner: bool) -> None:
+    engine, elsewhere = Engine(3), Elsewhere(sooner)
+    streams = [Stream(elsewhere) for _ in PROMPTS]  # type: ignore[arg-type]
+
+    def work(index: int) -> list[Written]:
+        time.sleep(0.01 * index)
+        return through(engine, streams[index], index)
+
+    written = at_once(work, len(PROMPTS))
+    assert max(elsewhere.sizes) > 3
+    assert sum(elsewhere.sizes) == sum(stream.position_bytes - len(p) for stream, p in zip(streams, PROMPTS, strict=True))
+    for index, stream in enumerate(streams):
+        expected, said = alone("flat", index)
+        assert [one.byte for one in written[index]] == [one.byte for one in said]
+        assert (stream.position_bytes, stream.recent) == (expected.position_bytes, expected.recent)
+
+
+def test_a_stream_that_cannot_go_on_leaves_those_that_are_stepped_with_it_alone() -> None:
+    engine, elsewhere = Engine(1), Elsewhere(sooner=True)
+
+    def work(index: int) -> int:
+        stream = Stream(elsewhere)  # type: ignore[arg-type]
+        if index == 0:
+            with pytest.raises(DataError, match="heard nothing"):
+                list(engine.batched(stream.generate(options(0)), 0.01))
+            return 0
+        return len(through(engine, stream, index, stop=()))
+
+    assert at_once(work, 4) == [0, 26, 27, 28]
