@@ -29,6 +29,8 @@ class _Work(Generic[T]):
 
     def __init__(self, parts: Iterable[T]) -> None:
         self.parts: Any = iter(parts)
+        self.batchable = _batchable(self.parts)
+        """The model that this writes with, if single bytes may be heard together with others' on its device."""
         self.batch: list[T] = []
         self.error: BaseException | None = None
         self.ended = False
@@ -37,13 +39,6 @@ class _Work(Generic[T]):
         self.turn_s = 0.0
         """How long a turn is, from its first bit on."""
         self.due = 0.0
-
-    @property
-    def batchable(self) -> Model[Any] | None:
-        """The model that this writes with, if single bytes may be heard together with others' on its device."""
-        if isinstance(self.parts, Writing) and self.parts.stream.model.device.type != "cpu":
-            return self.parts.stream.model
-        return None
 
     def is_over(self, now: float) -> bool:
         """Whether the caller gets what there is."""
@@ -61,6 +56,11 @@ class _Work(Generic[T]):
             self.ended = True
         except BaseException as error:  # it is the caller's
             self.error, self.ended = error, True
+
+
+def _batchable(parts: Iterator[Any]) -> Model[Any] | None:
+    model = parts.stream.model if isinstance(parts, Writing) else None
+    return None if model is None or model.device.type == "cpu" else model
 
 
 class Engine:

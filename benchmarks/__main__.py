@@ -1,4 +1,4 @@
-"""python -m benchmarks decode|prefill|constant [CHECKPOINT or PRESET] [--json]; … train|start|ppmd [--json]."""
+"""python -m benchmarks decode|prefill|constant [CHECKPOINT or PRESET] [--json]; … train|serve|start|ppmd [--json]."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ from bdh.ops.debt import Debt, owing
 from bdh.presets import PRESETS
 from train.data import read_bytes
 
-from . import ppmd, start, train
+from . import ppmd, serve, start, train
 from .report import Result, machine, report, spread
 from .sparse import thin_out, x_active
 from .upstream import load_upstream
 
 
+_APART = {"train": train.main, "serve": serve.main, "start": start.main, "ppmd": ppmd.main}
+
+
 def main() -> int:
-    apart = {"train": train.main, "start": start.main, "ppmd": ppmd.main}.get("".join(sys.argv[1:2]))
+    apart = _APART.get("".join(sys.argv[1:2]))
     if apart is not None:
         return apart(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)

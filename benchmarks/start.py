@@ -12,7 +12,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 
@@ -53,22 +54,37 @@ def _import_seconds() -> float:
 
 def _serve() -> tuple[float, float]:
     """Start the app on the shipped checkpoints: seconds until it answers, and the memory that it then holds, in MB."""
+    begun = time.perf_counter()
+    with serving({}) as (process, _):
+        return time.perf_counter() - begun, psutil.Process(process).memory_info().rss / 1e6
+
+
+@contextmanager
+def serving(environment: dict[str, str]) -> Iterator[tuple[int, str]]:
+    """The app of the shipped checkpoints, answering: its process and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as data:
-        told = {"GRADIO_SERVER_PORT": str(port), "BDH_DATA": data, "GRADIO_ANALYTICS_ENABLED": "False"}
+        told = {"GRADIO_SERVER_PORT": str(port), "BDH_DATA": data, "GRADIO_ANALYTICS_ENABLED": "False"} | environment
         begun = time.perf_counter()
         app = subprocess.Popen([sys.executable, "app.py"], cwd=_ROOT, env=os.environ | told, stdout=subprocess.DEVNULL)
         try:
-            while time.perf_counter() - begun < _LONGEST_S:
+            while not _answers(url):
                 if app.poll() is not None:
                     raise SystemExit("the app ended before it answered")
-                with suppress(URLError, ConnectionError), urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
-                    page.read()
-                    return time.perf_counter() - begun, psutil.Process(app.pid).memory_info().rss / 1e6
+                if time.perf_counter() - begun > _LONGEST_S:
+                    raise SystemExit(f"the app did not answer in {_LONGEST_S} seconds")
                 time.sleep(0.02)
-            raise SystemExit(f"the app did not answer in {_LONGEST_S} seconds")
+            yield app.pid, url
         finally:
             app.terminate()
             app.wait()
+
+
+def _answers(url: str) -> bool:
+    with suppress(URLError, ConnectionError), urllib.request.urlopen(f"{url}/") as page:
+        page.read()
+        return True
+    return False

@@ -190,7 +190,9 @@ def test_where_a_model_steps_several_streams_at_once_they_join_and_leave_at_any_
 
     written = at_once(work, len(PROMPTS))
     assert max(elsewhere.sizes) > 3
-    assert sum(elsewhere.sizes) == sum(stream.position_bytes - len(p) for stream, p in zip(streams, PROMPTS, strict=True))
+    assert sum(elsewhere.sizes) == sum(
+        stream.position_bytes - len(p) for stream, p in zip(streams, PROMPTS, strict=True)
+    )
     for index, stream in enumerate(streams):
         expected, said = alone("flat", index)
         assert [one.byte for one in written[index]] == [one.byte for one in said]

@@ -487,7 +487,7 @@ def build_chat(
             [feed, model, owner],
             [*shown, send, stop],
             show_progress="hidden",
-            concurrency_limit=1,
+            concurrency_limit=max(1, limits.max_at_once // 4),
             concurrency_id="feeding",
             api_visibility="private",
             trigger_mode="multiple",

@@ -24,7 +24,7 @@ class Limits:
     """Bytes of a text file fed into a memory."""
     max_upload_bytes: int = 200 * _MB
     """Bytes of one uploaded file."""
-    max_live_streams: int = 16
+    max_live_streams: int = 64
     """Memories held at once; the one idle longest is put aside to disk."""
     max_state_bytes: int = 2_000 * _MB
     """Bytes that the memories held at once may take."""
@@ -36,8 +36,10 @@ class Limits:
     """Bytes that all uploaded models together may take on disk."""
     max_parameters: int = 500_000_000
     """Parameters of one model."""
-    max_at_once: int = 4
+    max_at_once: int = 32
     """Answers written at the same time; further requests wait in a queue."""
+    max_waiting: int = 256
+    """Requests in the queue; further ones are refused."""
     max_train_minutes: int = 1_000_000
     """Minutes that one run may train."""
     max_train_bytes: int = 2_000 * _MB

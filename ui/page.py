@@ -19,6 +19,7 @@ from .limits import Limits
 from .merge import base_dropdown, build_merge, parents_dropdown
 from .merges import Merger
 from .models import build_models
+from .opened import describe_once
 from .owner import greet
 from .registry import Registry
 from .sessions import Sessions
@@ -92,7 +93,8 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
                 build_merge(registry, merger, jobs, owner, limits, parents, base, *tried, training, tabs, greeting, tab)
             with gr.Tab("Models", id="models") as tab:
                 build_models(registry, owner, limits, shown, greeting, tab)
-    page.queue(max_size=64, api_open=False)
+    page.queue(max_size=limits.max_waiting, api_open=False)
+    describe_once(page)
     return page
 
 
@@ -117,6 +119,7 @@ def launch_options(limits: Limits, data: Path) -> dict[str, Any]:
         "run_history": False,
         "state_session_capacity": 1000,
         "enable_monitoring": False,
+        "max_threads": limits.max_at_once + 40,  # who waits for bytes holds one; others' presses need some too
         "footer_links": ["api", "gradio", "settings"],
         "ssr_mode": False,
         "share": False,
