@@ -31,7 +31,6 @@ from .report import Result, machine, report, spread
 from .sparse import thin_out, x_active
 from .upstream import load_upstream
 
-
 _APART = {"train": train.main, "serve": serve.main, "start": start.main, "ppmd": ppmd.main}
 
 
