@@ -130,7 +130,7 @@ async def _come_and_go(url: str, process: psutil.Process, options: argparse.Name
 
 
 async def crowd(url: str, model: str, listeners: int, count: int) -> tuple[list[Heard], float]:
-    """What each of so many listeners gets who ask at the same moment, by seed; and the seconds until the last is done."""
+    """What each of so many listeners gets who ask at the same moment, by seed; and seconds until the last is done."""
     async with client(url) as server:
         await asyncio.gather(
             *(listen(server, model, seed, 1) for seed in range(listeners))

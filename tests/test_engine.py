@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ def test_long_bits_do_not_stall_short_ones_and_both_get_the_same_time() -> None:
 
     at_once(work, 2)
     shared = [time for time in done[1] if done[0][0] < time < done[0][-1]]
-    gaps = [later - earlier for earlier, later in zip(shared, shared[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(shared)]
     assert max(gaps) < 0.09, "no more than one long bit, and what a loaded machine adds"
     assert len(shared) * 0.001 > 0.2 * len(done[0]) * 0.03
 

@@ -14,6 +14,7 @@ import gradio as gr
 def describe_once(page: gr.Blocks) -> None:
     """Let the sessions of a page that is built share the descriptions of its components."""
     plain: Any = type(page.default_config)
+    nothing: tuple[Any, dict[str, Any]] = (None, {})
     known = {id: (block, copy.deepcopy(plain.config_for_block(id, [], block))) for id, block in page.blocks.items()}
 
     class Described(plain):  # type: ignore[misc]
@@ -22,7 +23,7 @@ def describe_once(page: gr.Blocks) -> None:
 
         @staticmethod
         def config_for_block(_id: int, rendered_ids: list[int], block: Any, renderable: Any = None) -> dict[str, Any]:
-            own, told = known.get(_id, (None, {}))
+            own, told = known.get(_id, nothing)
             if renderable is not None or own is not block:  # the session has changed it
                 described: dict[str, Any] = plain.config_for_block(_id, rendered_ids, block, renderable)
                 return described
@@ -32,6 +33,6 @@ def describe_once(page: gr.Blocks) -> None:
 
 
 def _as(kind: type, config: Any) -> Any:
-    same = object.__new__(kind)
+    same: Any = object.__new__(kind)
     same.__dict__.update(config.__dict__)
     return same

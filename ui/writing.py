@@ -80,7 +80,7 @@ def _on_lent_gpu(
 
 
 def batched(parts: Iterable[T]) -> Iterator[list[T]]:
-    """The parts in lists, made in turn with other visitors': the first at once, then what came in `UPDATE_S` or more."""
+    """The parts in lists, made in turn with other visitors': the first at once, then what came in about `UPDATE_S`."""
     return _alone(parts) if ON_ZERO_GPU else _engine.batched(parts, UPDATE_S)
 
 
