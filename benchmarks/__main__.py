@@ -27,10 +27,13 @@ from bdh.presets import PRESETS
 from train.data import read_bytes
 
 from . import ppmd, serve, start, train
+from .gpt2 import Peer
 from .report import Result, machine, report, spread
 from .sparse import thin_out, x_active
 from .upstream import load_upstream
 
+_STEPS = 100
+"""Bytes that one measure of a step is the mean of."""
 _APART = {"train": train.main, "serve": serve.main, "start": start.main, "ppmd": ppmd.main}
 
 
@@ -47,6 +50,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--active", type=float, help="let this part of a flat preset's neurons fire, such as 0.05")
     parser.add_argument("--upstream", type=Path, help="the released bdh.py, to be timed beside (flat models)")
+    parser.add_argument("--gpt2", action="store_true", help="time a GPT-2 of the same size beside (transformers)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -74,6 +78,9 @@ def main() -> int:
 def decode(model: Model[Any], options: argparse.Namespace) -> Result:
     """Bytes a second of the recurrent step against plain operations and against hearing the whole context again."""
     upstream = load_upstream(options.upstream, model).eval() if options.upstream else None
+    most = max(options.contexts) + _STEPS + 1
+    layers = getattr(model.config, "n_layer", 6)
+    gpt2 = Peer(model.parameter_count(), layers, most) if options.gpt2 else None
     rows = []
     for context in options.contexts:
         ids = text(context + 1)
@@ -81,12 +88,14 @@ def decode(model: Model[Any], options: argparse.Namespace) -> Result:
         state = heard.state
         whole = partial(model, ids[:, :context], last_only=True, keep_state=False)
         released = partial(upstream, ids[:, :context]) if upstream is not None and context <= 2048 else None
-        timed: dict[str, list[float]] = {"recompute": [], "step": [], "plain": [], "upstream": []}
+        timed: dict[str, list[float]] = {"recompute": [], "step": [], "plain": [], "upstream": [], "gpt2": []}
         for _ in range(options.rounds if context <= 10_000 else 1):
             timed["recompute"].append(seconds(whole))
             timed["step"].append(step_seconds(model, state, ids))
             with plain():
                 timed["plain"].append(step_seconds(model, state, ids))
+            if gpt2 is not None:
+                timed["gpt2"].append(gpt2.step_seconds(context, ids, _STEPS))
             if released is not None:
                 timed["upstream"].append(seconds(released))
         one = statistics.median(timed["step"])
@@ -102,6 +111,10 @@ def decode(model: Model[Any], options: argparse.Namespace) -> Result:
         if timed["upstream"]:
             row["upstream_bytes_per_s"] = round(1 / statistics.median(timed["upstream"]), 3)
             row["ratio_to_upstream"] = round(statistics.median(timed["upstream"]) / one, 1)
+        if gpt2 is not None:
+            row["gpt2_bytes_per_s"] = round(1 / statistics.median(timed["gpt2"]), 1)
+            row["ratio_to_gpt2"] = round(statistics.median(timed["gpt2"]) / one, 1)
+            row["gpt2_cache_mb"] = round(gpt2.cache_mb(context), 1)
         if released is not None:
             difference = released()[0][0, -1] - heard.logits[0, -1]
             row["largest_difference_to_upstream"] = difference.abs().max().item()
@@ -111,7 +124,8 @@ def decode(model: Model[Any], options: argparse.Namespace) -> Result:
             stepped = model.step_(byte, stepped.state)
         row["largest_difference"] = (heard.logits - stepped.logits).abs().max().item()
         rows.append(row)
-    return {"rows": rows, "state_mb": round(states.state_bytes(model.empty_state(1)) / 1e6, 1)}
+    beside = {} if gpt2 is None else {"gpt2_parameters": gpt2.parameters}
+    return {"rows": rows, "state_mb": round(states.state_bytes(model.empty_state(1)) / 1e6, 1), **beside}
 
 
 @torch.no_grad()
@@ -185,7 +199,7 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def step_seconds(model: Model[Any], state: Any, ids: torch.Tensor, repeats: int = 100) -> float:
+def step_seconds(model: Model[Any], state: Any, ids: torch.Tensor, repeats: int = _STEPS) -> float:
     """Seconds a byte of the in-place step, over the last bytes of `ids`; the state given is left alone."""
     own, debt = model.empty_state(1), Debt()  # laid out as a stream has it
     states.copy_(own, state)

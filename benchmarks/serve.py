@@ -28,7 +28,7 @@ from .report import Result, machine, report
 from .start import serving
 
 _PROMPT = 'User: What does "river" mean?\nBot:'
-_PATIENCE_S = 1800
+_PATIENCE_S = 600
 
 
 @dataclass
@@ -101,12 +101,12 @@ async def _come_and_go(url: str, process: psutil.Process, options: argparse.Name
         async def listener(index: int) -> None:
             draw = random.Random(index)
             while time.monotonic() < end:
-                leaves = draw.random() < 1 / 3
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(draw.uniform(0.1, 2) if leaves else None):
-                        heard = await listen(server, options.model, index, options.bytes)
-                        count[0] += 1
-                        count[1] += len(heard.text.encode())
+                asking = listen(server, options.model, index, options.bytes, session=f"visit-{draw.random()}")
+                leaves_after_s = draw.uniform(0.1, 2) if draw.random() < 1 / 3 else None
+                with suppress(asyncio.TimeoutError):
+                    heard = await asyncio.wait_for(asking, leaves_after_s)
+                    count[0] += 1
+                    count[1] += len(heard.text.encode())
                 await asyncio.sleep(draw.uniform(0, 2))
 
         tasks = [asyncio.create_task(listener(index)) for index in range(listeners)]
@@ -140,11 +140,11 @@ async def crowd(url: str, model: str, listeners: int, count: int) -> tuple[list[
         return heard, time.perf_counter() - begun
 
 
-async def listen(server: httpx.AsyncClient, model: str, seed: int, count: int) -> Heard:
+async def listen(server: httpx.AsyncClient, model: str, seed: int, count: int, session: str = "") -> Heard:
     """Ask for so many bytes, and read the stream of the text so far to its end."""
     heard, begun = Heard(), time.perf_counter()
     values = [_PROMPT, model, count, 0.8, 0, 1.0, 0.0, 0.0, 0.98, seed, "", True]
-    asked = await server.post("call/generate", json={"data": values, "session_hash": f"listener-{seed}"})
+    asked = await server.post("call/generate", json={"data": values, "session_hash": session or f"listener-{seed}"})
     asked.raise_for_status()
     event = ""
     async with server.stream("GET", f"call/generate/{asked.json()['event_id']}") as answer:

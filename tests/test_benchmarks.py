@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import start, train
+from benchmarks import serve, start, train
 
 
 def test_a_training_step_is_timed_in_a_process_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,3 +38,24 @@ def test_the_page_on_the_shipped_checkpoints_starts_and_is_timed(capsys: pytest.
     imported, served = json.loads(capsys.readouterr().out)["rows"]
     assert 0 < imported["seconds"] < served["seconds"] < 120
     assert 100 < served["memory_mb"] < 4000
+
+
+def test_listeners_get_their_own_bytes_from_a_server_that_serves_them_together_or_in_turn(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert serve.main(["--listeners", "1", "3", "--bytes", "12", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["served"], row["listeners"]) for row in rows] == [
+        ("together", 1),
+        ("together", 3),
+        ("one at a time", 1),
+        ("one at a time", 3),
+    ]
+    assert all(row["bytes_per_s"] > 0 and 0 < row["first_byte_s"] <= row["worst_first_byte_s"] for row in rows)
+
+
+def test_memory_is_watched_while_listeners_come_and_go(capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve.main(["--listeners", "3", "--bytes", "12", "--minutes", "0.1", "--json"]) == 0
+    last = json.loads(capsys.readouterr().out)["rows"][-1]
+    assert last["answers"] > 0 and last["bytes"] > 0
+    assert 100 < last["memory_mb"] < 4000

@@ -17,7 +17,7 @@ def describe_once(page: gr.Blocks) -> None:
     nothing: tuple[Any, dict[str, Any]] = (None, {})
     known = {id: (block, copy.deepcopy(plain.config_for_block(id, [], block))) for id, block in page.blocks.items()}
 
-    class Described(plain):  # type: ignore[misc]
+    class Described(plain):
         def __copy__(self) -> Any:  # what a session begins with
             return _as(Described, super().__copy__())
 
