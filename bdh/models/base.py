@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -19,6 +19,7 @@ from ..checkpoint import Origin
 from ..config import VOCAB_SIZE, ComposedConfig, Config, HierarchicalConfig
 from ..device import pick_device
 from ..errors import CheckpointError, DataError
+from ..ops.debt import Debt
 
 C = TypeVar("C", bound=Config)
 M = TypeVar("M", bound="Model[Any]")
@@ -121,6 +122,14 @@ class Model(nn.Module, ABC, Generic[C]):
 
     def step_byte_(self, byte: int, state: Any) -> Tensor | None:
         """As `step_` for one byte of one stream, the sooner way where there is one: logits (V,), float32 on the CPU."""
+        return None
+
+    def step_streams_(self, data: Sequence[int], states: Sequence[Any], debts: Sequence[Debt]) -> Tensor | None:
+        """One byte of each of several streams, each with its own memory (batch 1) and its own debt, overwritten.
+
+        Returns:
+            Logits (B, V) on the model's device, or None where there is no way sooner than one after another.
+        """
         return None
 
     def _listen(self, ids: Tensor, state: Any, *, last_only: bool, keep: bool, inplace: bool) -> Output:
