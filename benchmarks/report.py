@@ -12,10 +12,11 @@ import torch
 Result = dict[str, Any]
 
 
-def machine(threads: int) -> Result:
+def machine(threads: int, device: torch.device | None = None) -> Result:
     """What a result was measured on, and how busy it was."""
+    gpu = f"{torch.cuda.get_device_name(device)}, " if device is not None and device.type == "cuda" else ""
     return {
-        "machine": f"{threads} threads of {os.cpu_count()} cores, {cpu_name()}",
+        "machine": f"{gpu}{threads} threads of {os.cpu_count()} cores, {cpu_name()}",
         "others_load": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
     }

@@ -41,44 +41,77 @@ def test_every_case_holds_where_the_kernels_are_interpreted() -> None:
     _run_cases({"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
 
 
-_TYPES = {
-    **dict.fromkeys(("table", "increments"), "*i64"),
-    **dict.fromkeys(("pairs", "counts"), "*i32"),
-    **dict.fromkeys(("batch", "columns", "layer", "heads", "tiles", "parts_count", "N", "V"), "i32"),
-}
-"""Of the kernels' arguments; all others are float32."""
+class _Driver:
+    """A GPU that is not here."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget  # noqa: PLC0415 - where there is Triton
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability  # so that nothing compiled for another is taken
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+
+class _Compiling:
+    """The kernels, compiled as they would be launched."""
+
+    interpreted = False
+
+    def __init__(self) -> None:
+        self.made: dict[str, list[Any]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        from bdh.ops import gpu_kernels  # noqa: PLC0415 - where there is Triton
+
+        return _Launcher(
+            lambda *a, **k: self.made.setdefault(name, []).append(getattr(gpu_kernels, name).warmup(*a, **k))
+        )
+
+
+class _Launcher:
+    def __init__(self, launch: Any) -> None:
+        self.launch = launch
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *arguments, **options: self.launch(*arguments, grid=grid, **options)
 
 
 @triton
-@pytest.mark.parametrize(("capability", "width", "damped"), [(80, 128, False), (90, 256, True)])
-@pytest.mark.parametrize("name", ["refresh", "embed", "fire", "recall", "gate", "add", "read_out"])
-def test_every_kernel_compiles_for_a_gpu_and_keeps_the_order_and_precision_of_sums(
-    name: str, capability: int, width: int, damped: bool
+@pytest.mark.parametrize(("capability", "width", "heads", "damped"), [(80, 100, 1, False), (90, 256, 4, True)])
+@torch.no_grad()
+def test_every_kernel_compiles_as_it_is_launched_once_for_any_batch_and_keeps_the_order_and_precision_of_sums(
+    capability: int, width: int, heads: int, damped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from triton import compile as compiled  # noqa: PLC0415 - where there is Triton
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
-    from triton.compiler import ASTSource  # noqa: PLC0415
+    from triton.runtime import driver  # noqa: PLC0415 - where there is Triton
 
-    from bdh.ops import gpu_kernels  # noqa: PLC0415
-
-    blocks = gpu_step.blocks_for(width)
-    known: dict[str, Any] = {
-        "D": width, "BLOCK_D": width, "BLOCK_N": blocks.neurons, "BLOCK_P": blocks.neurons // 2, "BLOCK_V": 32,
-        "BLOCK_K": blocks.rows, "BLOCK_T": blocks.parts, "BLOCK_H": 4, "TILES": blocks.tiles,
-        "DAMPED": damped, "ALIGNED": True,
-    }  # fmt: skip
-    kernel = getattr(gpu_kernels, name)
-    if name == "refresh":
-        known["BLOCK_D"] = 16
-    constants = {p.name: known[p.name] for p in kernel.params if p.is_constexpr}
-    types = {p.name: "constexpr" if p.is_constexpr else _TYPES.get(p.name, "*fp32") for p in kernel.params}
-    source = ASTSource(kernel, signature=types, constexprs=constants)
-    options = {"num_warps": 4 if name in ("refresh", "embed", "read_out") else 8, "enable_fp_fusion": True}
-    made = compiled(source, target=GPUTarget("cuda", capability, 32), options=options)
-    assert len(made.asm["cubin"]) > 1000
-    for inexact in ("atom.", " red.", "tf32", "mma.", "sin.approx", "cos.approx"):
-        assert inexact not in made.asm["ptx"]
-    assert made.metadata.shared <= 48 << 10
+    neurons = 1024
+    weights = gpu_step.Weights(
+        torch.zeros(256, width), torch.zeros(heads, width, neurons), torch.zeros(heads, width, neurons),
+        torch.zeros(heads * neurons, width), torch.zeros(width, 256), torch.zeros(neurons // 2, dtype=torch.int64),
+        torch.ones(heads) if damped else None,
+    )  # fmt: skip
+    engine = gpu_step.Engine(weights, graphs=False)
+    engine.kernels = compiling = _Compiling()
+    monkeypatch.setattr(driver, "_active", _Driver(capability))
+    for streams in (1, 2, 64):
+        engine._launch(weights, engine._bucket(streams, weights, 2))
+    assert sorted(compiling.made) == ["add", "embed", "fire", "gate", "read_out", "recall", "refresh"]
+    for kernels in compiling.made.values():
+        assert len({kernel.hash for kernel in kernels}) == 1
+        ptx = kernels[0].asm["ptx"]
+        assert len(kernels[0].asm["cubin"]) > 1000
+        assert not [
+            inexact for inexact in ("atom.", " red.", "tf32", "mma.", "sin.approx", "cos.approx") if inexact in ptx
+        ]
+        assert kernels[0].metadata.shared <= 48 << 10
+    assert "ld.global.v4" in compiling.made["recall"][0].asm["ptx"]
 
 
 def test_kernels_that_fail_or_are_wrong_are_done_without_after_one_warning(

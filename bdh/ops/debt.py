@@ -68,7 +68,7 @@ class Addressed:
         """(L, H): the memories times this are what is remembered."""
         self.addresses = tuple(0 if t is None else t.data_ptr() for t in (self.owed, *memories))
 
-    @torch.no_grad()
+    @torch.inference_mode()  # where any memory may be written, one made in that mode too
     def settle(self) -> None:
         """Let the memories be what they stand for."""
         if self.owed is not None:

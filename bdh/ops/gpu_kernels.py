@@ -262,3 +262,7 @@ def read_out(
             if tl.program_id(0) == 0:
                 position = address.to(tl.pointer_type(tl.int64))
                 tl.store(position, tl.load(position) + 1)
+
+
+interpreted = not isinstance(embed, triton.JITFunction)
+"""Whether Triton runs kernels on the CPU, which cannot follow a GPU's addresses."""

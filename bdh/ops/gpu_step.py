@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import DataError
 from . import loops, rope
 from .debt import Debt
 
@@ -68,7 +69,7 @@ class Blocks(NamedTuple):
 def blocks_for(width: int) -> Blocks:
     """Blocks that fit into the registers of a program, for a power of two at least the model's width."""
     wide = max(1, width // 256)
-    return Blocks(neurons=min(64, 16384 // width), tiles=4 * wide, rows=max(2, 16 // wide), parts=max(2, 16 // wide))
+    return Blocks(neurons=min(64, 16384 // width), tiles=4 * wide, rows=max(2, 16 // wide), parts=max(2, 8192 // width))
 
 
 def serves(device: torch.device) -> bool:
@@ -92,11 +93,16 @@ def step(
 
     Returns:
         Logits (B, V), float32; None where that is not for the kernels.
+
+    Raises:
+        DataError: no bytes.
     """
+    device, (heads, width, neurons) = weights.encoder.device, weights.encoder.shape
     own = weights[:5]
     if not all(isinstance(t, nn.Parameter) and t.dtype == torch.float32 and t.is_contiguous() for t in own):
         return None
-    device, (heads, width, neurons) = weights.encoder.device, weights.encoder.shape
+    if not data or any(t.device != device for t in own):
+        return None
     if not serves(device) or torch.is_autocast_enabled(device.type):
         return None
     damped = weights.decay is not None
@@ -113,8 +119,10 @@ def step(
     places = [position.data_ptr() for position in positions]
     if len(set(places)) < len(places):  # a stream hears one byte at a time
         return None
+    if not 0 <= min(data) <= max(data) < len(weights.embedding):
+        raise DataError(f"bytes must be from 0 to 255; given {min(data)} to {max(data)}")
     rows = [(byte, place, *block.addresses) for byte, place, block in zip(data, places, blocks, strict=True)]
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # what is kept is written in any mode
         return _engine(weights, graphs=way == "graph").step(weights, rows)
 
 
@@ -173,7 +181,7 @@ def _error(
     memories = [torch.zeros(2, 1, 2, neurons, width, device=device).unbind(0) for _ in streams]
     exact = [[torch.zeros(2, neurons, width, dtype=torch.float64) for _ in range(2)] for _ in streams]
     debts = [Debt() for _ in streams]
-    engine = Engine(there, graphs=graphs)
+    engine = Engine(there, graphs=graphs, forgiving=False)
     worst = torch.zeros(())
     for t in range(count):
         data = [(31 * t + 7 * stream) % vocabulary for stream in streams]
@@ -238,9 +246,12 @@ class _Bucket:
 class Engine:
     """The kernels for one model's shape, with the places where they leave what the next ones take."""
 
-    def __init__(self, weights: Weights, *, graphs: bool, blocks: Blocks | None = None) -> None:
+    def __init__(self, weights: Weights, *, graphs: bool, forgiving: bool = True, blocks: Blocks | None = None) -> None:
+        """Take places; a `forgiving` engine launches kernels one by one if they cannot be recorded."""
         self.kernels: Any = importlib.import_module(".gpu_kernels", __package__)
-        self.graphs = graphs
+        if self.kernels.interpreted and weights.encoder.device.type == "cuda":
+            raise RuntimeError("Triton was told to interpret kernels")
+        self.graphs, self.forgiving = graphs, forgiving
         heads, width, neurons = weights.encoder.shape
         self.vocabulary = weights.head.shape[1]
         self.block_width = max(16, 1 << (width - 1).bit_length())
@@ -250,7 +261,7 @@ class Engine:
         self.rows = torch.empty(heads, neurons, width, device=weights.encoder.device)
         """Encoder_v, a row a neuron."""
         self._version = -1
-        self._buckets: dict[int, _Bucket] = {}
+        self._buckets: dict[tuple[int, int], _Bucket] = {}
         self._lock = RLock()
         self._stream: Any = None
 
@@ -285,7 +296,7 @@ class Engine:
             self._stream = now
 
     def _bucket(self, streams: int, weights: Weights, layers: int) -> _Bucket:
-        bucket = self._buckets.get(streams)
+        bucket = self._buckets.get((streams, layers))
         if bucket is None:
             bucket = _Bucket(streams, self, layers, weights.encoder.device)
             if self.graphs and weights.encoder.device.type == "cuda":
@@ -293,13 +304,17 @@ class Engine:
                 torch.cuda.synchronize(weights.encoder.device)
                 graph = torch.cuda.CUDAGraph()
                 try:
-                    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    # A stream of this device, and other threads may go on with what a recording must not do.
+                    aside = torch.cuda.Stream(weights.encoder.device)
+                    with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
                         self._launch(weights, bucket)
                     bucket.graph = graph
                 except Exception as error:
+                    if not self.forgiving:
+                        raise
                     _logger.warning("bytes are heard without CUDA graphs, more slowly: %s", repr(error)[:300])
                     self.graphs = False
-            self._buckets[streams] = bucket
+            self._buckets[streams, layers] = bucket
         return bucket
 
     def _launch(self, weights: Weights, bucket: _Bucket) -> None:
@@ -332,7 +347,7 @@ class Engine:
             )  # fmt: skip
             kernels.add[(streams,)](
                 own.table, own.x, own.parts, decay, layer, columns, heads, heads * self.programs,
-                BLOCK_H=1 << (heads - 1).bit_length(), BLOCK_T=blocks.parts, num_warps=8, **damped, **wide,
+                BLOCK_H=1 << (heads - 1).bit_length(), BLOCK_T=2 * blocks.parts, num_warps=8, **damped, **wide,
             )  # fmt: skip
         tile = min(32, blocks.neurons)
         kernels.read_out[(-(-self.vocabulary // tile), turns)](
