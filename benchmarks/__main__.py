@@ -1,4 +1,7 @@
-"""python -m benchmarks decode|prefill|constant [CHECKPOINT or PRESET] [--json]; … train|serve|start|ppmd [--json]."""
+"""python -m benchmarks decode|prefill|constant [CHECKPOINT or PRESET] [--json]; … train|serve|start|ppmd [--json].
+
+`decode --streams 1 2 4` times streams that are stepped together instead of contexts.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,15 +23,16 @@ import torch
 
 import bdh
 from bdh import state as states
+from bdh.device import pick_device
 from bdh.models import Model
-from bdh.ops import step
+from bdh.ops import gpu_step, step
 from bdh.ops.debt import Debt, owing
 from bdh.presets import PRESETS
 from train.data import read_bytes
 
 from . import ppmd, serve, start, train
 from .gpt2 import Peer
-from .report import Result, machine, report, spread
+from .report import Result, machine, report, seconds, spread
 from .sparse import thin_out, x_active
 from .upstream import load_upstream
 
@@ -45,6 +49,8 @@ def main() -> int:
     parser.add_argument("what", choices=["decode", "prefill", "constant"])
     parser.add_argument("model", nargs="?", default="checkpoints/hatchling", help="checkpoint or preset")
     parser.add_argument("--contexts", type=int, nargs="+", default=[256, 1024, 100_000])
+    parser.add_argument("--streams", type=int, nargs="+", help="time so many streams together")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     parser.add_argument("--positions", type=int, nargs="+", default=[1_000, 1_000_000])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -55,19 +61,27 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:
-        model = bdh.build(PRESETS[options.model], seed=0) if options.model in PRESETS else bdh.load(options.model)
+        model = (
+            bdh.build(PRESETS[options.model], seed=0)
+            if options.model in PRESETS
+            else bdh.load(options.model, device="cpu")
+        )
+        device = pick_device(options.device)
     except bdh.HatcheryError as error:
         parser.error(str(error))
     model.eval()
     if options.active:
         thin_out(model, options.active, text(256))
-    result = {"decode": decode, "prefill": prefill, "constant": constant}[options.what](model, options)
+    model.to(device)
+    what = "together" if options.what == "decode" and options.streams else options.what
+    ways = {"decode": decode, "together": together, "prefill": prefill, "constant": constant}
+    result = ways[what](model, options)
     result |= {
-        "benchmark": options.what,
+        "benchmark": what,
         "model": options.model,
         "parameters": model.parameter_count(),
         "x_active": round(x_active(model, text(512)), 3) if model.kind == "flat" else None,
-        **machine(options.threads),
+        **machine(options.threads, device),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
     print(json.dumps(result, indent=2) if options.json else report(result))
@@ -77,17 +91,19 @@ def main() -> int:
 @torch.no_grad()
 def decode(model: Model[Any], options: argparse.Namespace) -> Result:
     """Bytes a second of the recurrent step against plain operations and against hearing the whole context again."""
-    upstream = load_upstream(options.upstream, model).eval() if options.upstream else None
+    upstream = load_upstream(options.upstream, model).eval().to(model.device) if options.upstream else None
     most = max(options.contexts) + _STEPS + 1
     layers = getattr(model.config, "n_layer", 6)
-    gpt2 = Peer(model.parameter_count(), layers, most) if options.gpt2 else None
+    gpt2 = Peer(model.parameter_count(), layers, most, model.device) if options.gpt2 else None
     rows = []
     for context in options.contexts:
         ids = text(context + 1)
         heard = model(ids[:, :context], last_only=True)
         state = heard.state
         whole = partial(model, ids[:, :context], last_only=True, keep_state=False)
-        released = partial(upstream, ids[:, :context]) if upstream is not None and context <= 2048 else None
+        released = (
+            partial(upstream, ids[:, :context].to(model.device)) if upstream is not None and context <= 2048 else None
+        )
         timed: dict[str, list[float]] = {"recompute": [], "step": [], "plain": [], "upstream": [], "gpt2": []}
         for _ in range(options.rounds if context <= 10_000 else 1):
             timed["recompute"].append(seconds(whole))
@@ -126,6 +142,33 @@ def decode(model: Model[Any], options: argparse.Namespace) -> Result:
         rows.append(row)
     beside = {} if gpt2 is None else {"gpt2_parameters": gpt2.parameters}
     return {"rows": rows, "state_mb": round(states.state_bytes(model.empty_state(1)) / 1e6, 1), **beside}
+
+
+@torch.no_grad()
+def together(model: Model[Any], options: argparse.Namespace) -> Result:
+    """Bytes a second of streams that go on from different places, stepped together and one after another."""
+    rows, context, repeats = [], min(options.contexts), 50
+    for count in options.streams:
+        held = [(model.empty_state(1), Debt()) for _ in range(count)]
+        for index, (state, _) in enumerate(held):
+            states.copy_(state, model(text(context, 97 * index), last_only=True).state)
+        heard = torch.cat([text(repeats, context + 97 * index) for index in range(count)]).T.tolist()
+        timed: dict[str, list[float]] = {"together": [], "apart": []}
+        for _ in range(options.rounds):
+            for name, hear in (("together", hear_together), ("apart", hear_apart)):
+                hear(model, held, heard[:1])
+                timed[name].append(seconds(partial(hear, model, held, heard)) / repeats / count)
+        one = statistics.median(timed["together"])
+        rows.append(
+            {
+                "streams": count,
+                "bytes_per_s": round(1 / one, 1),
+                "spread": spread([1 / t for t in timed["together"]]),
+                "bytes_per_s_of_each": round(1 / one / count, 1),
+                "ratio_to_one_after_another": round(statistics.median(timed["apart"]) / one, 1),
+            }
+        )
+    return {"rows": rows, "context_bytes": context}
 
 
 @torch.no_grad()
@@ -190,41 +233,49 @@ def text(length: int, start: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.take(data, np.arange(start, start + length), mode="wrap").astype(np.int64))[None]
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Seconds that one call takes."""
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def step_seconds(model: Model[Any], state: Any, ids: torch.Tensor, repeats: int = _STEPS) -> float:
     """Seconds a byte of the in-place step, over the last bytes of `ids`; the state given is left alone."""
     own, debt = model.empty_state(1), Debt()  # laid out as a stream has it
     states.copy_(own, state)
-    state = own
-    heard = [ids[:, index % ids.shape[1], None] for index in range(-repeats, 0)]
+    heard = [int(ids[0, index % ids.shape[1]]) for index in range(-repeats, 0)]
+    step_one(model, heard[0], own, debt)
+    return seconds(lambda: [step_one(model, byte, own, debt) for byte in heard]) / repeats
 
-    def step_one(byte: torch.Tensor) -> None:  # as a stream does
-        if model.step_byte_(int(byte), state) is None:
-            model.step_(byte, state)
 
+def hear_together(model: Model[Any], held: list[tuple[Any, Debt]], heard: list[list[int]]) -> None:
+    """Byte after byte of several streams, stepped together where that can be; logits are fetched each time."""
+    states_, debts = ([*parts] for parts in zip(*held, strict=True))
+    for data in heard:
+        said = model.step_streams_(data, states_, debts)
+        if said is None:
+            hear_apart(model, held, [data])
+        else:
+            said.cpu()
+
+
+def hear_apart(model: Model[Any], held: list[tuple[Any, Debt]], heard: list[list[int]]) -> None:
+    """Byte after byte of several streams, one stream after another."""
+    for data in heard:
+        for byte, (state, debt) in zip(data, held, strict=True):
+            step_one(model, byte, state, debt)
+
+
+def step_one(model: Model[Any], byte: int, state: Any, debt: Debt) -> None:
+    """One byte, heard as a stream does."""
     with owing(debt):
-        step_one(heard[0])
-        total = seconds(lambda: [step_one(byte) for byte in heard])
-    return total / repeats
+        if model.step_byte_(byte, state) is None:
+            model.step_(torch.tensor([[byte]], dtype=torch.uint8), state).logits.cpu()
 
 
 @contextmanager
 def plain() -> Iterator[None]:
     """Let single bytes be heard by plain operations."""
-    usable = step.usable
-    step.usable = lambda *_: False
+    usable, on_gpu = step.usable, gpu_step.usable
+    step.usable = gpu_step.usable = lambda *_: None
     try:
         yield
     finally:
-        step.usable = usable
+        step.usable, gpu_step.usable = usable, on_gpu
 
 
 if __name__ == "__main__":

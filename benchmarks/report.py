@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,24 @@ import torch
 Result = dict[str, Any]
 
 
-def machine(threads: int) -> Result:
+def machine(threads: int, device: torch.device | None = None) -> Result:
     """What a result was measured on, and how busy it was."""
+    gpu = f"{torch.cuda.get_device_name(device)}, " if device is not None and device.type == "cuda" else ""
     return {
-        "machine": f"{threads} threads of {os.cpu_count()} cores, {cpu_name()}",
+        "machine": f"{gpu}{threads} threads of {os.cpu_count()} cores, {cpu_name()}",
         "others_load": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
     }
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Seconds that one call takes, and what a GPU does for it."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
 
 
 def spread(values: list[float]) -> str:

@@ -125,10 +125,10 @@ class Model(nn.Module, ABC, Generic[C]):
         return None
 
     def step_streams_(self, data: Sequence[int], states: Sequence[Any], debts: Sequence[Debt]) -> Tensor | None:
-        """One byte of each of several streams, each with its own memory, overwritten, and what that is owed.
+        """One byte of each of several streams, each with its own memory (batch 1) and its own debt, overwritten.
 
         Returns:
-            Logits (B, V), or None where there is no way that is sooner than one after another.
+            Logits (B, V) on the model's device, or None where there is no way sooner than one after another.
         """
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FlatConfig
-from ..ops import debt, step
+from ..ops import debt, gpu_step, step
 from ..ops.prepared import Table, Weights, prepared
 from ..state import HebbianMemory
 from .base import Model, advanced, init_weights
@@ -81,6 +82,8 @@ class Flat(Model[FlatConfig]):
     def step_byte_(self, byte: int, state: HebbianMemory) -> Tensor | None:
         """See `Model.step_byte_`."""
         memory = state.memory[0]
+        if gpu_step.serves(memory.device):
+            return self._step_byte_on_gpu(byte, state)
         with torch.no_grad():
             if (self.training and self.config.dropout) or observed() or not step.usable(memory, self.lm_head):
                 return None
@@ -90,6 +93,32 @@ class Flat(Model[FlatConfig]):
         decay = decay_rates(self.config.decay, memory.device)
         table, increments = self._table(weights), self.attn.increments()
         return step.byte(byte, weights, table, self.lm_head, state.memory, state.position, increments, decay)
+
+    def _step_byte_on_gpu(self, byte: int, state: HebbianMemory) -> Tensor | None:
+        holder = debt.current()
+        owed = holder or debt.Debt()
+        said = self.step_streams_((byte,), (state,), (owed,))
+        if holder is None:
+            owed.settle()
+        return None if said is None else said[0].cpu()
+
+    def step_streams_(
+        self, data: Sequence[int], states: Sequence[HebbianMemory], debts: Sequence[debt.Debt]
+    ) -> Tensor | None:
+        """See `Model.step_streams_`."""
+        if (self.training and self.config.dropout) or observed():
+            return None
+        weights = gpu_step.Weights(
+            self.embed.weight,
+            self.encoder,
+            self.encoder_v,
+            self.decoder,
+            self.lm_head,
+            self.attn.increments(),
+            decay_rates(self.config.decay, self.encoder.device),
+        )
+        positions, memories = [state.position for state in states], [state.memory for state in states]
+        return gpu_step.step(weights, data, positions, memories, debts)
 
     def _table(self, weights: Weights) -> Table:
         """What bytes excite in the first layer."""

@@ -1,12 +1,12 @@
-"""The memories of streams that loops step, and the damping that these are still owed."""
+"""The memories of streams that loops or kernels step, and the damping that these are still owed."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -49,6 +49,37 @@ class Block:
             loops.call("settle", array, owed)
 
 
+class Addressed:
+    """The memories of one stream as kernels take them, which write what is owed on their own device."""
+
+    def __init__(self, memories: Sequence[Tensor], damped: bool) -> None:
+        first = memories[0]
+        self.memories = tuple(memories)
+        alike = all(
+            memory.shape == first.shape
+            and memory.device == first.device
+            and memory.dtype == torch.float32
+            and memory.is_contiguous()
+            for memory in memories
+        )
+        self.form = (tuple(first.shape), first.device) if alike else None
+        """Shape and device; None if they are not all contiguous float32 of one shape on one device."""
+        self.owed = torch.ones(len(memories), first.shape[1], device=first.device) if damped else None
+        """(L, H): the memories times this are what is remembered."""
+        self.addresses = tuple(0 if t is None else t.data_ptr() for t in (self.owed, *memories))
+
+    @torch.inference_mode()  # where any memory may be written, one made in that mode too
+    def settle(self) -> None:
+        """Let the memories be what they stand for."""
+        if self.owed is not None:
+            for memory, owed in zip(self.memories, self.owed, strict=True):
+                memory.mul_(owed[:, None, None])
+            self.owed.fill_(1)
+
+
+_Held = TypeVar("_Held", Block, Addressed)
+
+
 class Debt:
     """Damping that memories are still owed: a factor for each stream and head, instead of a pass over every number.
 
@@ -56,18 +87,26 @@ class Debt:
     """
 
     def __init__(self) -> None:
-        self._blocks: dict[int, Block] = {}
+        self._blocks: dict[int, Block | Addressed] = {}
 
     def block(self, memories: Sequence[Tensor]) -> Block:
-        """The memories of a stack (B, H, N, D), with what they are owed."""
+        """The memories of a stack (B, H, N, D), for loops, with what they are owed."""
+        return self._held(Block, memories, lambda: Block(memories))
+
+    def addressed(self, memories: Sequence[Tensor], *, damped: bool) -> Addressed:
+        """The memories of a stack (1, H, N, D), for kernels; what they are owed is kept if they are damped."""
+        return self._held(Addressed, memories, lambda: Addressed(memories, damped))
+
+    def _held(self, kind: type[_Held], memories: Sequence[Tensor], make: Callable[[], _Held]) -> _Held:
         kept = self._blocks.get(id(memories[0]))
-        same = kept is not None and len(kept.memories) == len(memories)
-        if kept is None or not (same and all(map(operator.is_, kept.memories, memories))):
-            for memory in memories:
-                self.settle(memory)
-            kept = Block(memories)
-            self._blocks |= dict.fromkeys(map(id, memories), kept)
-        return kept
+        same = isinstance(kept, kind) and len(kept.memories) == len(memories)
+        if isinstance(kept, kind) and same and all(map(operator.is_, kept.memories, memories)):
+            return kept
+        for memory in memories:
+            self.settle(memory)
+        made = make()
+        self._blocks |= dict.fromkeys(map(id, memories), made)
+        return made
 
     def settle(self, memory: Tensor | None = None) -> None:
         """Let memories be what they stand for: all, or those that are stepped together with this one."""

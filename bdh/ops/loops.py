@@ -15,10 +15,15 @@ _logger = logging.getLogger(__name__)
 _lock = Lock()
 
 
+def allowed() -> bool:
+    """Whether anything may be compiled; BDH_COMPILED=off says that it shall not."""
+    return os.environ.get("BDH_COMPILED", "").strip().lower() not in ("off", "0", "false", "no")
+
+
 @lru_cache(maxsize=1)
 def available() -> bool:
-    """Whether loops can be compiled here; BDH_COMPILED=off says that they shall not."""
-    if os.environ.get("BDH_COMPILED", "").strip().lower() in ("off", "0", "false", "no"):
+    """Whether loops can be compiled here."""
+    if not allowed():
         return False
     try:
         _modules()
