@@ -15,10 +15,15 @@ _logger = logging.getLogger(__name__)
 _lock = Lock()
 
 
+def refused() -> bool:
+    """Whether BDH_COMPILED=off says that nothing shall be compiled."""
+    return os.environ.get("BDH_COMPILED", "").strip().lower() in ("off", "0", "false", "no")
+
+
 @lru_cache(maxsize=1)
 def available() -> bool:
-    """Whether loops can be compiled here; BDH_COMPILED=off says that they shall not."""
-    if os.environ.get("BDH_COMPILED", "").strip().lower() in ("off", "0", "false", "no"):
+    """Whether loops can be compiled here, and shall be."""
+    if refused():
         return False
     try:
         _modules()
