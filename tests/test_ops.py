@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,9 +61,9 @@ def test_the_chunked_memory_agrees_with_the_plain_one_in_reads_sums_and_gradient
 
 @contextmanager
 def skipping(block: int) -> Iterator[None]:
-    """Leave out scores above the diagonal from any length on, by blocks of so many rows; 0 is never."""
+    """Leave out scores above the diagonal whatever the device and length, by blocks of so many rows; 0 is never."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked, "_LEAST", 1 if block else 2**62)
+        patch.setattr(chunked, "_skips", lambda _: block > 0)
         patch.setattr(chunked, "_BLOCK", block)
         yield
 
@@ -89,24 +90,28 @@ def test_where_the_query_is_the_key_values_and_gradients_agree_too(
 @pytest.mark.parametrize("half", [False, True])
 def test_long_chunks_without_the_scores_above_the_diagonal_agree_with_whole_ones_and_keep_no_more(half: bool) -> None:
     results = []
-    for skips in (True, False):
+    for block in (chunked._BLOCK, 0):
         _, key, value, _, _ = operands((2, 1, 589, 8, 4), 0, False, False, True)
         assert key is not None and value is not None
-        assert chunked._skips(key) and not chunked._skips(key[:, :, :256])
         kept: list[int] = []
         with (
-            pytest.MonkeyPatch.context() as patch,
+            skipping(block),
             torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t),
             torch.autocast("cpu", torch.bfloat16, enabled=half),
         ):
-            assert chunked._skips(key) != half
-            patch.setattr(chunked, "_skips", lambda _, skips=skips: skips)
             read, _ = chunked.hebbian_attention(key, key, value, None, write=False)
         read.square().sum().backward()
         results.append((read, key.grad, value.grad, torch.tensor(sum(kept))))
     for fast, plain in zip(*results, strict=True):
         scale = float(plain.detach().abs().max())
         torch.testing.assert_close(fast, plain, atol=scale * (2**-7 if half else 1e-5), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("device", "length", "skips"), [("cuda", 512, True), ("cuda", 511, False), ("cpu", 512, False)]
+)
+def test_scores_above_the_diagonal_are_left_out_of_long_chunks_on_a_gpu(device: str, length: int, skips: bool) -> None:
+    assert chunked._skips(SimpleNamespace(device=torch.device(device), shape=(4, 1, length, 8))) == skips
 
 
 @pytest.mark.parametrize("block", [0, 4])
