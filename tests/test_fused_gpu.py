@@ -201,14 +201,11 @@ def _passes(device: str, dtype: torch.dtype) -> None:
     assert torch.equal(torch.get_rng_state(), drawn_before)
 
 
-@pytest.mark.parametrize("wrong", [("fire", 3), ("fire", 4), ("fire", 5), ("fire_back", 6), ("gate", 2), ("gate", 3)])
-def test_a_kernel_that_writes_other_numbers_is_found_out(there: Where, wrong: tuple[str, int]) -> None:
-    there(_is_found_out, *wrong)
-
-
-@pytest.mark.parametrize("index", [3, 4])
-def test_a_wrong_gradient_of_gating_is_found_out(there: Where, index: int) -> None:
-    there(_is_found_out, "gate_back", index)
+@pytest.mark.parametrize(
+    ("kernel", "written"), [("fire", 4), ("fire", 5), ("fire_back", 6), ("gate", 2), ("gate_back", 3), ("gate_back", 4)]
+)
+def test_a_kernel_that_writes_other_numbers_is_found_out(there: Where, kernel: str, written: int) -> None:
+    there(_is_found_out, kernel, written)
 
 
 def _is_found_out(device: str, wrong: str, index: int) -> None:
@@ -287,9 +284,10 @@ def test_kernels_can_be_turned_off(latent: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_without_a_gpu_nothing_imports_the_kernels() -> None:
     script = """
-import sys, torch, bdh
+import sys, torch
 from bdh.config import FlatConfig
-model = bdh.build(FlatConfig(n_layer=1, n_embd=8, n_head=2, mlp_internal_dim_multiplier=4))
+from bdh.models import build
+model = build(FlatConfig(n_layer=1, n_embd=8, n_head=2, mlp_internal_dim_multiplier=4))
 model(torch.zeros(1, 5, dtype=torch.int64)).logits.sum().backward()
 assert "bdh.ops.fused" in sys.modules and not {"triton", "bdh.ops.fused_gpu"} & set(sys.modules)
 """
@@ -308,7 +306,7 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolEx
 
 
 @dtypes
-@pytest.mark.parametrize(("capability", "aligned"), [(80, True), (80, False), (90, True)])
+@pytest.mark.parametrize(("capability", "aligned"), [(80, False), (90, True)])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_compiles_for_a_gpu_that_is_not_here(
     compiler: ProcessPoolExecutor, kernel: str, capability: int, aligned: bool, dtype: torch.dtype
