@@ -1,9 +1,10 @@
 """python -m benchmarks train [--upstream bdh.py] [--json]: one training step, ours and the released one, side by side.
 
 Every variant runs in a process of its own, so that its peak memory is its own (a compiler's share included), and they
-take turns. Ours is `train.loop.Run`, as `python -m train` steps it; theirs is the released model in the released loop,
-which does not clip. Both hear the same bytes from the same weights, without damping, dropout or a carried state, so
-that they compute the same function; where the loss of the first step differs, nothing is reported.
+take turns, from the first step on: a GPU has room for one step at a time. Ours is `train.loop.Run`, as `python -m
+train` steps it; theirs is the released model in the released loop, which does not clip. Both hear the same bytes from
+the same weights, without damping, dropout or a carried state, so that they compute the same function; where the loss
+of the first step differs, nothing is reported.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -54,6 +55,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", choices=list(_SIZES), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS)
     parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager", "compiled"])
+    parser.add_argument("--recompute", choices=["on", "off"], default="off", help="of activations, by ours")
     parser.add_argument("--rounds", type=int, default=7, help="turns that each variant takes")
     parser.add_argument("--steps", type=int, default=3, help="steps timed in a turn, after one that is not")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -65,7 +67,8 @@ def main(arguments: list[str]) -> int:
     precisions = options.precisions or (["bfloat16"] if options.device == "cuda" else list(PRECISIONS))
     rows = [row for precision in precisions for row in measure(options, precision)]
     sizes = ", ".join(f"{name} {getattr(options, name)}" for name in _SIZES["cpu"])
-    result: Result = {"rows": rows, "benchmark": "train", "step": sizes, **machine(options.threads)}
+    step = f"{sizes}, recompute {options.recompute}"
+    result: Result = {"rows": rows, "benchmark": "train", "step": step, **machine(options.threads)}
     if options.device == "cuda":
         result["device"] = torch.cuda.get_device_name()
     print(json.dumps(result, indent=2) if options.json else report(result))
@@ -77,8 +80,9 @@ def measure(options: argparse.Namespace, precision: str) -> list[Result]:
     names = [(who, mode) for mode in options.modes for who in ("ours", "upstream") if options.upstream or who == "ours"]
     spawned = multiprocessing.get_context("spawn")
     turns: dict[tuple[str, str], list[Turn]] = {name: [] for name in names}
+    firsts: dict[tuple[str, str], float] = {}
     with ExitStack() as stack:
-        pipes = {}
+        pipes: dict[tuple[str, str], Connection] = {}
         for who, mode in names:
             pipes[who, mode], theirs = spawned.Pipe()
             worker = spawned.Process(target=serve, args=(theirs, who, mode, precision, options), daemon=True)
@@ -86,17 +90,22 @@ def measure(options: argparse.Namespace, precision: str) -> list[Result]:
             theirs.close()  # so that a worker that dies is an end of file here
             stack.callback(worker.join)
             stack.callback(pipes[who, mode].close)
+            firsts[who, mode] = ask(pipes[who, mode], (who, mode), 0)
         for _ in range(options.rounds):
             for name, pipe in pipes.items():
-                try:
-                    pipe.send(None)
-                    turns[name].append(pipe.recv())
-                except (BrokenPipeError, EOFError) as error:
-                    raise SystemExit(f"{' '.join(name)} ended early; what it said stands above") from error
-    losses = {name: taken[0].first_bits for name, taken in turns.items()}
-    if max(losses.values()) - min(losses.values()) > _TOLERANCES[precision]:
-        raise SystemExit(f"the variants do not compute the same function: bits per byte of the first step are {losses}")
-    return [row(options, precision, name, turns) for name in names]
+                turns[name].append(ask(pipe, name, options.steps))
+    if max(firsts.values()) - min(firsts.values()) > _TOLERANCES[precision]:
+        raise SystemExit(f"the variants do not compute the same function: bits per byte of the first step are {firsts}")
+    return [row(options, precision, name, turns) | {"first_bits_per_byte": round(firsts[name], 5)} for name in names]
+
+
+def ask(pipe: Connection, name: tuple[str, str], steps: int) -> Any:
+    """What a worker answers when it is done."""
+    try:
+        pipe.send(steps)
+        return pipe.recv()
+    except (BrokenPipeError, ConnectionResetError, EOFError) as error:
+        raise SystemExit(f"{' '.join(name)} ended early; what it said stands above") from error
 
 
 def row(
@@ -112,7 +121,6 @@ def row(
         "bytes_per_s": round(statistics.median(rates), 1),
         "spread": spread(rates),
         "peak_memory_mb": round(turns[name][-1].peak_bytes / 2**20),
-        "first_bits_per_byte": round(turns[name][0].first_bits, 5),
     }
     if (released := turns.get(("upstream", mode))) is not None:
         pairs = zip(released, turns[name], strict=True)
@@ -128,12 +136,10 @@ class Turn(NamedTuple):
     """Seconds a step, mean over the turn."""
     peak_bytes: int
     """The most memory that its process has held so far; on CUDA that of torch's tensors."""
-    first_bits: float
-    """Loss of the very first step, bits per byte."""
 
 
 def serve(pipe: Connection, who: str, mode: str, precision: str, options: argparse.Namespace) -> None:
-    """Take a turn whenever the pipe asks for one, until it closes."""
+    """Take a turn of as many steps as the pipe asks for, until it closes; asked for none, tell the bits of a step."""
     torch.set_num_threads(options.threads)
     cuda = options.device == "cuda"
     with tempfile.TemporaryDirectory() as folder:
@@ -153,38 +159,49 @@ def serve(pipe: Connection, who: str, mode: str, precision: str, options: argpar
             precision=precision,
             compile="on" if mode == "compiled" else "off",
             micro_rows=options.rows,
-            recompute="off",
+            recompute=options.recompute,
         )
         if who == "ours":
             step = step_of_ours(recipe, Path(folder), options.device)
         else:
             step = step_of_upstream(recipe, Path(folder), options.device, options.upstream)
-        first = float(step())
         while True:
             try:
-                pipe.recv()
+                steps = pipe.recv()
             except EOFError:
                 return
-            step()
-            if cuda:
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(options.steps):
-                step()
-            if cuda:
-                torch.cuda.synchronize()
-            taken = (time.perf_counter() - start) / options.steps
-            peak = torch.cuda.max_memory_allocated() if cuda else 1024 * getrusage(RUSAGE_SELF).ru_maxrss
+            answer = turn(step, steps, cuda) if steps else float(step())
             if cuda:
                 torch.cuda.empty_cache()  # the next variant needs the room
-            pipe.send(Turn(taken, peak, first))
+            pipe.send(answer)
+
+
+def turn(step: Callable[[], float | Tensor], steps: int, cuda: bool) -> Turn:
+    """Take some steps, after one that is not timed."""
+    step()
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if cuda:
+        torch.cuda.synchronize()
+    taken = (time.perf_counter() - start) / steps
+    return Turn(taken, torch.cuda.max_memory_allocated() if cuda else 1024 * getrusage(RUSAGE_SELF).ru_maxrss)
 
 
 def step_of_ours(recipe: Recipe, folder: Path, device: str) -> Callable[[], float]:
     """A step of a run as the command line makes it; it returns bits per byte."""
     keep_freed_memory()
     run = Run(recipe, folder, accelerator=Accelerator(cpu=device == "cpu"))
-    return lambda: run.train_step()[0]
+
+    def step() -> float:
+        bits, _, _ = run.train_step()
+        if run.planned().micro_rows < run.rows:  # a run goes on so, but it is not what is compared
+            raise SystemExit("memory ran out; take fewer --rows or --recompute on")
+        return bits
+
+    return step
 
 
 def step_of_upstream(recipe: Recipe, folder: Path, device: str, path: Path) -> Callable[[], Tensor]:

@@ -4,19 +4,31 @@ import json
 import sys
 
 import pytest
+import torch
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import serve, start, train
 
 
-def test_a_training_step_is_timed_in_a_process_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+        ),
+    ],
+)
+def test_a_training_step_is_timed_in_a_process_of_its_own(device: str, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {"n-layer": 1, "n-embd": 8, "n-head": 2, "mult": 4, "rows": 2, "chunk-bytes": 16}
-    how = {"device": "cpu", "precisions": "float32", "modes": "eager", "rounds": 2, "steps": 1, "threads": 1}
+    how = {"device": device, "precisions": "float32", "modes": "eager", "rounds": 2, "steps": 1, "threads": 1}
     assert train.main(["--json", *(f"--{name}={value}" for name, value in (sizes | how).items())]) == 0
     result = json.loads(capsys.readouterr().out)
     (row,) = result["rows"]
     assert (row["precision"], row["what"]) == ("float32", "ours, eager")
-    assert row["bytes_per_s"] > 0 and 50 < row["peak_memory_mb"] < 4000
+    assert row["bytes_per_s"] > 0 and (50 if device == "cpu" else 0) <= row["peak_memory_mb"] < 4000
+    assert ("device" in result) == (device == "cuda")
     # Weights that know nothing yet: eight bits a byte.
     assert row["first_bits_per_byte"] == pytest.approx(8.0, abs=0.1)
 

@@ -16,21 +16,21 @@ from bdh.ops import fused, rope
 _ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-7}
 
 
-def _drawn(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+def drawn(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def _phases(batch: int, length: int, neurons: int) -> tuple[Tensor, Tensor]:
+def phases_of(batch: int, length: int, neurons: int) -> tuple[Tensor, Tensor]:
     return rope.cos_sin(torch.arange(batch) * 1000, length, rope.increments(rope.frequencies(neurons)))
 
 
-def _slopes(outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def slopes_of(outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Gradients of a sum in which every output has its own weights, all of the outputs' type."""
-    weights = [_drawn(tuple(one.shape), one.dtype, seed) for seed, one in enumerate(outputs)]
+    weights = [drawn(tuple(one.shape), one.dtype, seed) for seed, one in enumerate(outputs)]
     return torch.autograd.grad(outputs, inputs, weights)
 
 
-def _assert_near(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
+def assert_near(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> None:
     assert ours.dtype == theirs.dtype
     scale = max(1.0, float(theirs.detach().abs().max()))
     assert float((ours.detach().float() - theirs.detach().float()).abs().max()) <= 4 * scale * _ROUNDING[dtype]
@@ -44,17 +44,17 @@ _SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 40), st
 def test_firing_in_one_pass_is_relu_rotation_and_moments(
     dtype: torch.dtype, shape: tuple[int, int, int, int], seed: int
 ) -> None:
-    latent = _drawn(shape, dtype, seed).requires_grad_()
-    cos, sin = _phases(*shape[1:])
+    latent = drawn(shape, dtype, seed).requires_grad_()
+    cos, sin = phases_of(*shape[1:])
     ours = fused.fire(latent, cos, sin)
     active = torch.relu(latent)
     theirs = (active, rope.rotate_pairs(active, cos, sin), moments(active))
     for one, other in zip(ours, theirs, strict=True):
-        _assert_near(one, other, dtype)
+        assert_near(one, other, dtype)
     assert torch.equal(ours[0], theirs[0])
     assert torch.equal(ours[2][..., 2], theirs[2][..., 2])
-    slopes = [_slopes((x, r, m[..., :2]), (latent,))[0] for x, r, m in (ours, theirs)]
-    _assert_near(slopes[0], slopes[1], dtype)
+    slopes = [slopes_of((x, r, m[..., :2]), (latent,))[0] for x, r, m in (ours, theirs)]
+    assert_near(slopes[0], slopes[1], dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -62,13 +62,15 @@ def test_firing_in_one_pass_is_relu_rotation_and_moments(
 def test_gating_in_one_pass_is_relu_and_product(
     dtype: torch.dtype, shape: tuple[int, int, int, int], seed: int
 ) -> None:
-    latent = _drawn(shape, dtype, seed).requires_grad_()
-    active = torch.relu(_drawn(shape, dtype, seed + 1)).requires_grad_()
+    latent = drawn(shape, dtype, seed).requires_grad_()
+    active = torch.relu(drawn(shape, dtype, seed + 1)).requires_grad_()
     gated, part = fused.gate(latent, active)
     expected = torch.relu(latent) * active
     assert torch.equal(gated, expected)
     assert torch.allclose(part, (latent > 0).float().mean(-1, keepdim=True))
-    for ours, theirs in zip(_slopes((gated,), (latent, active)), _slopes((expected,), (latent, active)), strict=True):
+    for ours, theirs in zip(
+        slopes_of((gated,), (latent, active)), slopes_of((expected,), (latent, active)), strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -77,14 +79,14 @@ def test_gating_in_one_pass_is_relu_and_product(
 def test_what_is_not_finite_stays_so(value: float, dtype: torch.dtype) -> None:
     latent = torch.ones(1, 1, 1, 8, dtype=dtype)
     latent[..., 3] = value
-    active, rotated, told = fused.fire(latent, *_phases(1, 1, 8))
+    active, rotated, told = fused.fire(latent, *phases_of(1, 1, 8))
     gated, _ = fused.gate(latent, active)
     for one in (active[..., 3], rotated[..., 2:4].sum(), told[..., 0], gated[..., 3]):
         assert not torch.isfinite(one).any()
 
 
 def test_many_threads_write_what_one_writes() -> None:
-    latent, phases = _drawn((3, 2, 37, 1024), torch.float32, 0), _phases(2, 37, 1024)
+    latent, phases = drawn((3, 2, 37, 1024), torch.float32, 0), phases_of(2, 37, 1024)
     threads = torch.get_num_threads()
     found = []
     try:
@@ -133,7 +135,7 @@ def test_a_model_learns_the_same_from_fused_and_plain_passes(
             assert float(difference) <= (0.05 if half else 1e-4)
     assert seen[0].keys() == seen[1].keys() >= {"x_sparse", "x_moments", "y_sparse", "y_active"}
     for name in seen[0]:
-        _assert_near(seen[0][name], seen[1][name], torch.bfloat16 if half else torch.float32)
+        assert_near(seen[0][name], seen[1][name], torch.bfloat16 if half else torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])

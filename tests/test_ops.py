@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,21 +59,75 @@ def test_the_chunked_memory_agrees_with_the_plain_one_in_reads_sums_and_gradient
         torch.testing.assert_close(fast, plain, atol=2e-5, rtol=2e-5)
 
 
+@contextmanager
+def skipping(block: int) -> Iterator[None]:
+    """Leave out scores above the diagonal whatever the device and length, by blocks of so many rows; 0 is never."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunked, "_skips", lambda _: block > 0)
+        patch.setattr(chunked, "_BLOCK", block)
+        yield
+
+
+@pytest.mark.parametrize("block", [0, 1, 3, 64])
 @given(SHAPES, st.integers(0, 99), st.booleans(), st.booleans())
 def test_where_the_query_is_the_key_values_and_gradients_agree_too(
-    shape: tuple[int, ...], seed: int, with_memory: bool, with_decay: bool
+    block: int, shape: tuple[int, ...], seed: int, with_memory: bool, with_decay: bool
 ) -> None:
     results = []
     for attention in (chunked.hebbian_attention, reference.hebbian_attention):
         _, key, value, memory, decay = operands(shape, seed, with_memory, with_decay, True)
         assert key is not None and value is not None
-        read, written = attention(key, key, value, memory, decay)
+        with skipping(block):
+            read, written = attention(key, key, value, memory, decay)
         assert written is not None
         weights = torch.randn(read.shape, generator=torch.Generator().manual_seed(seed + 1))
         ((read * weights).sum() + written.square().sum()).backward()
         results.append((read, written, key.grad))
     for fast, plain in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, atol=5e-5, rtol=5e-5)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_long_chunks_without_the_scores_above_the_diagonal_agree_with_whole_ones_and_keep_no_more(half: bool) -> None:
+    results = []
+    for block in (chunked._BLOCK, 0):
+        _, key, value, _, _ = operands((2, 1, 589, 8, 4), 0, False, False, True)
+        assert key is not None and value is not None
+        kept: list[int] = []
+        with (
+            skipping(block),
+            torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t),
+            torch.autocast("cpu", torch.bfloat16, enabled=half),
+        ):
+            read, _ = chunked.hebbian_attention(key, key, value, None, write=False)
+        read.square().sum().backward()
+        results.append((read, key.grad, value.grad, torch.tensor(sum(kept))))
+    for fast, plain in zip(*results, strict=True):
+        scale = float(plain.detach().abs().max())
+        torch.testing.assert_close(fast, plain, atol=scale * (2**-7 if half else 1e-5), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("device", "length", "skips"), [("cuda", 512, True), ("cuda", 511, False), ("cpu", 512, False)]
+)
+def test_scores_above_the_diagonal_are_left_out_of_long_chunks_on_a_gpu(device: str, length: int, skips: bool) -> None:
+    assert chunked._skips(SimpleNamespace(device=torch.device(device), shape=(4, 1, length, 8))) == skips
+
+
+@pytest.mark.parametrize("block", [0, 4])
+@torch.no_grad()
+def test_a_later_byte_changes_no_read_before_it_bit_for_bit(block: int) -> None:
+    _, key, value, memory, _ = operands((2, 2, 23, 8, 4), 0, True, False, True)
+    assert key is not None and value is not None and memory is not None
+    with skipping(block):
+        read, _ = chunked.hebbian_attention(key, key, value, memory)
+        for place in (3, 4, 5, 22):
+            changed, worth = key.clone(), value.clone()
+            changed[:, :, place:] += 1
+            worth[:, :, place:] -= 1
+            other, _ = chunked.hebbian_attention(changed, changed, worth, memory)
+            assert torch.equal(other[:, :, :place], read[:, :, :place])
+            assert not torch.equal(other, read)
 
 
 @given(SHAPES, st.integers(0, 99), st.booleans(), st.booleans())

@@ -104,9 +104,10 @@ def bdh_layer(
         debt.settle(memory)
     rows = x.reshape(1, batch * length, width).expand(heads, -1, -1)
     latent = torch.bmm(rows, encoder).view(heads, batch, length, neurons)
-    fuses = torch.is_grad_enabled() and fused.usable(latent)
+    fuses = fused.usable(latent)
     if fuses:
         x_sparse, rotated, told = fused.fire(latent, *phases)
+        del latent  # as large as what came of it, and not needed any more
         if wanted("x_moments", unasked=False):
             observe("x_moments", told)
     else:

@@ -7,6 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_BLOCK = 128
+"""Rows of scores computed at once where what stands right of them is left out."""
+_LEAST = 512
+"""Bytes from which that is done."""
+
 
 def hebbian_attention(
     query: Tensor,
@@ -66,17 +71,43 @@ def hebbian_attention(
 
 
 class _Gram(torch.autograd.Function):
-    """x xᵀ; its gradient takes one product, (g + gᵀ) x, where autograd takes two and adds them across their order."""
+    """x xᵀ, of which nothing but what is below the diagonal is sure to be computed and may be used.
+
+    Its gradient takes one product, (g + gᵀ) x, where autograd takes two and adds them across their order.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return x @ x.mT
+        return _lower(x) if _skips(x) else x @ x.mT
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return (gradient + gradient.mT).to(x.dtype) @ x
+
+
+def _skips(x: Tensor) -> bool:
+    """Whether the scores above the diagonal are left out.
+
+    On a GPU they are, unmeasured: of 512 bytes 5/8 of the work is left. On a CPU the product of that length is 1.2
+    times as fast in float32, but a layer's training step no faster than noise shows; shorter ones, and bfloat16, lose.
+    """
+    return x.device.type == "cuda" and x.shape[-2] >= _LEAST
+
+
+def _lower(x: Tensor) -> Tensor:
+    """The product x xᵀ by blocks of rows, each up to its diagonal; 0 right of them."""
+    length = x.shape[-2]
+    scores = None
+    for start in range(0, length, _BLOCK):
+        stop = min(start + _BLOCK, length)
+        block = x[..., start:stop, :] @ x[..., :stop, :].mT
+        if scores is None:  # autocast chooses the type of the product
+            scores = block.new_zeros(*x.shape[:-1], length)
+        scores[..., start:stop, :stop] = block
+    assert scores is not None
+    return scores
 
 
 def _write(key: Tensor, value: Tensor, memory: Tensor | None, decay: Tensor | None, inplace: bool) -> Tensor:

@@ -1,7 +1,12 @@
-"""Passes over a layer's neurons that a CPU makes in one, with their gradients; `kernels` has the loops."""
+"""Passes over a layer's neurons made in one, with their gradients.
+
+`kernels` has the loops for a CPU, `fused_gpu` those for a GPU.
+"""
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +23,21 @@ from . import loops
 
 _LEAST = 2**16
 """Numbers below which a second thread is not worth waking."""
+_logger = logging.getLogger(__name__)
+_lock = threading.Lock()
 
 
 def usable(latent: Tensor) -> bool:
-    """Whether the fused passes can take the place of the plain ones."""
-    return latent.dtype in (torch.float32, torch.bfloat16) and loops.usable(latent.device)
+    """Whether the fused passes can, and should, take the place of the plain ones, now.
+
+    Without gradients, the plain ones write in place on a CPU, and on a GPU a single byte is not worth a launch.
+    """
+    if latent.dtype not in (torch.float32, torch.bfloat16) or torch.compiler.is_compiling():
+        return False
+    learns = torch.is_grad_enabled()
+    if latent.device.type == "cuda":
+        return (learns or latent.shape[-2] > 1) and loops.allowed() and _compiles(latent.device, latent.dtype)
+    return learns and loops.usable(latent.device)
 
 
 def fire(latent: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,7 +66,7 @@ class _Fire(torch.autograd.Function):
     def forward(ctx: Any, latent: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         latent, cos, sin = latent.contiguous(), cos.contiguous(), sin.contiguous()
         active, rotated = torch.empty_like(latent), torch.empty_like(latent)
-        moments = torch.empty(*latent.shape[:-1], 3)
+        moments = torch.empty(*latent.shape[:-1], 3, device=latent.device)
         _run("fire", latent, cos, sin, active, rotated, moments)
         ctx.save_for_backward(active, cos, sin)
         return active, rotated, moments
@@ -69,7 +84,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, latent: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         latent, active = latent.contiguous(), active.contiguous()
-        gated, parts = torch.empty_like(latent), torch.empty(*latent.shape[:-1], 1)
+        gated, parts = torch.empty_like(latent), torch.empty(*latent.shape[:-1], 1, device=latent.device)
         _run("gate", latent, active, gated, parts)
         ctx.save_for_backward(latent, active)
         ctx.mark_non_differentiable(parts)
@@ -85,7 +100,10 @@ class _Gate(torch.autograd.Function):
 
 
 def _run(loop: str, *tensors: Tensor) -> None:
-    """Let a loop work on all rows of the tensors, with as many threads as torch would take."""
+    """Let a loop work on all rows of the tensors; on a CPU, with as many threads as torch would take."""
+    if tensors[0].is_cuda:
+        _gpu().run(loop, *tensors)
+        return
     arrays = [_array(tensor) for tensor in tensors]
     rows, threads = len(arrays[0]), torch.get_num_threads()
     if threads == 1 or arrays[0].size < _LEAST:
@@ -95,6 +113,27 @@ def _run(loop: str, *tensors: Tensor) -> None:
     pool = _pool(threads, os.getpid(), threading.get_ident())
     for part in [pool.submit(loops.call, loop, *between, *arrays) for between in pairwise(ends)]:
         part.result()
+
+
+def _gpu() -> Any:
+    """The kernels for a GPU, which import triton."""
+    return importlib.import_module(".fused_gpu", __package__)
+
+
+def _compiles(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a GPU's kernels work there, which is tried once."""
+    with _lock:
+        return _tried(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _tried(device: torch.device, dtype: torch.dtype) -> bool:
+    try:
+        _gpu().check(device, dtype)
+    except Exception as error:  # whatever ails triton here, the plain operations do
+        _logger.warning("without compiled kernels, %s learns and reads slower: %s", device, repr(error)[:300])
+        return False
+    return True
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
