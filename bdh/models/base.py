@@ -6,6 +6,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -213,7 +214,7 @@ class Model(nn.Module, ABC, Generic[C]):
 
     def state_bytes(self, batch_size: int = 1) -> int:
         """Bytes that the memory of `batch_size` streams takes, without allocating it."""
-        return states.state_bytes(skeleton(self.config).empty_state(batch_size))
+        return _state_bytes(self.config, batch_size)
 
     def save_pretrained(
         self,
@@ -347,6 +348,11 @@ class Model(nn.Module, ABC, Generic[C]):
         model.origin = Origin(place.text, folder=folder, provenance=provenance, **where)
         model.eval()
         return model  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=64)
+def _state_bytes(config: Config, batch_size: int) -> int:
+    return states.state_bytes(skeleton(config).empty_state(batch_size))
 
 
 def skeleton(config: Config) -> Model[Any]:
