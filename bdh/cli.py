@@ -33,7 +33,6 @@ from .errors import CheckpointError, DataError, HatcheryError
 from .load import load
 from .merge import command as merge
 from .models import Model
-from .ops.loops import available
 from .presets import describe
 from .sampling import Sampling
 from .stream import Stream
@@ -454,7 +453,7 @@ def _info(options: argparse.Namespace) -> int:
         "parameters": model.parameter_count(),
         "state_bytes": model.state_bytes(),
         "weights": model.checksum(),
-        "compiled_loops": available(),
+        "single_bytes_by": model.single_bytes(),
         "config": config_to_dict(model.config),
         "provenance": origin.provenance,
     }

@@ -493,3 +493,16 @@ def test_a_damaged_cache_of_compiled_loops_is_done_without(tmp_path: Path) -> No
     (index,) = tmp_path.rglob("step_kernels.stack-*.nbi")
     index.write_bytes(index.read_bytes()[:10])
     assert run() == "not kept"
+
+
+def test_a_model_says_how_it_hears_single_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    by = {name: fresh(name).single_bytes() for name in ("flat", "hierarchical", "hierarchical-transformer", "hebbian")}
+    assert by == {
+        "flat": "compiled loops",
+        "hierarchical": "compiled loops",
+        "hierarchical-transformer": "PyTorch",
+        "hebbian": "PyTorch",
+    }
+    assert fresh("flat").to(torch.bfloat16).single_bytes() == "PyTorch"
+    monkeypatch.setattr(loops, "usable", lambda device: False)
+    assert fresh("flat").single_bytes() == fresh("hierarchical").single_bytes() == "PyTorch"

@@ -20,7 +20,6 @@ from bdh.device import pick_device
 from bdh.errors import CheckpointError, HatcheryError
 from bdh.models import Model, parameter_count, skeleton
 from bdh.models.base import expected_shapes
-from bdh.ops.loops import available
 
 from .limits import Limits
 
@@ -161,9 +160,9 @@ class Registry:
         }
         if slot.model is not None:
             rows["Runs on"] = f"{slot.model.device.type}, {str(slot.model.dtype).removeprefix('torch.')}"
-            steps = slot.config.kind in ("flat", "hierarchical") and str(slot.model.dtype) == "torch.float32"
-            if slot.model.device.type == "cpu" and steps and available():
-                rows["Runs on"] += ", single bytes by compiled loops with a copy of the weights of their own"
+            by = slot.model.single_bytes()
+            copied = " with a copy of the weights of their own" if by == "compiled loops" else ""
+            rows["Runs on"] += f", single bytes by {by}{copied}"
             rows["In use by"] = (
                 "nobody" if not slot.users else f"conversations and texts, of all visitors: {slot.users}"
             )

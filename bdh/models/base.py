@@ -133,6 +133,10 @@ class Model(nn.Module, ABC, Generic[C]):
         """
         return None
 
+    def single_bytes(self) -> str:
+        """What hears single bytes: "compiled loops", a GPU's "kernels" or a "graph of kernels", or "PyTorch"."""
+        return "PyTorch"
+
     def _listen(self, ids: Tensor, state: Any, *, last_only: bool, keep: bool, inplace: bool) -> Output:
         ids = self._checked_ids(ids)
         if state is not None and state.position.shape[0] != ids.shape[0]:

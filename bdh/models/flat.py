@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FlatConfig
-from ..ops import debt, gpu_step, step
+from ..ops import debt, gpu_step, loops, step
 from ..ops.prepared import Table, Weights, prepared
 from ..state import HebbianMemory
 from .base import Model, advanced, init_weights
@@ -119,6 +119,16 @@ class Flat(Model[FlatConfig]):
         )
         positions, memories = [state.position for state in states], [state.memory for state in states]
         return gpu_step.step(weights, data, positions, memories, debts)
+
+    def single_bytes(self) -> str:
+        """See `Model.single_bytes`; on a GPU the kernels are tried first."""
+        config, device = self.config, self.device
+        if self.dtype == torch.float32 and gpu_step.serves(device):
+            shape = (config.n_embd, config.n_neuron, config.vocab_size, bool(config.decay))
+            return {"graph": "graph of kernels", "launches": "kernels", None: "PyTorch"}[
+                gpu_step.usable(device, *shape)
+            ]
+        return "compiled loops" if self.dtype == torch.float32 and loops.usable(device) else "PyTorch"
 
     def _table(self, weights: Weights) -> Table:
         """What bytes excite in the first layer."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import state as states
 from ..config import HierarchicalConfig
-from ..ops import step
+from ..ops import loops, step
 from ..ops.debt import owing
 from ..state import HierarchicalMemory, LayerMemory
 from .attention import TransformerBlock
@@ -92,6 +92,11 @@ class Hierarchical(Model[HierarchicalConfig]):
         self.local_model = LocalModel(config)
         self.lm_head = nn.Linear(config.local_n_embd, config.vocab_size, bias=False)
         self.apply(init_weights)
+
+    def single_bytes(self) -> str:
+        """See `Model.single_bytes`; Transformer blocks have no loops of their own."""
+        loop = self.config.use_bdh_attention and self.dtype == torch.float32 and loops.usable(self.device)
+        return "compiled loops" if loop else "PyTorch"
 
     def chunk_bytes(self, inplace: bool) -> int:
         """See `Model.chunk_bytes`: as many patches as a flat model hears bytes."""
