@@ -6,9 +6,10 @@ several at once sooner (`Model.step_streams_`), they are stepped together.
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -22,15 +23,15 @@ _SLICE_S = 0.02
 """For how long a thread stays with one work while others wait. Passing on what comes of it costs some milliseconds."""
 _TOGETHER = 256
 """Most streams that are stepped together."""
+_MOST_THREADS = 8
+"""Products have threads of their own, so more would only crowd the cores."""
 
 
 class _Work(Generic[T]):
-    """Something that one caller wants done bit by bit, and what has come of it in this turn."""
+    """What one caller wants done bit by bit, one iterator after another, and what has come of it in this turn."""
 
-    def __init__(self, parts: Iterable[T]) -> None:
-        self.parts: Any = iter(parts)
-        self.batchable = _batchable(self.parts)
-        """The model that this writes with, if single bytes may be heard together with others' on its device."""
+    def __init__(self, parts: Iterable[Iterable[T]]) -> None:
+        self._parts = [iter(part) for part in parts]
         self.batch: list[T] = []
         self.error: BaseException | None = None
         self.ended = False
@@ -39,28 +40,57 @@ class _Work(Generic[T]):
         self.turn_s = 0.0
         """How long a turn is, from its first bit on."""
         self.due = 0.0
+        """When its turn is over."""
+        self._next()
 
-    def is_over(self, now: float) -> bool:
-        """Whether the caller gets what there is."""
-        return self.ended or (bool(self.batch) and now >= self.due)
+    def _next(self) -> None:
+        """Take up the iterator that is first now."""
+        self.ended = not self._parts
+        self.current: Any = self._parts[0] if self._parts else None
+        model = self.current.stream.model if isinstance(self.current, Writing) else None
+        self.batchable: Model[Any] | None = None if model is None or model.device.type == "cpu" else model
+        """The model that this writes with, if single bytes may be heard together with others' on its device."""
 
     def begin(self, now: float) -> None:
         """A thread takes it in hand."""
         self.due = self.due or now + self.turn_s
 
+    def is_over(self, now: float) -> bool:
+        """Whether the caller gets what there is."""
+        return self.ended or (bool(self.batch) and now >= self.due)
+
+    def fail(self, error: BaseException) -> None:
+        """What went wrong is the caller's."""
+        self.error, self.ended = error, True
+
     def advance(self) -> None:
         """Do the next bit."""
         try:
-            self.batch.append(next(self.parts))
-        except StopIteration:
-            self.ended = True
-        except BaseException as error:  # it is the caller's
-            self.error, self.ended = error, True
+            while not self.ended:
+                try:
+                    self.batch.append(next(self.current))
+                except StopIteration:
+                    self._parts.pop(0)
+                    self._next()
+                    continue
+                self.settle()
+                return
+        except BaseException as error:
+            self.fail(error)
 
+    def settle(self) -> None:
+        """Take what writing has ready, and notice its end without being asked again for it."""
+        if isinstance(self.current, Writing):
+            self.batch += self.current.taken()  # type: ignore[arg-type]
+            if self.current.ended:
+                self._parts.pop(0)
+                self._next()
 
-def _batchable(parts: Iterator[Any]) -> Model[Any] | None:
-    model = parts.stream.model if isinstance(parts, Writing) else None
-    return None if model is None or model.device.type == "cpu" else model
+    def close(self) -> None:
+        """Let go of what is not done."""
+        for part in self._parts:
+            if (close := getattr(part, "close", None)) is not None:
+                close()
 
 
 class Engine:
@@ -71,36 +101,36 @@ class Engine:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        """`workers` threads do the work, as many as torch uses if None; they start with the first."""
-        self._count = workers or torch.get_num_threads()
+        """`workers` threads do the work, as many as torch uses (at most 8) if None; they start with the first."""
+        self._count = workers or min(_MOST_THREADS, torch.get_num_threads())
         self._change = threading.Condition()
         self._ready: list[_Work[Any]] = []
         self._stepping: set[int] = set()
         """Models that a thread steps several streams of."""
         self._clock_s = 0.0
-        """The time that whoever has had the least had when last chosen: newcomers begin with it."""
+        """The time that each has had on average: newcomers begin with it."""
+        self._slice_s = _SLICE_S
+        """How long slices have been of late."""
         self._threads: list[threading.Thread] = []
 
-    def batched(self, parts: Iterable[T], seconds: float) -> Iterator[list[T]]:
-        """The parts in lists: the first at once, then what came in about so many seconds.
+    def batched(self, *parts: Iterable[T], seconds: float) -> Generator[list[T], None, None]:
+        """What comes of the parts, one after another, in lists: the first at once, then in about so many seconds.
 
         Nothing is done for it while the caller looks at a list, and nothing once this is closed.
         """
         work = _Work(parts)
         try:
-            while True:
+            while not work.ended:
                 self._turn(work)
                 if work.batch:
                     yield work.batch
                     work.batch = []
-                if work.error is not None:
-                    raise work.error
-                if work.ended:
-                    return
                 work.turn_s = seconds
+            if work.error is not None:
+                raise work.error
         finally:
-            if (close := getattr(work.parts, "close", None)) is not None:
-                close()
+            work.error = None  # it holds on to what was going on
+            work.close()
 
     def _turn(self, work: _Work[Any]) -> None:
         """Have a work done for its time, and at least one bit."""
@@ -111,21 +141,35 @@ class Engine:
             work.used_s = max(work.used_s, self._clock_s)
             self._ready.append(work)
             self._change.notify()
-        work.turn_over.wait()
+        try:
+            work.turn_over.wait()
+        except BaseException:  # interrupted: still, nobody may go on with it behind the caller's back
+            with self._change:
+                waiting = work in self._ready
+                if waiting:
+                    self._ready.remove(work)
+            if not waiting:
+                work.turn_s = 0.0
+                work.due = time.monotonic()
+                work.turn_over.wait()
+            raise
 
     def _start(self) -> None:
-        if not self._threads:
-            self._threads = [
-                threading.Thread(target=self._serve, name=f"engine-{index}", daemon=True)
-                for index in range(self._count)
-            ]
-            for thread in self._threads:
-                thread.start()
+        while len(self._threads) < self._count:
+            thread = threading.Thread(target=self._serve, name=f"engine-{len(self._threads)}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     def _serve(self) -> None:
         while True:
-            works = self._take()
-            begun = time.monotonic()
+            self._serve_once()
+
+    def _serve_once(self) -> None:
+        """Do the work that is next for a while. Nothing of it is held on to afterwards."""
+        works = self._take()
+        model = id(works[0].batchable)
+        begun = now = time.monotonic()
+        try:
             for work in works:
                 work.begin(begun)
             while True:
@@ -133,7 +177,10 @@ class Engine:
                 now = time.monotonic()
                 if any(work.is_over(now) for work in works) or (self._ready and now - begun >= _SLICE_S):
                     break
-            self._put_back(works, now - begun, now)
+        except BaseException as error:  # no caller is left waiting
+            for work in works:
+                work.fail(error)
+        self._put_back(works, model, now - begun, now)
 
     def _take(self) -> list[_Work[Any]]:
         """The work that has had the least time, and others that are best done with it."""
@@ -147,24 +194,25 @@ class Engine:
                 works = works[:_TOGETHER]
             for work in works:
                 self._ready.remove(work)
-            self._clock_s = max(self._clock_s, first.used_s)
             return works
 
     def _next(self) -> _Work[Any] | None:
         free = [work for work in self._ready if work.batchable is None or id(work.batchable) not in self._stepping]
         return min(free, key=lambda work: work.used_s, default=None)
 
-    def _put_back(self, works: list[_Work[Any]], took_s: float, now: float) -> None:
+    def _put_back(self, works: list[_Work[Any]], model: int, took_s: float, now: float) -> None:
         with self._change:
+            self._clock_s += took_s / (len(self._ready) + len(works))
+            self._slice_s += (took_s - self._slice_s) / 8
             # Whose time would be over before it is in hand again need not wait for that.
-            back = now + len(self._ready) * _SLICE_S / self._count
-            self._stepping.discard(id(works[0].batchable))
+            back = now + len(self._ready) * self._slice_s / self._count
             for work in works:
                 work.used_s += took_s / len(works)
                 if work.is_over(back):
                     work.turn_over.set()
                 else:
                     self._ready.append(work)
+            self._stepping.discard(model)
             self._change.notify_all()
 
     def _advance(self, works: list[_Work[Any]]) -> None:
@@ -175,20 +223,27 @@ class Engine:
         chosen = []
         for work in works:
             try:
-                byte = work.parts.choose()
-            except Exception as error:  # it is the caller's
-                work.error, work.ended = error, True
+                byte = work.current.choose()
+            except BaseException as error:
+                work.fail(error)
             else:
                 chosen += [] if byte is None else [(work, byte)]
         try:
-            if chosen:
-                hear_together([work.parts.stream for work, _ in chosen], [byte for _, byte in chosen])
-        except Exception as error:
+            together = bool(chosen) and hear_together(
+                [work.current.stream for work, _ in chosen], [byte for _, byte in chosen]
+            )
+        except BaseException as error:
             for work, _ in chosen:
-                work.error, work.ended = error, True
+                work.fail(copy.copy(error))  # each caller's own
             return
-        for work, _ in chosen:
-            work.parts.heard()
+        for work, byte in chosen:
+            try:
+                if together:
+                    work.current.heard()
+                else:
+                    work.current.hear(byte)
+            except BaseException as error:
+                work.fail(error)
         for work in works:
-            work.batch += work.parts.taken()
-            work.ended = work.ended or work.parts.ended
+            if work.error is None:
+                work.settle()

@@ -24,8 +24,9 @@ from .ops.debt import Debt, owing
 from .sampling import MAX_STOP_BYTES, Sampler, Sampling, surprise_bits
 
 _FORMAT = "bdh-memory/1"
-_FEED_BYTES = 256
-"""Bytes between two progress reports: two chunks of a flat model's forward pass, a fraction of a second."""
+_MOST_PRODUCTS = 2_000_000_000
+"""Of a piece of text that is heard at once, some tenths of a second of one core: progress is told after each, and
+others' bytes come between."""
 
 
 class Written(NamedTuple):
@@ -66,6 +67,8 @@ class Stream:
         self._position = 0
         self._recent = b""
         self._torn = False
+        self.piece_bytes = _piece_bytes(model)
+        """Of a text, bytes that are heard at once; whoever else is there, so that sums are the same."""
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy is made of: a memory that nothing is owed to."""
@@ -93,22 +96,22 @@ class Stream:
         return self._torn
 
     def feed(self, data: bytes, *, progress: Callable[[int, int], None] | None = None) -> None:
-        """Hear bytes; `progress(done, total)` is called every 256 bytes."""
+        """Hear bytes; `progress(done, total)` is called after each piece."""
         for done in self.feeding(data):
             if progress is not None:
                 progress(done, len(data))
 
     def feeding(self, data: bytes) -> Iterator[int]:
         """As `feed`, but a generator of how many bytes were heard so far, which may be dropped at any of them."""
-        for start in range(0, len(data), _FEED_BYTES):
-            self._hear(data[start : start + _FEED_BYTES])
-            yield min(start + _FEED_BYTES, len(data))
+        for start in range(0, len(data), self.piece_bytes):
+            self._hear(data[start : start + self.piece_bytes])
+            yield min(start + self.piece_bytes, len(data))
 
     def score(self, data: bytes) -> NDArray[np.float64]:
         """Hear bytes, and say what each cost in bits, (len(data),); a first byte, which nothing predicts, costs 8."""
         costs = [np.zeros(0)]
-        for start in range(0, len(data), _FEED_BYTES):
-            piece = data[start : start + _FEED_BYTES]
+        for start in range(0, len(data), self.piece_bytes):
+            piece = data[start : start + self.piece_bytes]
             first = self._logits
             logits = self._hear(piece, last_only=False)
             before = torch.zeros(1, logits.shape[1]) if first is None else first[None]
@@ -281,14 +284,23 @@ class Writing(Iterator[Written]):
             byte = self.choose()
             if byte is None:
                 raise StopIteration
-            self.stream._hear(bytes([byte]))
-            self.heard()
+            self.hear(byte)
         return self._ready.popleft()
+
+    def hear(self, byte: int) -> None:
+        """Let the stream hear what was chosen."""
+        try:
+            self.stream._hear(bytes([byte]))
+        except BaseException:
+            self.close()
+            raise
+        self.heard()
 
     def close(self) -> None:
         """Write no more."""
         self._ended = True
         self._ready.clear()
+        self._held = []
 
     def choose(self) -> int | None:
         """The byte that the stream is to hear next; None if there is none, or if some are still to be taken."""
@@ -300,7 +312,11 @@ class Writing(Iterator[Written]):
             return None
         if self._sampler is None:
             self._sampler = Sampler(options, self.stream._recent)
-        logits = self.stream.prediction()
+        try:
+            logits = self.stream.prediction()
+        except BaseException:
+            self.close()
+            raise
         byte = self._sampler.choose(logits, None if options.max_bytes is None else options.max_bytes - self._count)
         self._held.append(Written(byte, float(surprise_bits(logits)[byte]), False))
         return byte
@@ -339,8 +355,8 @@ class Writing(Iterator[Written]):
         self._held = []
 
 
-def hear_together(streams: Sequence[Stream], data: Sequence[int]) -> None:
-    """Let each of several streams of one model hear one byte, in one step where the model can do so sooner.
+def hear_together(streams: Sequence[Stream], data: Sequence[int]) -> bool:
+    """Let each of several streams of one model hear one byte in one step; False if that is not sooner, and not done.
 
     Raises:
         StateError: a stream is torn; then none has heard anything.
@@ -354,11 +370,18 @@ def hear_together(streams: Sequence[Stream], data: Sequence[int]) -> None:
     for stream in streams:
         stream._torn = said is not None
     if said is None:
-        for stream, byte in zip(streams, data, strict=True):
-            stream._hear(bytes([byte]))
-        return
+        return False
     for stream, byte, logits in zip(streams, data, said.float().cpu(), strict=True):
         stream._heard(bytes([byte]), logits.clone())
+    return True
+
+
+def _piece_bytes(model: Model[Any]) -> int:
+    """A power of two from 32 to 256, two of a flat model's chunks: smaller pieces would be heard more slowly."""
+    pieces = 256
+    while pieces > 32 and pieces * model.products_per_byte() > _MOST_PRODUCTS:
+        pieces //= 2
+    return pieces
 
 
 def _check_finite(logits: NDArray[np.float64]) -> None:

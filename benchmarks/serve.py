@@ -111,8 +111,13 @@ async def _come_and_go(url: str, process: psutil.Process, options: argparse.Name
 
         tasks = [asyncio.create_task(listener(index)) for index in range(listeners)]
         begun = time.monotonic()
-        while not all(task.done() for task in tasks):
-            await asyncio.sleep(min(60, max(1, end - time.monotonic())))
+        waiting = set(tasks)
+        while waiting:
+            pause = min(60, max(1, end - time.monotonic()))
+            _, waiting = await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_EXCEPTION)
+            for task in tasks:
+                if task.done():
+                    task.result()
             rows.append(
                 {
                     "minute": round((time.monotonic() - begun) / 60, 1),
@@ -125,7 +130,6 @@ async def _come_and_go(url: str, process: psutil.Process, options: argparse.Name
             )
             if not options.json:
                 print(rows[-1], file=sys.stderr)
-        await asyncio.gather(*tasks)
     return rows
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -32,9 +35,9 @@ def alone(name: str, index: int, **more: Any) -> tuple[Stream, list[Written]]:
 
 
 def through(engine: Engine, stream: Stream, index: int, **more: Any) -> list[Written]:
-    for _ in engine.batched(stream.feeding(PROMPTS[index]), 0.001):
+    for _ in engine.batched(stream.feeding(PROMPTS[index]), seconds=0.001):
         pass
-    return [one for batch in engine.batched(stream.generate(options(index, **more)), 0.001) for one in batch]
+    return [one for batch in engine.batched(stream.generate(options(index, **more)), seconds=0.001) for one in batch]
 
 
 def at_once(work: Callable[[int], Any], count: int) -> list[Any]:
@@ -67,7 +70,7 @@ def test_one_that_is_dropped_has_heard_exactly_what_it_gave_out() -> None:
     def some(index: int) -> tuple[Stream, int]:
         stream, count = Stream(model("flat")), 0
         stream.feed(PROMPTS[index])
-        batches = engine.batched(stream.generate(options(index, max_bytes=None, stop=())), 0.002)
+        batches = engine.batched(stream.generate(options(index, max_bytes=None, stop=())), seconds=0.002)
         for batch in batches:
             count += len(batch)
             if count > 10:
@@ -92,10 +95,10 @@ def test_an_error_reaches_its_own_caller_with_what_came_before_it_and_nobody_els
         got: list[int] = []
         if index == 0:
             with pytest.raises(DataError, match="no more"):
-                for batch in engine.batched(breaks(), 10):
+                for batch in engine.batched(breaks(), seconds=10):
                     got += batch
             return got
-        return [one for batch in engine.batched(range(1000), 0.001) for one in batch]
+        return [one for batch in engine.batched(range(1000), seconds=0.001) for one in batch]
 
     assert at_once(work, 4) == [[1, 2]] + [list(range(1000))] * 3
 
@@ -112,12 +115,14 @@ def test_long_bits_do_not_stall_short_ones_and_both_get_the_same_time() -> None:
     done: dict[int, list[float]] = {}
 
     def work(index: int) -> None:
-        done[index] = [one for batch in engine.batched(busy(*[(0.03, 12), (0.001, 200)][index]), 0.01) for one in batch]
+        done[index] = [
+            one for batch in engine.batched(busy(*[(0.03, 12), (0.001, 200)][index]), seconds=0.01) for one in batch
+        ]
 
     at_once(work, 2)
     shared = [time for time in done[1] if done[0][0] < time < done[0][-1]]
     gaps = [later - earlier for earlier, later in pairwise(shared)]
-    assert max(gaps) < 0.09, "no more than one long bit, and what a loaded machine adds"
+    assert max(gaps) < 0.2, "no more than one long bit, and what a loaded machine adds"
     assert len(shared) * 0.001 > 0.2 * len(done[0]) * 0.03
 
 
@@ -132,7 +137,7 @@ def test_who_comes_late_or_pauses_gets_no_more_than_those_who_work_all_the_time(
 
     def work(index: int) -> None:
         time.sleep(0.2 * index)
-        for _ in engine.batched(note(index, busy(0.002, 150)), 0.01):
+        for _ in engine.batched(note(index, busy(0.002, 150)), seconds=0.01):
             pass
 
     at_once(work, 2)
@@ -142,7 +147,7 @@ def test_who_comes_late_or_pauses_gets_no_more_than_those_who_work_all_the_time(
 
 
 def test_the_first_part_comes_at_once_and_later_ones_together() -> None:
-    sizes = [len(batch) for batch in Engine(1).batched(busy(0.001, 100), 0.03)]
+    sizes = [len(batch) for batch in Engine(1).batched(busy(0.001, 100), seconds=0.03)]
     assert sizes[0] == 1
     assert sum(sizes) == 100
     assert max(sizes) > 3
@@ -150,7 +155,7 @@ def test_the_first_part_comes_at_once_and_later_ones_together() -> None:
 
 def test_nothing_is_done_while_the_caller_looks_at_a_batch() -> None:
     made: list[int] = []
-    batches = Engine(2).batched((made.append(one) or one for one in range(10**6)), 0.005)  # type: ignore[func-returns-value]
+    batches = Engine(2).batched((made.append(one) or one for one in range(10**6)), seconds=0.005)  # type: ignore[func-returns-value]
     next(batches)
     got = len(next(batches)) + 1
     time.sleep(0.05)
@@ -165,7 +170,7 @@ class Elsewhere(torch.nn.Module):
         self.model, self.sooner, self.sizes, self.stepping = model("flat"), sooner, [], threading.Lock()
         self.device = torch.device("cuda")
         self.config, self.empty_state, self.step_ = self.model.config, self.model.empty_state, self.model.step_
-        self.step_byte_ = self.model.step_byte_
+        self.step_byte_, self.products_per_byte = self.model.step_byte_, self.model.products_per_byte
 
     def step_streams_(self, data: Sequence[int], states: Sequence[Any], debts: Sequence[Any]) -> Tensor | None:
         assert self.stepping.acquire(blocking=False), "one thread at a time steps a model's streams together"
@@ -207,8 +212,92 @@ def test_a_stream_that_cannot_go_on_leaves_those_that_are_stepped_with_it_alone(
         stream = Stream(elsewhere)  # type: ignore[arg-type]
         if index == 0:
             with pytest.raises(DataError, match="heard nothing"):
-                list(engine.batched(stream.generate(options(0)), 0.01))
+                list(engine.batched(stream.generate(options(0)), seconds=0.01))
             return 0
         return len(through(engine, stream, index, stop=()))
 
     assert at_once(work, 4) == [0, 26, 27, 28]
+
+
+def test_newcomers_do_not_take_the_turn_of_whoever_works_on() -> None:
+    engine, done = Engine(1), threading.Event()
+
+    def work(index: int) -> float:
+        begun = time.monotonic()
+        if index == 0:
+            list(engine.batched(busy(0.002, 200), seconds=0.01))
+            done.set()
+        while index and not done.is_set() and time.monotonic() - begun < 30:
+            list(engine.batched(busy(0.002, 1), seconds=0.01))
+        return time.monotonic() - begun
+
+    assert at_once(work, 4)[0] < 10, "a fourth of the time would be 1.6 seconds"
+
+
+def test_what_has_ended_is_told_without_another_turn() -> None:
+    stream = Stream(model("flat"))
+    stream.feed(b"abc")
+    engine, turns = Engine(1), []
+    turn = engine._turn
+    engine._turn = lambda work: (turns.append(1), turn(work))[1]  # type: ignore[method-assign]
+    written = [len(batch) for batch in engine.batched(stream.generate(options(0, stop=())), seconds=60)]
+    assert (written, len(turns)) == ([1, 24], 2)
+
+
+def test_writing_follows_hearing_in_the_same_turn() -> None:
+    stream = Stream(model("flat"))
+    parts = (stream.feeding(PROMPTS[1]), stream.generate(options(2, stop=())))
+    batches = list(Engine(1).batched(*parts, seconds=60))  # type: ignore[arg-type]
+    assert len(batches) == 2 + (len(PROMPTS[1]) > stream.piece_bytes)
+    assert [one for batch in batches for one in batch if isinstance(one, int)][-1] == len(PROMPTS[1])
+    assert sum(isinstance(one, Written) for batch in batches for one in batch) == 27
+
+
+def test_nothing_of_a_work_is_kept_when_it_is_done_or_has_failed() -> None:
+    engine, gone = Engine(2), []
+
+    def work(index: int) -> None:
+        stream = Stream(model("flat"))
+        gone.append(weakref.ref(stream))
+        if index % 2:
+            stream.feed(b"abc")
+        with nullcontext() if index % 2 else pytest.raises(DataError):
+            list(engine.batched(stream.generate(options(1)), seconds=0.01))
+
+    at_once(work, 6)
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 6
+
+
+def test_an_error_of_a_thread_itself_reaches_the_caller_and_the_thread_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_advance", lambda works: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(engine.batched([1], seconds=1))
+    assert list(engine.batched([1, 2], seconds=1)) == [[1], [2]]
+
+
+def test_where_one_of_several_fails_the_others_have_heard_exactly_what_they_gave_out() -> None:
+    engine, elsewhere = Engine(1), Elsewhere(sooner=False)
+    streams = [Stream(elsewhere) for _ in range(4)]  # type: ignore[arg-type]
+    hear = streams[2]._hear
+
+    def fail(data: bytes, **more: Any) -> Tensor:
+        if streams[2].position_bytes > len(PROMPTS[2]) + 4:
+            raise MemoryError("no more")
+        return hear(data, **more)
+
+    def work(index: int) -> int:
+        streams[index].feed(PROMPTS[index])
+        if index == 2:
+            streams[2]._hear = fail  # type: ignore[method-assign]
+            with pytest.raises(MemoryError, match="no more"):
+                list(engine.batched(streams[2].generate(options(2, stop=())), seconds=0.01))
+            return 5
+        batches = engine.batched(streams[index].generate(options(index, stop=())), seconds=0.01)
+        return sum(len(batch) for batch in batches)
+
+    counts = at_once(work, 4)
+    assert counts == [25, 26, 5, 28]
+    assert [stream.position_bytes for stream in streams] == [len(p) + n for p, n in zip(PROMPTS, counts, strict=False)]

@@ -10,6 +10,7 @@ import pytest
 from gradio.blocks import BlocksConfig
 from gradio.state_holder import SessionState
 
+from ui import opened
 from ui import page as pages
 from ui.limits import Limits
 
@@ -53,3 +54,13 @@ def test_what_a_session_changes_no_other_session_sees(built: Any) -> None:
     assert second[box._id] is box
     assert second.config_values == SessionState(page).config_values
     assert "a word of my own" not in str(SessionState(page).config_values)
+
+
+def test_where_gradio_has_changed_inside_the_page_is_described_as_gradio_does(
+    built: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    page, usual = built[0], built[0].default_config
+    monkeypatch.setattr(opened, "_as", lambda kind, config: object())
+    opened.describe_once(page)
+    assert page.default_config is usual
+    assert "more slowly" in caplog.text

@@ -57,6 +57,9 @@ class Scripted(torch.nn.Module):
     def step_byte_(self, byte: int, state: Any) -> None:
         return None
 
+    def products_per_byte(self) -> int:
+        return 1
+
     def step_(self, ids: Tensor, state: Any, *, last_only: bool = True) -> Any:
         at = int(state.position[0]) + ids.shape[1] - 1
         state.position.add_(ids.shape[1])

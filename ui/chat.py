@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,8 +59,8 @@ def answer(conversation: Conversation, message: str, options: Sampling) -> Itera
 
     The turn always holds exactly the bytes that the stream heard, wherever this is stopped.
     """
-    for left in batched(conversation.catching_up()):
-        yield Progress(behind_bytes=left[-1])
+    for left in caught_up(conversation):
+        yield Progress(behind_bytes=left)
     turn = conversation.begin(message)
     stream = conversation.live
     line = " ".join(message.split())
@@ -85,6 +86,15 @@ def answer(conversation: Conversation, message: str, options: Sampling) -> Itera
             conversation.unheard = said[stream.position_bytes - start :]
         elif not turn.written:
             turn.heard = data[: stream.position_bytes - start]
+
+
+def caught_up(conversation: Conversation) -> Iterator[int]:
+    """Let the conversation hear what it is behind with; how many bytes are left, 10 to 20 times a second."""
+    with closing(batched(conversation.catching_up())) as batches:
+        for left in batches:
+            yield left[-1]
+            if not left[-1]:
+                return
 
 
 def inert(text: str) -> str:
@@ -331,8 +341,8 @@ class Chat:
 
     def _catching_up(self, conversation: Conversation) -> Iterator[str]:
         """Status lines while the conversation is heard again, as far as it must be."""
-        for left in batched(conversation.catching_up()):
-            yield self._status(conversation, note=_behind(left[-1]))
+        for left in caught_up(conversation):
+            yield self._status(conversation, note=_behind(left))
 
     def _again(self, conversation: Conversation, turn: int, text: str, options: Sampling) -> Iterator[tuple[Any, ...]]:
         """Answer from the state before a turn; if that is broken off before it is reached, all stays as it was."""

@@ -6,13 +6,27 @@ Gradio describes all components anew for each page and session: a tenth of a sec
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import gradio as gr
+from gradio.state_holder import SessionState
+
+_logger = logging.getLogger(__name__)
 
 
 def describe_once(page: gr.Blocks) -> None:
-    """Let the sessions of a page that is built share the descriptions of its components."""
+    """Let the sessions of a page that is built share the descriptions of its components, if Gradio lets them."""
+    usual = page.default_config
+    try:
+        page.default_config = _described(page)
+        SessionState(page)
+    except Exception as error:  # an inside of Gradio that is another one now
+        page.default_config = usual
+        _logger.warning("sessions begin more slowly: %s", repr(error)[:300])
+
+
+def _described(page: gr.Blocks) -> Any:
     plain: Any = type(page.default_config)
     nothing: tuple[Any, dict[str, Any]] = (None, {})
     known = {id: (block, copy.deepcopy(plain.config_for_block(id, [], block))) for id, block in page.blocks.items()}
@@ -22,14 +36,14 @@ def describe_once(page: gr.Blocks) -> None:
             return _as(Described, super().__copy__())
 
         @staticmethod
-        def config_for_block(_id: int, rendered_ids: list[int], block: Any, renderable: Any = None) -> dict[str, Any]:
+        def config_for_block(_id: int, rendered_ids: list[int], block: Any, *more: Any, **named: Any) -> dict[str, Any]:
             own, told = known.get(_id, nothing)
-            if renderable is not None or own is not block:  # the session has changed it
-                described: dict[str, Any] = plain.config_for_block(_id, rendered_ids, block, renderable)
+            if own is not block or any(more) or any(named.values()):  # the session has changed it
+                described: dict[str, Any] = plain.config_for_block(_id, rendered_ids, block, *more, **named)
                 return described
             return {**told, "props": dict(told["props"])}  # a session writes values into it
 
-    page.default_config = _as(Described, page.default_config)
+    return _as(Described, page.default_config)
 
 
 def _as(kind: type, config: Any) -> Any:

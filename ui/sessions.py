@@ -21,7 +21,7 @@ from .limits import Limits
 from .registry import Owner, Registry, size_text
 
 _SNAPSHOT_BYTES = 64_000_000
-"""Bytes of snapshots that one conversation keeps for undoing; what is older is heard again."""
+"""Most bytes of snapshots that one conversation keeps for undoing; what is older is heard again."""
 _PARKING_S = 30.0
 """Seconds to wait for a conversation that is being put aside."""
 _SWEEP_S = 600
@@ -67,6 +67,8 @@ class Conversation:
     """The stream as it stands is to become the base, before it is used again."""
     unheard: bytes = b""
     """The last bytes of the turns that the stream has yet to hear, before anything else."""
+    snapshot_bytes: int = _SNAPSHOT_BYTES
+    """Of snapshots that are kept for undoing."""
     busy: threading.Lock = field(default_factory=threading.Lock)
     parking: bool = False
     """It is busy being put aside, which ends by itself."""
@@ -80,7 +82,7 @@ class Conversation:
         for older in reversed(self.turns):
             if older.before is not None:
                 kept += older.before.size_bytes
-                if kept > _SNAPSHOT_BYTES and older is not turn:
+                if kept > self.snapshot_bytes and older is not turn:
                     older.before = None
         return turn
 
@@ -159,6 +161,8 @@ class Sessions:
 
     def __init__(self, registry: Registry, data: Path, limits: Limits) -> None:
         self._registry, self._limits = registry, limits
+        # All conversations together stay near what their memories may take.
+        self._snapshot_bytes = min(_SNAPSHOT_BYTES, limits.max_state_bytes // limits.max_live_streams)
         self._parked = data / "parked"
         # The conversations that memories of an earlier process belong to are gone.
         shutil.rmtree(self._parked, ignore_errors=True)
@@ -183,7 +187,7 @@ class Sessions:
         with self._lock:
             conversation = self._conversations.get((owner, model_id))
             if conversation is None:
-                conversation = Conversation(owner, model_id, None)
+                conversation = Conversation(owner, model_id, None, snapshot_bytes=self._snapshot_bytes)
                 self._conversations[owner, model_id] = conversation
         if not self._take(conversation, wait_s):
             raise HatcheryError("this conversation is still busy in another request; stop that one, or wait for it")

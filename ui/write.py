@@ -37,8 +37,6 @@ EXAMPLES = [
 NO_SECOND = ("No second model", "")
 SHOWN_PROMPT_CHARACTERS = 500
 """Of a longer prompt, the end is shown before what was written."""
-_SCORED_BYTES = 1_024
-"""Prompt bytes scored between two moments at which writing can be stopped."""
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
@@ -172,6 +170,8 @@ class Piece:
             costs += [bits for part in scored for bits in part]
             self.heard = len(costs)
             yield
+            if len(costs) == len(prompt):
+                break
         self.scored, self.prompt_bits = True, sum(costs)
         self.ink = _opened(prompt, costs)
 
@@ -205,8 +205,8 @@ class Piece:
 
 
 def _scored(stream: Stream, data: bytes) -> Iterator[list[float]]:
-    for start in range(0, len(data), _SCORED_BYTES):
-        yield stream.score(data[start : start + _SCORED_BYTES]).tolist()
+    for start in range(0, len(data), stream.piece_bytes):
+        yield stream.score(data[start : start + stream.piece_bytes]).tolist()
 
 
 def _opened(prompt: bytes, costs: list[float] | None) -> tint.Ink:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import chain
 from typing import Any, TypeVar
 
 from bdh import state as states
@@ -38,9 +40,14 @@ def hear_and_write(stream: Stream, data: bytes, options: Sampling | None) -> Ite
     it is dropped before, the stream stays as it was.
     """
     if not ON_ZERO_GPU:
-        yield from batched(stream.feeding(data))
+        work: list[Iterator[int | Written]] = [stream.feeding(data)]
         if options is not None:
-            yield from batched(stream.generate(options))
+            work.append(stream.generate(options))
+        with closing(batched(*work)) as batches:
+            for parts in batches:
+                yield parts
+                if options is None and parts[-1] == len(data):
+                    return
         return
     for batch in _on_lent_gpu(stream.model, stream.snapshot(), data, options):
         if isinstance(batch, Snapshot):
@@ -79,12 +86,12 @@ def _on_lent_gpu(
     yield after._replace(state=states.to_device(after.state, "cpu"))
 
 
-def batched(parts: Iterable[T]) -> Iterator[list[T]]:
+def batched(*parts: Iterable[T]) -> Generator[list[T], None, None]:
     """The parts in lists, made in turn with other visitors': the first at once, then what came in about `UPDATE_S`."""
-    return _alone(parts) if ON_ZERO_GPU else _engine.batched(parts, UPDATE_S)
+    return _alone(chain(*parts)) if ON_ZERO_GPU else _engine.batched(*parts, seconds=UPDATE_S)
 
 
-def _alone(parts: Iterable[T]) -> Iterator[list[T]]:
+def _alone(parts: Iterable[T]) -> Generator[list[T], None, None]:
     """As `batched`, by this thread."""
     held: list[T] = []
     due = 0.0

@@ -206,6 +206,10 @@ class Model(nn.Module, ABC, Generic[C]):
         """Numbers in the weights, those of frozen members included."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def products_per_byte(self) -> int:
+        """About how many products hearing a byte takes, beside those with the memory."""
+        return self.parameter_count()
+
     def checksum(self) -> str:
         """Checksum of the weights as in `checkpoint.weights_checksum`, computed again only after they changed."""
         tensors = self.state_dict()

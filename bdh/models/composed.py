@@ -47,6 +47,10 @@ class Composed(Model[ComposedConfig]):
         """See `Model.chunk_bytes`."""
         return max(member.chunk_bytes(inplace) for member in self.members)
 
+    def products_per_byte(self) -> int:
+        """See `Model.products_per_byte`."""
+        return sum(member.products_per_byte() for member in self.members)
+
     def empty_state(self, batch_size: int = 1) -> MembersMemory | MixtureMemory:
         """See `Model.empty_state`. A mixture trusts all members alike, and none predicts the first byte."""
         members = tuple(member.empty_state(batch_size) for member in self.members)

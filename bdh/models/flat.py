@@ -120,6 +120,10 @@ class Flat(Model[FlatConfig]):
         positions, memories = [state.position for state in states], [state.memory for state in states]
         return gpu_step.step(weights, data, positions, memories, debts)
 
+    def products_per_byte(self) -> int:
+        """See `Model.products_per_byte`: every layer has the same weights."""
+        return self.config.n_layer * self.parameter_count()
+
     def single_bytes(self) -> str:
         """See `Model.single_bytes`; on a GPU the kernels are tried first."""
         config, device = self.config, self.device
