@@ -168,7 +168,8 @@ class Engine:
         """Do the work that is next for a while. Nothing of it is held on to afterwards."""
         works = self._take()
         model = id(works[0].batchable)
-        begun = now = time.monotonic()
+        begun, spent_s = time.monotonic(), time.thread_time()
+        now = begun
         try:
             for work in works:
                 work.begin(begun)
@@ -180,7 +181,8 @@ class Engine:
         except BaseException as error:  # no caller is left waiting
             for work in works:
                 work.fail(error)
-        self._put_back(works, model, now - begun, now)
+        # What a busy machine takes away in between is nobody's fault.
+        self._put_back(works, model, time.thread_time() - spent_s, now - begun, now)
 
     def _take(self) -> list[_Work[Any]]:
         """The work that has had the least time, and others that are best done with it."""
@@ -200,14 +202,14 @@ class Engine:
         free = [work for work in self._ready if work.batchable is None or id(work.batchable) not in self._stepping]
         return min(free, key=lambda work: work.used_s, default=None)
 
-    def _put_back(self, works: list[_Work[Any]], model: int, took_s: float, now: float) -> None:
+    def _put_back(self, works: list[_Work[Any]], model: int, spent_s: float, took_s: float, now: float) -> None:
         with self._change:
-            self._clock_s += took_s / (len(self._ready) + len(works))
+            self._clock_s += spent_s / (len(self._ready) + len(works))
             self._slice_s += (took_s - self._slice_s) / 8
             # Whose time would be over before it is in hand again need not wait for that.
             back = now + len(self._ready) * self._slice_s / self._count
             for work in works:
-                work.used_s += took_s / len(works)
+                work.used_s += spent_s / len(works)
                 if work.is_over(back):
                     work.turn_over.set()
                 else:
