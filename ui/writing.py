@@ -20,6 +20,8 @@ except ImportError:
     spaces = None
 
 ON_ZERO_GPU = spaces is not None and os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "true")
+_PROCESS = os.getpid()
+"""Where the page is served."""
 MAX_SEED = 2**53 - 1
 """The largest whole number that a browser keeps exactly."""
 UPDATE_S = 0.07
@@ -78,6 +80,8 @@ def _on_lent_gpu(
     model: Any, before: Snapshot, data: bytes, options: Sampling | None
 ) -> Iterator[list[int | Written] | Snapshot]:
     """Lists of what `hear_and_write` yields, and last the stream; everything crosses process borders."""
+    if os.getpid() != _PROCESS:  # a new process each time: trying kernels would take longer than they save
+        os.environ["BDH_COMPILED"] = "off"
     device = "cuda" if ON_ZERO_GPU else model.device
     stream = Stream(model.to(device))
     stream.restore(before)
