@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -220,3 +222,45 @@ def test_a_stream_that_was_begun_in_inference_mode_goes_on_outside_it_and_settle
 
 def test_kernels_are_tried_against_the_equations() -> None:
     assert gpu_step._error(torch.device(DEVICE), 16, 18, 20, True, graphs=True, count=2) < _NEAR
+
+
+def test_the_trial_notices_where_weights_that_changed_without_a_mark_are_not_taken_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bdh.ops import gpu_kernels  # noqa: PLC0415 - where there is Triton
+
+    monkeypatch.setattr(gpu_kernels, "refresh", defaultdict(lambda: lambda *_, **__: None))
+    assert gpu_step._error(torch.device(DEVICE), 16, 18, 20, True, graphs=True, count=2) > gpu_step._TOLERANCE
+
+
+@pytest.mark.parametrize("what", ["_Bucket", "Engine", "room"])
+@torch.no_grad()
+def test_where_memory_runs_out_plain_operations_hear_the_byte_until_there_is_some_again(
+    what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gpu_step, "_warned", set())
+    model = _model(1, (0.5,))
+    stream, theirs = bdh.Stream(model), Listener(model)
+    stream.feed(b"a")
+
+    def runs_out(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 MiB")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(*(gpu_step.Engine, what) if what == "room" else (gpu_step, what), runs_out)
+        if what == "_Bucket":
+            gpu_step._engines[id(model.encoder_v)][2]._buckets.clear()
+        elif what == "Engine":
+            gpu_step._engines.clear()
+        for byte in b"bc":
+            stream.feed(bytes([byte]))
+            assert id(model.encoder_v) not in gpu_step._engines
+    assert [record.message for record in caplog.records] == [gpu_step._SHORT]
+    stream.feed(b"d")
+    assert id(model.encoder_v) in gpu_step._engines
+    for byte in b"abcd":
+        logits = _plainly(model, theirs, byte)
+    torch.testing.assert_close(stream.snapshot().logits.view(-1), logits.cpu(), atol=_NEAR, rtol=_NEAR)
+    torch.testing.assert_close(
+        stream.snapshot().state.memory[0].to(DEVICE), theirs.state.memory[0], atol=_NEAR, rtol=_NEAR
+    )

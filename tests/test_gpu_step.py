@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +35,14 @@ triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are tried anew, and warnings said again."""
+    monkeypatch.delenv("BDH_COMPILED", raising=False)
+    monkeypatch.setattr(gpu_step, "_ways", {})
+    monkeypatch.setattr(gpu_step, "_warned", set())
+
+
 def _run_cases(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", str(_CASES)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | environment
@@ -39,6 +53,13 @@ def _run_cases(environment: dict[str, str]) -> None:
 @triton
 def test_every_case_holds_where_the_kernels_are_interpreted() -> None:
     _run_cases({"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
+
+
+def _active() -> str:
+    """Where Triton keeps the driver it uses: setting it back through Triton's own function would look for a GPU."""
+    from triton.runtime import driver  # noqa: PLC0415 - where there is Triton
+
+    return "_active" if hasattr(driver, "_active") else "active"
 
 
 class _Driver:
@@ -83,6 +104,14 @@ class _Launcher:
         return lambda *arguments, **options: self.launch(*arguments, grid=grid, **options)
 
 
+def _weights(width: int, heads: int, damped: bool, neurons: int = 1024) -> gpu_step.Weights:
+    return gpu_step.Weights(
+        torch.zeros(256, width), torch.zeros(heads, width, neurons), torch.zeros(heads, width, neurons),
+        torch.zeros(heads * neurons, width), torch.zeros(width, 256), torch.zeros(neurons // 2, dtype=torch.int64),
+        torch.ones(heads) if damped else None,
+    )  # fmt: skip
+
+
 @triton
 @pytest.mark.parametrize(("capability", "width", "heads", "damped"), [(80, 100, 1, False), (90, 256, 4, True)])
 @torch.no_grad()
@@ -91,15 +120,10 @@ def test_every_kernel_compiles_as_it_is_launched_once_for_any_batch_and_keeps_th
 ) -> None:
     from triton.runtime import driver  # noqa: PLC0415 - where there is Triton
 
-    neurons = 1024
-    weights = gpu_step.Weights(
-        torch.zeros(256, width), torch.zeros(heads, width, neurons), torch.zeros(heads, width, neurons),
-        torch.zeros(heads * neurons, width), torch.zeros(width, 256), torch.zeros(neurons // 2, dtype=torch.int64),
-        torch.ones(heads) if damped else None,
-    )  # fmt: skip
+    weights = _weights(width, heads, damped)
     engine = gpu_step.Engine(weights, graphs=False)
     engine.kernels = compiling = _Compiling()
-    monkeypatch.setattr(driver, "_active", _Driver(capability))
+    monkeypatch.setattr(driver, _active(), _Driver(capability))
     for streams in (1, 2, 64):
         engine._launch(weights, engine._bucket(streams, weights, 2))
     assert sorted(compiling.made) == ["add", "embed", "fire", "gate", "read_out", "recall", "refresh"]
@@ -111,21 +135,141 @@ def test_every_kernel_compiles_as_it_is_launched_once_for_any_batch_and_keeps_th
             inexact for inexact in ("atom.", " red.", "tf32", "mma.", "sin.approx", "cos.approx") if inexact in ptx
         ]
         assert kernels[0].metadata.shared <= 48 << 10
+    for name in ("refresh", "recall", "add"):  # which write over what they read
+        assert "barrier" in compiling.made[name][0].asm["ttir"]
     assert "ld.global.v4" in compiling.made["recall"][0].asm["ptx"]
+
+
+@triton
+@torch.no_grad()
+def test_the_kernels_that_were_tried_are_those_of_any_number_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime import driver  # noqa: PLC0415 - where there is Triton
+
+    monkeypatch.setattr(driver, _active(), _Driver(80))
+    compiling = _Compiling()
+    for heads in (1, 2, 16, 40):
+        weights = _weights(16, heads, True, 32)
+        engine = gpu_step.Engine(weights, graphs=False)
+        engine.kernels = compiling
+        engine._launch(weights, engine._bucket(1, weights, 1))
+    for kernels in compiling.made.values():
+        assert len({kernel.hash for kernel in kernels}) == 1
+
+
+class _Recorder:
+    """The part of torch.cuda that records, which fails where it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: str = "") -> None:
+        self.fails, self.local, self.waits = fails, threading.local(), []
+        self.inside, self.most = 0, 0
+        for name in ("current_stream", "set_stream", "synchronize", "CUDAGraph", "Stream", "graph"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    def _reach(self, what: str) -> None:
+        if what == self.fails:
+            raise RuntimeError(f"{what} failed")
+
+    def current_stream(self, _: Any = None) -> Any:
+        return getattr(self.local, "stream", None) or SimpleNamespace(wait_stream=self.waits.append)
+
+    def set_stream(self, stream: Any) -> None:
+        self.local.stream = stream
+
+    def synchronize(self, _: Any) -> None:
+        self._reach("synchronize")
+        assert not self.inside
+
+    def CUDAGraph(self) -> Any:
+        return object()
+
+    def Stream(self, _: Any) -> Any:
+        return object()
+
+    @contextmanager
+    def graph(self, graph: Any, *, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        """As torch's, on the other stream for good if it cannot begin or end."""
+        assert capture_error_mode == "thread_local"
+        before, self.local.stream = self.local.stream, stream
+        self._reach("begin")
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        time.sleep(0.02)
+        try:
+            yield
+        finally:
+            self.inside -= 1
+            self._reach("end")
+            self.local.stream = before
+
+
+@triton
+@pytest.mark.parametrize("forgiving", [True, False])
+@pytest.mark.parametrize("fails", ["synchronize", "begin", "launch", "end", ""])
+def test_after_a_recording_that_fails_a_thread_is_on_its_own_stream(
+    fails: str, forgiving: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = _weights(16, 1, False, 32)
+    engine = gpu_step.Engine(weights, graphs=True, forgiving=forgiving)
+    bucket = engine._bucket(1, weights, 1)
+    recorder = _Recorder(monkeypatch, fails)
+    monkeypatch.setattr(engine, "_launch", lambda *_: recorder._reach("launch"))
+    own = SimpleNamespace(wait_stream=recorder.waits.append)
+    recorder.set_stream(own)
+    with nullcontext() if forgiving or not fails else pytest.raises(RuntimeError, match=f"{fails} failed"):
+        engine._record(weights, bucket)
+    assert recorder.current_stream() is own
+    assert len(recorder.waits) == (fails in ("begin", "launch", "end"))
+    assert (bucket.graph is None) == bool(fails)
+    assert engine.graphs == (not fails or not forgiving)
+
+
+@triton
+def test_engines_record_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = _weights(16, 1, False, 32)
+    engines = [gpu_step.Engine(weights, graphs=True, forgiving=False) for _ in range(4)]
+    buckets = [engine._bucket(1, weights, 1) for engine in engines]
+    recorder = _Recorder(monkeypatch)
+
+    def record(engine: gpu_step.Engine, bucket: Any) -> None:
+        recorder.set_stream(SimpleNamespace())
+        engine._launch = lambda *_: None  # type: ignore[method-assign]
+        engine._record(weights, bucket)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(record, engines, buckets))
+    assert recorder.most == 1
+    assert all(bucket.graph is not None for bucket in buckets)
+
+
+@triton
+def test_what_is_kept_for_a_model_goes_when_it_leaves_the_device_or_ends() -> None:
+    for ends in (False, True):
+        model = fresh("flat")
+        shape = model.encoder.shape
+        weights = _weights(shape[1], shape[0], False, shape[2])._replace(encoder_v=model.encoder_v)
+        engine = weakref.ref(gpu_step._engine(weights, graphs=False))
+        assert engine() is gpu_step._engine(weights, graphs=False)
+        model.to("cpu")
+        assert engine() is not None
+        del weights
+        if ends:
+            del model
+            gc.collect()
+        else:
+            model.to("meta")
+        assert engine() is None
 
 
 def test_kernels_that_fail_or_are_wrong_are_done_without_after_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.delenv("BDH_COMPILED", raising=False)
-
     def fails(*_: Any, **__: Any) -> float:
         raise RuntimeError("no such instruction")
 
     model = fresh("flat")
     for error, said in ((lambda *_, **__: 0.5, "0.5 from what they should be"), (fails, "no such instruction")):
         caplog.clear()
-        gpu_step._tried.cache_clear()
+        gpu_step._ways.clear()
         monkeypatch.setattr(gpu_step, "_DEVICES", ("cpu",))
         monkeypatch.setattr(gpu_step, "_error", error)
         with caplog.at_level(logging.WARNING):
@@ -135,17 +279,76 @@ def test_kernels_that_fail_or_are_wrong_are_done_without_after_one_warning(
     stream = bdh.Stream(model)
     stream.feed(b"a")  # one byte, by plain operations
     assert stream.prediction().shape == (256,)
-    gpu_step._tried.cache_clear()
 
 
 def test_graphs_that_fail_leave_launches(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.delenv("BDH_COMPILED", raising=False)
     monkeypatch.setattr(gpu_step, "_error", lambda *_, graphs: 1.0 if graphs else 0.0)
-    gpu_step._tried.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert gpu_step.usable(torch.device("cpu"), 16, 32, 256, False) == "launches"
-    assert "without CUDA graphs" in caplog.text
-    gpu_step._tried.cache_clear()
+        for neurons in (32, 64):
+            assert gpu_step.usable(torch.device("cpu"), 16, neurons, 256, False) == "launches"
+    assert ["without CUDA graphs" in record.message for record in caplog.records] == [True]
+
+
+def test_an_accident_while_a_graph_is_tried_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = iter((RuntimeError("another thread was not careful"), 0.0))
+
+    def error(*_: Any, graphs: bool) -> float:
+        assert graphs
+        result = next(results)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(gpu_step, "_error", error)
+    for _ in range(2):
+        assert gpu_step.usable(torch.device("cpu"), 16, 32, 256, False) == "graph"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("20 MiB"), RuntimeError("Triton Error [CUDA]: out of memory")]
+)
+def test_memory_that_runs_out_while_kernels_are_tried_is_not_held_against_them(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = iter((error, error, 0.0))
+
+    def runs_out(*_: Any, graphs: bool) -> float:
+        result = next(results)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(gpu_step, "_error", runs_out)
+    with caplog.at_level(logging.WARNING):
+        ways = [gpu_step.usable(torch.device("cpu"), 16, 32, 256, False) for _ in range(4)]
+    assert ways == [None, None, "graph", "graph"]
+    assert [record.message for record in caplog.records] == [gpu_step._SHORT]
+
+
+def test_what_was_found_is_known_while_something_else_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, done = threading.Event(), threading.Event()
+
+    def error(device: torch.device, width: int, *_: Any, **__: Any) -> float:
+        if width == 32:
+            begun.set()
+            assert done.wait(60)
+        return 0.0
+
+    monkeypatch.setattr(gpu_step, "_error", error)
+    device = torch.device("cpu")
+    assert gpu_step.usable(device, 16, 32, 256, False) == "graph"
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(gpu_step.usable, device, 32, 32, 256, False)
+        try:
+            assert begun.wait(60)
+            assert pool.submit(gpu_step.usable, device, 16, 32, 256, False).result(60) == "graph"
+            assert not slow.done()
+        finally:
+            done.set()
+        assert slow.result(60) == "graph"
 
 
 def test_compiled_kernels_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,16 +429,16 @@ def test_on_this_gpu_a_stream_hears_the_same_bits_in_any_company_in_any_run_reco
 ) -> None:
     model = _on_cuda((0.9, 0.5, 0.99, 2.0**-16))
     known = _heard(model, (3,), 12)
-    monkeypatch.setattr(gpu_step, "_tried", lambda *_: "launches")
+    monkeypatch.setattr(gpu_step, "usable", lambda *_: "launches")
     for starts in ((3,), (3, 5, 8), (3, *range(40, 70)), (3, *range(300))):
         for recorded in (True, False):
             gpu_step._engines.clear()
             if recorded:
-                monkeypatch.setattr(gpu_step, "_tried", lambda *_: "graph")
+                monkeypatch.setattr(gpu_step, "usable", lambda *_: "graph")
             logits, heard = _heard(model, starts, 12)
             assert torch.equal(logits[0], known[0][0])
             assert all(map(torch.equal, heard[0].memory, known[1][0].memory))
-            monkeypatch.setattr(gpu_step, "_tried", lambda *_: "launches")
+            monkeypatch.setattr(gpu_step, "usable", lambda *_: "launches")
 
 
 @pytest.mark.gpu

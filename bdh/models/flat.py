@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -39,6 +39,12 @@ class Flat(Model[FlatConfig]):
         self.lm_head = nn.Parameter(torch.empty(width, config.vocab_size).normal_(std=0.02))
         self.attn = Frequencies(neurons)
         self.apply(init_weights)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Flat:
+        """Move or cast; what kernels keep on a GPU does not stay when the weights leave it."""
+        super()._apply(fn, recurse)
+        gpu_step.let_go(self.encoder_v)
+        return self
 
     def empty_state(self, batch_size: int = 1) -> HebbianMemory:
         """See `Model.empty_state`."""

@@ -6,6 +6,9 @@ are owed and of the memory of each layer. A row of zeros is nobody's, and nothin
 Sums are float32 and taken in an order that the source alone decides: parts are written side by side and added by the
 next kernel, and a program that serves several streams serves them in turn. So neither the company that a stream has
 nor the run changes a bit.
+
+Where a tile has fewer numbers than a program has threads, several warps read the same and one of them writes. So what
+a program reads and writes over has a barrier in between: no warp may come late and read what was just written.
 """
 
 # mypy: ignore-errors
@@ -21,6 +24,8 @@ _LEAST = tl.constexpr(2.0**-40)
 """Where a factor that a memory is owed gets smaller, it is paid, as on a CPU."""
 _TURN, _RADIANS = tl.constexpr(2.0**-64), tl.constexpr(6.283185307179586)
 _EPSILON = tl.constexpr(1e-5)
+_HEADS = tl.constexpr(32)
+"""What heads are owed is taken so many at once, so that the same code serves any number of them."""
 
 _plain = triton.jit(do_not_specialize=["batch", "columns", "layer", "heads", "tiles", "parts_count"])
 """Compile once for all numbers of streams, layers and heads: code made for one of them could round otherwise."""
@@ -72,7 +77,9 @@ def refresh(encoder_v, rows, N, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N:
     probe = tile % D
     theirs = tl.load(encoder_v + own + probe.to(tl.int64) * N + n, mask=n < N, other=0.0).to(tl.int32, bitcast=True)
     ours = tl.load(rows + own + n.to(tl.int64) * D + probe, mask=n < N, other=0.0).to(tl.int32, bitcast=True)
-    if tl.sum((theirs != ours).to(tl.int32), 0) > 0:
+    differ = tl.sum((theirs != ours).to(tl.int32), 0)
+    tl.debug_barrier()
+    if differ > 0:
         for first in range(0, D, BLOCK_D):
             d = first + tl.arange(0, BLOCK_D)
             mask = (n < N)[:, None] & (d < D)[None, :]
@@ -182,6 +189,7 @@ def recall(
             mask = (at < total)[:, None] & (d < D)[None, :]
             one_row = tl.load(rows, mask=mask, other=0.0)
             other_row = tl.load(rows + D, mask=mask, other=0.0)
+            tl.debug_barrier()
             read += one * one_row + other * other_row
             tl.store(rows, one_row * keep + one * weight * said[None, :], mask=mask)
             tl.store(rows + D, other_row * keep + other * weight * said[None, :], mask=mask)
@@ -231,7 +239,7 @@ def gate(
 @_plain
 def add(
     table, x, parts, decay, layer, columns, heads, parts_count,
-    DAMPED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
+    DAMPED: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """X' = LN(x + LN(Σ parts)), in place, and what the layer's memory is owed from now on."""
     b, d = tl.program_id(0), tl.arange(0, BLOCK_D)
@@ -239,12 +247,15 @@ def add(
     if tl.load(row + _POSITION) != 0:
         out = _added(parts + b.to(tl.int64) * parts_count * D, parts_count, D, BLOCK_D, BLOCK_T)
         before = tl.load(x + b * D + d, mask=d < D, other=0.0)
+        tl.debug_barrier()
         tl.store(x + b * D + d, _norm(before + _norm(out, d < D, D), d < D, D), mask=d < D)
         if DAMPED:
-            h = tl.arange(0, BLOCK_H)
-            owed = tl.load(row + _OWED).to(tl.pointer_type(tl.float32)) + layer * heads + h
-            factor = tl.load(owed, mask=h < heads, other=1.0) * tl.load(decay + h, mask=h < heads, other=1.0)
-            tl.store(owed, tl.where(factor < _LEAST, 1.0, factor), mask=h < heads)
+            owed = tl.load(row + _OWED).to(tl.pointer_type(tl.float32)) + layer * heads
+            for first in range(0, heads, _HEADS):
+                h = first + tl.arange(0, _HEADS)
+                factor = tl.load(owed + h, mask=h < heads, other=1.0) * tl.load(decay + h, mask=h < heads, other=1.0)
+                tl.debug_barrier()
+                tl.store(owed + h, tl.where(factor < _LEAST, 1.0, factor), mask=h < heads)
 
 
 @_plain

@@ -10,9 +10,8 @@ import importlib
 import logging
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
-from threading import RLock
+from contextlib import AbstractContextManager, nullcontext, suppress
+from threading import Lock, RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -99,31 +98,43 @@ def step(
     """
     device, (heads, width, neurons) = weights.encoder.device, weights.encoder.shape
     own = weights[:5]
+    if not serves(device):
+        let_go(weights.encoder_v)
+        return None
     if not all(isinstance(t, nn.Parameter) and t.dtype == torch.float32 and t.is_contiguous() for t in own):
         return None
     if not data or any(t.device != device for t in own):
         return None
-    if not serves(device) or torch.is_autocast_enabled(device.type):
+    if torch.is_autocast_enabled(device.type):
         return None
     damped = weights.decay is not None
     way = usable(device, width, neurons, weights.head.shape[1], damped)
     if way is None:
-        return None
-    blocks = [debt.addressed(memory, damped=damped) for memory, debt in zip(memories, debts, strict=True)]
-    if any(block.form != ((1, heads, neurons, width), device) for block in blocks):
-        return None
-    if _aligned(width) and any(address % 16 for block in blocks for address in block.addresses[1:]):
         return None
     if not all(t.shape == (1,) and t.dtype == torch.int64 and t.device == device for t in positions):
         return None
     places = [position.data_ptr() for position in positions]
     if len(set(places)) < len(places):  # a stream hears one byte at a time
         return None
-    if not 0 <= min(data) <= max(data) < len(weights.embedding):
-        raise DataError(f"bytes must be from 0 to 255; given {min(data)} to {max(data)}")
-    rows = [(byte, place, *block.addresses) for byte, place, block in zip(data, places, blocks, strict=True)]
     with torch.inference_mode(False), torch.no_grad():  # what is kept is written in any mode
-        return _engine(weights, graphs=way == "graph").step(weights, rows)
+        try:
+            blocks = [debt.addressed(memory, damped=damped) for memory, debt in zip(memories, debts, strict=True)]
+            if any(block.form != ((1, heads, neurons, width), device) for block in blocks):
+                return None
+            if _aligned(width) and any(address % 16 for block in blocks for address in block.addresses[1:]):
+                return None
+            if not 0 <= min(data) <= max(data) < len(weights.embedding):
+                raise DataError(f"bytes must be from 0 to 255; given {min(data)} to {max(data)}")
+            rows = [(byte, place, *block.addresses) for byte, place, block in zip(data, places, blocks, strict=True)]
+            engine = _engine(weights, graphs=way == "graph")
+            room = engine.room(weights, rows)
+        except Exception as error:
+            if not _ran_out(error):
+                raise
+            _warn(_SHORT)
+            _engines.pop(id(weights.encoder_v), None)
+            return None  # nobody has heard anything
+        return engine.step(weights, rows, room)
 
 
 def usable(device: torch.device, width: int, neurons: int, vocabulary: int, damped: bool) -> str | None:
@@ -133,28 +144,54 @@ def usable(device: torch.device, width: int, neurons: int, vocabulary: int, damp
     """
     if not loops.allowed() or torch.compiler.is_compiling() or width > _WIDEST or neurons % 2:
         return None
-    with _trying:
-        # Programs differ by what is known of strides; beyond that, few neurons show what many would.
-        return _tried(device, width, neurons if neurons <= 1024 else 1024 + neurons % 128, vocabulary, damped)
+    # Programs differ by what is known of strides; beyond that, few neurons show what many would.
+    shape = (device, width, neurons if neurons <= 1024 else 1024 + neurons % 128, vocabulary, damped)
+    if shape not in _ways:
+        with _trying:
+            if shape not in _ways:
+                try:
+                    _ways[shape] = _tried(*shape)
+                except Exception as error:
+                    if not _ran_out(error):
+                        raise
+                    _warn(_SHORT)  # and tried again when there may be more
+                    return None
+    return _ways[shape]
 
 
 _trying = RLock()
+_ways: dict[tuple[torch.device, int, int, int, bool], str | None] = {}
+"""What was found for a shape; it is looked up while another is tried."""
+_warned: set[str] = set()
+_SHORT = "the GPU's memory ran out: until some is free, bytes are heard several times slower"
 
 
-@lru_cache(maxsize=64)
+def _warn(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
+        _logger.warning("%s", text)
+
+
+def _ran_out(error: Exception) -> bool:
+    """Whether memory ran out, which says nothing of the kernels; torch and Triton have other errors for it, too."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+
+
 def _tried(device: torch.device, width: int, neurons: int, vocabulary: int, damped: bool) -> str | None:
     said: list[str] = []
-    for way in ("graph", "launches"):
+    for way in ("graph", "graph", "launches"):  # what else a process does can spoil a recording once
         try:
             error = _error(device, width, neurons, vocabulary, damped, graphs=way == "graph")
             if error < _TOLERANCE:
-                if said:
-                    _logger.warning("bytes are heard without CUDA graphs, more slowly: %s", said[0])
+                if way == "launches":
+                    _warn(f"bytes are heard without CUDA graphs, more slowly: {said[-1]}")
                 return way
             said.append(f"they are {error:.2g} from what they should be")
         except Exception as error:  # whatever ails it here, the plain operations do
+            if _ran_out(error):
+                raise
             said.append(repr(error)[:300])
-    _logger.warning("without compiled kernels, bytes are heard several times slower on this GPU: %s", said[-1])
+    _warn(f"without compiled kernels, bytes are heard several times slower on this GPU: {said[-1]}")
     return None
 
 
@@ -175,7 +212,7 @@ def _error(
         drawn(2 * neurons, width), drawn(width, vocabulary) / width**0.5, rope.increments(rope.frequencies(neurons)),
         decay,
     )  # fmt: skip
-    there = Weights(*(None if t is None else t.to(device) for t in own))  # type: ignore[arg-type]
+    there = Weights(*(None if t is None else t.to(device, copy=True) for t in own))  # type: ignore[arg-type]
     starts, streams = (0, 1_000_003, 77), range(3)
     positions = [torch.tensor([start], device=device) for start in starts]
     memories = [torch.zeros(2, 1, 2, neurons, width, device=device).unbind(0) for _ in streams]
@@ -184,12 +221,15 @@ def _error(
     engine = Engine(there, graphs=graphs, forgiving=False)
     worst = torch.zeros(())
     for t in range(count):
+        if t == 1:  # as an optimizer may, without a mark
+            own.encoder_v.neg_()
+            there.encoder_v.data.neg_()
         data = [(31 * t + 7 * stream) % vocabulary for stream in streams]
         rows = [
             (byte, position.data_ptr(), *debt.addressed(memory, damped=damped).addresses)
             for byte, position, debt, memory in zip(data, positions, debts, memories, strict=True)
         ]
-        logits = engine.step(there, rows).cpu()
+        logits = engine.step(there, rows, engine.room(there, rows)).cpu()
         for stream in streams:
             right = equations(own, data[stream], starts[stream] + t, exact[stream])
             worst = torch.maximum(worst, (logits[stream] - right).abs().max() / right.abs().max())
@@ -243,6 +283,14 @@ class _Bucket:
         self.graph: torch.cuda.CUDAGraph | None = None
 
 
+class Room(NamedTuple):
+    """All that hearing a byte takes, so that nothing can be lacking once a stream has begun to hear."""
+
+    buckets: list[_Bucket]
+    """For streams that take turns."""
+    logits: Tensor
+
+
 class Engine:
     """The kernels for one model's shape, with the places where they leave what the next ones take."""
 
@@ -265,7 +313,16 @@ class Engine:
         self._lock = RLock()
         self._stream: Any = None
 
-    def step(self, weights: Weights, rows: Sequence[tuple[int, ...]]) -> Tensor:
+    def room(self, weights: Weights, rows: Sequence[tuple[int, ...]]) -> Room:
+        """What `step` needs, made and tried for nobody where it was not."""
+        device = weights.encoder.device
+        with self._lock, _on(device):
+            self._follow(device)
+            counts = (min(_TOGETHER, len(rows) - first) for first in range(0, len(rows), _TOGETHER))
+            buckets = [self._bucket(1 << (count - 1).bit_length(), weights, len(rows[0]) - 3) for count in counts]
+            return Room(buckets, torch.empty(len(rows), self.vocabulary, device=device))
+
+    def step(self, weights: Weights, rows: Sequence[tuple[int, ...]], room: Room) -> Tensor:
         """Logits (B, V) of streams, of each its byte and its addresses, as a row of the table has them."""
         device = weights.encoder.device
         with self._lock, _on(device):
@@ -274,18 +331,17 @@ class Engine:
             if version != self._version:
                 self.rows.copy_(weights.encoder_v.mT)
                 self._version = version
-            said = []
-            for first in range(0, len(rows), _TOGETHER):
-                some = rows[first : first + _TOGETHER]
-                bucket = self._bucket(1 << (len(some) - 1).bit_length(), weights, len(some[0]) - 3)
+            for turn, bucket in enumerate(room.buckets):
+                among = slice(turn * _TOGETHER, (turn + 1) * _TOGETHER)
+                some = rows[among]
                 nobody = [(0,) * len(some[0])] * (len(bucket.x) - len(some))
                 bucket.table.copy_(torch.tensor([*some, *nobody]), non_blocking=True)
                 if bucket.graph is None:
                     self._launch(weights, bucket)
                 else:
                     bucket.graph.replay()
-                said.append(bucket.logits[: len(some)].clone())
-            return said[0] if len(said) == 1 else torch.cat(said)
+                room.logits[among].copy_(bucket.logits[: len(some)])
+            return room.logits
 
     def _follow(self, device: torch.device) -> None:
         """Let what another CUDA stream does with the same places be done before."""
@@ -299,23 +355,35 @@ class Engine:
         bucket = self._buckets.get((streams, layers))
         if bucket is None:
             bucket = _Bucket(streams, self, layers, weights.encoder.device)
-            if self.graphs and weights.encoder.device.type == "cuda":
+            if weights.encoder.device.type == "cuda":
                 self._launch(weights, bucket)  # compiled, and loaded, for nobody
-                torch.cuda.synchronize(weights.encoder.device)
-                graph = torch.cuda.CUDAGraph()
-                try:
-                    # A stream of this device, and other threads may go on with what a recording must not do.
-                    aside = torch.cuda.Stream(weights.encoder.device)
-                    with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-                        self._launch(weights, bucket)
-                    bucket.graph = graph
-                except Exception as error:
-                    if not self.forgiving:
-                        raise
-                    _logger.warning("bytes are heard without CUDA graphs, more slowly: %s", repr(error)[:300])
-                    self.graphs = False
+                if self.graphs:
+                    self._record(weights, bucket)
             self._buckets[streams, layers] = bucket
         return bucket
+
+    def _record(self, weights: Weights, bucket: _Bucket) -> None:
+        """Let the bucket have its launches as a graph, if that can be."""
+        device = weights.encoder.device
+        before, aside = torch.cuda.current_stream(device), None
+        with _recording:
+            try:
+                torch.cuda.synchronize(device)
+                graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+                # A stream of this device, and other threads may go on with what a recording must not do.
+                with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                    self._launch(weights, bucket)
+                bucket.graph = graph
+            except Exception as error:
+                if not self.forgiving or _ran_out(error):
+                    raise
+                _warn(f"bytes are heard without CUDA graphs, more slowly: {repr(error)[:300]}")
+                self.graphs = False
+            finally:
+                torch.cuda.set_stream(before)  # a recording that fails may leave this thread on the other
+                if bucket.graph is None and aside is not None:
+                    with suppress(RuntimeError):  # one that is still recording cannot be waited for
+                        before.wait_stream(aside)
 
     def _launch(self, weights: Weights, bucket: _Bucket) -> None:
         """A byte of each stream of the bucket's table, from the embedding to the logits."""
@@ -347,7 +415,7 @@ class Engine:
             )  # fmt: skip
             kernels.add[(streams,)](
                 own.table, own.x, own.parts, decay, layer, columns, heads, heads * self.programs,
-                BLOCK_H=1 << (heads - 1).bit_length(), BLOCK_T=2 * blocks.parts, num_warps=8, **damped, **wide,
+                BLOCK_T=2 * blocks.parts, num_warps=8, **damped, **wide,
             )  # fmt: skip
         tile = min(32, blocks.neurons)
         kernels.read_out[(-(-self.vocabulary // tile), turns)](
@@ -364,6 +432,9 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+_recording = Lock()
+"""Of all engines one records at a time: none may wait for the device, or begin, in the midst of another's recording."""
+_making = Lock()
 _engines: dict[int, tuple[weakref.ref[Tensor], tuple[int, ...], Engine]] = {}
 """By the identity of encoder_v, with the addresses of the weights that graphs were recorded with."""
 
@@ -372,10 +443,25 @@ def _engine(weights: Weights, *, graphs: bool) -> Engine:
     """The engine of a model, made again after its weights were moved."""
     mark = tuple(0 if t is None else t.data_ptr() for t in weights)
     key = id(weights.encoder_v)
-    with _trying:
+
+    def known() -> Engine | None:
         kept = _engines.get(key)
-        if kept is None or kept[0]() is not weights.encoder_v or kept[1] != mark:
-            forget: Callable[[Any], Any] = lambda _: _engines.pop(key, None)  # noqa: E731
-            kept = (weakref.ref(weights.encoder_v, forget), mark, Engine(weights, graphs=graphs))
-            _engines[key] = kept
-        return kept[2]
+        return kept[2] if kept is not None and kept[0]() is weights.encoder_v and kept[1] == mark else None
+
+    engine = known()
+    if engine is None:
+        with _making:
+            engine = known()
+            if engine is None:
+                _engines.pop(key, None)  # before there is another, which may need its room
+                engine = Engine(weights, graphs=graphs)
+                forget: Callable[[Any], Any] = lambda _: _engines.pop(key, None)  # noqa: E731
+                _engines[key] = (weakref.ref(weights.encoder_v, forget), mark, engine)
+    return engine
+
+
+def let_go(encoder_v: Tensor) -> None:
+    """Free what is kept for a model whose weights have left the device where it is kept."""
+    kept = _engines.get(id(encoder_v))
+    if kept is not None and kept[2].rows.device != encoder_v.device:
+        _engines.pop(id(encoder_v), None)
