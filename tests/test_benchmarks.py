@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -52,11 +54,21 @@ def test_the_page_on_the_shipped_checkpoints_starts_and_is_timed(capsys: pytest.
     assert 100 < served["memory_mb"] < 4000
 
 
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[int, str]]:
+    """One app for both tests of listeners: to start it takes longer than what they do."""
+    with start.serving(serve.limits(3)) as app:
+        yield app
+
+
 def test_listeners_get_their_own_bytes_from_a_server_that_serves_them_together_or_in_turn(
-    capsys: pytest.CaptureFixture[str],
+    served: tuple[int, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(serve, "serving", lambda limits: asked.append(limits["BDH_MAX_AT_ONCE"]) or nullcontext(served))
     assert serve.main(["--listeners", "1", "3", "--bytes", "12", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
+    assert asked == ["3", "1"]
     assert [(row["served"], row["listeners"]) for row in rows] == [
         ("together", 1),
         ("together", 3),
@@ -66,8 +78,11 @@ def test_listeners_get_their_own_bytes_from_a_server_that_serves_them_together_o
     assert all(row["bytes_per_s"] > 0 and 0 < row["first_byte_s"] <= row["worst_first_byte_s"] for row in rows)
 
 
-def test_memory_is_watched_while_listeners_come_and_go(capsys: pytest.CaptureFixture[str]) -> None:
-    assert serve.main(["--listeners", "3", "--bytes", "12", "--minutes", "0.1", "--json"]) == 0
+def test_memory_is_watched_while_listeners_come_and_go(
+    served: tuple[int, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "serving", lambda limits: nullcontext(served))
+    assert serve.main(["--listeners", "3", "--bytes", "12", "--minutes", "0.05", "--json"]) == 0
     last = json.loads(capsys.readouterr().out)["rows"][-1]
     assert last["answers"] > 0 and last["bytes"] > 0
     assert 100 < last["memory_mb"] < 4000
