@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("browsing")
 torch.set_num_threads(1)
-settings.register_profile("default", deadline=None, max_examples=20, derandomize=True)
+settings.register_profile("default", deadline=None, max_examples=12, derandomize=True)
 settings.load_profile("default")
 
 
