@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+from importlib import import_module
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# Gradio asks for the backend with the first request; looking for one takes seconds in which nobody is served.
+os.environ.setdefault("MPLBACKEND", "agg")
 
 # ZeroGPU asks to be imported before CUDA is touched; elsewhere the package is not needed.
 with contextlib.suppress(ImportError):
@@ -14,19 +17,26 @@ with contextlib.suppress(ImportError):
 
 from bdh.errors import HatcheryError
 from bdh.ops.step import warm_up
+from ui.data_folder import take
 from ui.limits import Limits
-from ui.page import build_page, launch_options
+from ui.memory import share_freed_memory
+from ui.page import build_page, launch_options, open_registry
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("BDH_DATA", HERE / "data"))
 
+share_freed_memory()
 try:
     limits = Limits.from_environment()
+    take(DATA)
+    registry = open_registry(HERE / "checkpoints", DATA, limits)
+    options = launch_options(limits, DATA, registry)
 except HatcheryError as error:
     raise SystemExit(f"error: {error}") from None
-demo = build_page(HERE / "checkpoints", DATA, limits)
+demo = build_page(HERE / "checkpoints", DATA, limits, registry=registry)
 
 if __name__ == "__main__":
-    demo.launch(**launch_options(limits, DATA), prevent_thread_lock=True)
+    demo.launch(**options, prevent_thread_lock=True)
+    import_module("matplotlib")  # Gradio would with the first request
     warm_up()
     demo.block_thread()

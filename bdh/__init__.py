@@ -36,6 +36,7 @@ from .errors import (
 from .load import load, save
 from .models import Composed, Flat, Hebbian, Hierarchical, Model, Output, Transformer, build
 from .presets import PRESETS
+from .publish import push
 from .sampling import Sampling
 from .stream import Stream
 
@@ -72,5 +73,6 @@ __all__ = [
     "convert",
     "hub",
     "load",
+    "push",
     "save",
 ]

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from . import card as cards
 from .config import Config, config_from_dict, config_to_dict
 from .errors import CheckpointError, ConfigError
 
@@ -58,16 +59,6 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,255}")
 _STALE_S = 3600.0
 _INDENTED_BYTES = 1 << 15
 _NOT_WRITTEN = "{} could not be written ({}); what stood there before is untouched"
-_FRONT_MATTER = """\
----
-library_name: bdh-hatchery
-license: mit
-pipeline_tag: text-generation
-tags:
-- bdh
-- byte-level
----
-"""
 
 
 @dataclass(frozen=True)
@@ -460,7 +451,7 @@ def write(
     A link is followed. Of two that write one folder at once, the later one's checkpoint stays.
 
     Args:
-        card: Markdown; Hub front matter is put before it if it has none. None writes a plain one.
+        card: Markdown; its front matter is completed by what is known. None writes a plain one.
         provenance: JSON values: recipe, checksums of data and parents.
         dtype: floating tensors are stored in it, rotary frequencies always in float32; None keeps them.
 
@@ -473,7 +464,7 @@ def write(
     folder = Path(os.path.realpath(folder))
     texts = {
         CONFIG: json.dumps({"format": FORMAT, **config_to_dict(config)}, indent=2) + "\n",
-        CARD: _card(config, tensors, card),
+        CARD: _card(config, tensors, card, provenance or {}),
         PROVENANCE: _provenance_json(provenance or {}),
     }
     for name, text in texts.items():
@@ -608,16 +599,21 @@ def _provenance_json(provenance: Mapping[str, Any]) -> str:
         raise CheckpointError(f"the provenance must be JSON values: {cut(error)}") from None
 
 
-def _card(config: Config, tensors: Mapping[str, Tensor], card: str | None) -> str:
+def _card(config: Config, tensors: Mapping[str, Tensor], card: str | None, provenance: Mapping[str, Any]) -> str:
     """The model card with the Hub's front matter."""
-    if card is None:
+    if not card:
         count = sum(tensor.numel() for name, tensor in tensors.items() if not is_frequency(name))
-        rows = "\n".join(
-            f"| {name} | {value} |" for name, value in config_to_dict(config).items() if name not in ("kind", "members")
-        )
+        rows = [[name, str(value)] for name, value in config_to_dict(config).items() if name not in ("kind", "members")]
         card = (
-            f"# A {config.kind} byte-level BDH model\n\n{count:,} parameters. It reads and writes bytes.\n\n"
-            f"| option | value |\n|---|---|\n{rows}\n\n"
-            '```python\nimport bdh\n\nmodel = bdh.load("path or user/repo")\n```\n'
+            "\n\n".join(
+                [
+                    f"# A {config.kind} byte-level BDH model",
+                    f"{count:,} parameters. It reads and writes bytes.",
+                    cards.table([["option", "value"], *rows]),
+                    "## Use\n\n" + cards.fenced('import bdh\n\nmodel = bdh.load("path or user/repo")', "python"),
+                    "## Limits\n\nNothing was measured for this card. `provenance.json` says how it was made.",
+                ]
+            )
+            + "\n"
         )
-    return card if card.startswith("---\n") else f"{_FRONT_MATTER}\n{card}"
+    return cards.completed(card, config.kind, provenance)

@@ -1,4 +1,4 @@
-"""The command line: generate, chat, score, info, convert, merge.
+"""The command line: generate, chat, score, info, convert, merge, push, search, export, space.
 
 What a model writes goes to stdout, all else to stderr. Exit status: 0, 2 for bad input, 130 for Ctrl-C, 141 when
 the reader of the output went away.
@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from . import checkpoint
+from . import checkpoint, space
+from . import hub_commands as hubs
 from .config import config_to_dict
 from .convert import convert
 from .device import is_out_of_memory
@@ -37,6 +38,7 @@ from .presets import describe
 from .sampling import Sampling
 from .stream import Stream
 from .text import Utf8Assembler
+from .transformers_export import command as transformers_export
 
 SHIPPED = Path(__file__).resolve().parent.parent / "checkpoints"
 """The folder of the checkpoints that come with the repository."""
@@ -59,6 +61,10 @@ examples:
   python -m bdh info --presets
   python -m bdh convert old.pt new-folder --n-layer 6
   python -m bdh merge english spanish --out both
+  python -m bdh push both user/both
+  python -m bdh search english
+  python -m bdh export transformers chat chat-transformers
+  python -m bdh space create user/name chat --dry-run
 """
 
 
@@ -186,6 +192,18 @@ def _parser() -> argparse.ArgumentParser:
 
     merging = _command(commands.add_parser, "merge", merge.DESCRIPTION, merge.EXAMPLES, run=_merge)
     merge.add_options(merging)
+
+    hubs.add_push(_command(commands.add_parser, "push", hubs.PUSH, hubs.PUSH_EXAMPLES, run=_push))
+    hubs.add_search(_command(commands.add_parser, "search", hubs.SEARCH, hubs.SEARCH_EXAMPLES, run=hubs.find))
+    exporting = _command(
+        commands.add_parser, "export", transformers_export.DESCRIPTION, transformers_export.EXAMPLES, run=_export
+    )
+    transformers_export.add_options(exporting)
+    add_loading(exporting)
+    _add_json(exporting)
+
+    spaces = _command(commands.add_parser, "space", space.DESCRIPTION, space.EXAMPLES, run=_space)
+    space.add_options(spaces)
     return parser
 
 
@@ -490,6 +508,26 @@ def _merge(options: argparse.Namespace) -> int:
     meter = Meter("downloaded", quiet=options.json)
     try:
         return merge.run(options, resolved, meter)
+    finally:
+        meter.end()
+
+
+def _push(options: argparse.Namespace) -> int:
+    meter = Meter("sent", quiet=options.json)
+    try:
+        return hubs.push(options, resolved, meter)
+    finally:
+        meter.end()
+
+
+def _export(options: argparse.Namespace) -> int:
+    return transformers_export.run(options, model_of(options))
+
+
+def _space(options: argparse.Namespace) -> int:
+    meter = Meter("downloaded", quiet=options.json)
+    try:
+        return space.run(options, resolved, SHIPPED, meter)
     finally:
         meter.end()
 

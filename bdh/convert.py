@@ -86,6 +86,9 @@ _HARMLESS_KEYS = {
 _NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {"k_sparse_ratio": (0, None), "sliding_window": (0, None)}
 """Keys that change what a model computes, unless they have one of these values."""
 
+_EXPORTED = "bdh_hatchery_"
+"""What the model_type of an export to transformers begins with; its kind comes after."""
+
 _LISTS = ("decay", "global_decay", "members", "sources")
 
 _REQUIRED = {
@@ -529,7 +532,7 @@ def _our_fields(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConfigError(f"the configuration gives {name} twice: {cut(fields[name])} and {cut(value)}")
             fields[name] = value
         elif name in ("kind", "model", "model_type", "arch"):
-            if not isinstance(value, str) or _KINDS.get(value.lower().replace("_", "-")) != kind:
+            if not isinstance(value, str) or _KINDS.get(_plain(value)) != kind:
                 raise ConfigError(f"{name} is {cut(value)}, but the model is read as {kind}")
         elif name == "alibi_slope" and kind == "flat":
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 10:
@@ -546,6 +549,11 @@ def _our_fields(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
             f"a {kind} model has {', '.join(known)}"
         )
     return fields
+
+
+def _plain(kind: str) -> str:
+    """The name of a kind as `_KINDS` has it."""
+    return kind.lower().removeprefix(_EXPORTED).replace("_", "-")
 
 
 # Kinds, one by one: tensors under our names, and the fields that shapes tell

@@ -20,7 +20,9 @@ from .stream import Writing, hear_together
 T = TypeVar("T")
 
 _SLICE_S = 0.02
-"""For how long a thread stays with one work while others wait. Passing on what comes of it costs some milliseconds."""
+"""Processor time a thread gives one work while others wait. Passing on what comes of it costs some milliseconds."""
+_LONGEST_SLICE_S = 3 * _SLICE_S
+"""Time that passes in a slice at most, however little of it is spent by the processor."""
 _TOGETHER = 256
 """Most streams that are stepped together."""
 _MOST_THREADS = 8
@@ -176,12 +178,15 @@ class Engine:
             while True:
                 self._advance(works)
                 now = time.monotonic()
-                if any(work.is_over(now) for work in works) or (self._ready and now - begun >= _SLICE_S):
+                if any(work.is_over(now) for work in works):
+                    break
+                # What a busy machine takes away in between is nobody's fault, and would make for tiny updates.
+                late = now - begun >= _LONGEST_SLICE_S
+                if self._ready and (late or (now - begun >= _SLICE_S and time.thread_time() - spent_s >= _SLICE_S)):
                     break
         except BaseException as error:  # no caller is left waiting
             for work in works:
                 work.fail(error)
-        # What a busy machine takes away in between is nobody's fault.
         self._put_back(works, model, time.thread_time() - spent_s, now - begun, now)
 
     def _take(self) -> list[_Work[Any]]:

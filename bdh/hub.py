@@ -16,7 +16,8 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from json import JSONDecodeError
 from pathlib import Path
@@ -60,7 +61,7 @@ Token: TypeAlias = str | bool | None
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with bytes done and bytes in all; an exception it raises stops the download, which may go on later."""
 
-_TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
+TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 """The base of what the Hub client's HTTP library raises, whichever library that is."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -127,7 +128,9 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class _Remote:
+class Remote:
+    """A file in a repository: its name there, the name of its contents, and its size."""
+
     name: str
     etag: str
     size: int
@@ -148,11 +151,11 @@ class Peeked:
 class _Looked:
     """What a repository holds at a commit."""
 
-    repo: _Repo
+    repo: Repo
     """At that commit."""
     commit: str
     names: set[str]
-    weights: _Remote
+    weights: Remote
     header: checkpoint.Header | None
     """None if the weights are in the cache."""
     config: Config | None
@@ -181,7 +184,9 @@ def parse_source(source: str | Path | Source, *, local: bool = True) -> Source:
     text = without_address(source) if isinstance(source, str) else str(source)
     if not text.strip() or len(text) > 4096 or not text.isprintable():
         raise CheckpointError("the source is empty, too long or has control characters; give a path or user/repo")
-    path = Path(text).expanduser()
+    path = Path(text)
+    with suppress(RuntimeError):  # nobody here is called so
+        path = path.expanduser()
     if local and (isinstance(source, Path) or os.path.lexists(checkpoint.recovered(path))):
         return Source(text, path=path)
     if local and text.startswith(("./", "../", "/", "~", ".\\", "..\\")):
@@ -232,18 +237,18 @@ def fetch(
     """
     source = parse_source(source, local=False) if isinstance(source, str) else source
     cache = Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
-    repo = _Repo(source, _checked_token(token) or False, cache)
+    repo = Repo(source, checked_token(token) or False, cache)
     if offline or (offline is None and is_offline_mode()):
         return repo.cached(f"it is not in the cache {cache}, and offline mode is on; go online and load it once")
     try:
         return repo.fetched(repo.looked(expected, max_bytes, foreign, commit), progress)
     except CheckpointError:
         raise
-    except (_TransportError, OSError, ValueError) as error:
+    except (TransportError, OSError, ValueError) as error:
         if offline is None and _unreachable(error):
             why = f"the Hub cannot be reached, and it is not in the cache {cache}; check the connection and try again"
             return repo.cached(why, error)
-        _raise_explained(error, source, token)
+        raise_explained(error, source, token)
 
 
 def peek(
@@ -264,17 +269,17 @@ def peek(
         CheckpointError: says what is wrong and what to do.
     """
     source = parse_source(source, local=False) if isinstance(source, str) else source
-    repo = _Repo(source, _checked_token(token) or False, Path(constants.HF_HUB_CACHE).expanduser())
+    repo = Repo(source, checked_token(token) or False, Path(constants.HF_HUB_CACHE).expanduser())
     if offline or (offline is None and is_offline_mode()):
         return None
     try:
         looked = repo.looked(expected, max_bytes, True)
     except CheckpointError:
         raise
-    except (_TransportError, OSError, ValueError) as error:
+    except (TransportError, OSError, ValueError) as error:
         if offline is None and _unreachable(error):
             return None
-        _raise_explained(error, source, token)
+        raise_explained(error, source, token)
     if looked.config is None or looked.header is None:
         return None
     return Peeked(looked.config, looked.header, source.repo_id, looked.commit)
@@ -311,56 +316,8 @@ def cached_checkpoints(cache_dir: str | Path | None = None) -> list[Fetched]:
     return found
 
 
-def upload(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool = True,
-    token: Token = None,
-    message: str | None = None,
-    revision: str | None = None,
-) -> str:
-    """Send a checkpoint's files, and nothing else of its folder, to a repository, made if there is none.
-
-    Args:
-        private: of a repository that is made.
-        token: None and True write with this machine's login; but on a Space, whose login is its owner's, the
-            visitor's own token must be given.
-        revision: the branch, made if there is none; None is the main one.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        CheckpointError: says what is wrong and what to do.
-    """
-    if not isinstance(token, str) and os.environ.get("SPACE_ID"):
-        raise CheckpointError("publishing from a Space needs the token of the one who publishes: sign in, or give it")
-    config = checkpoint.read_config(folder)
-    api = HfApi(endpoint=_endpoint(), token=_checked_token(token) or None, library_name="bdh-hatchery")
-    target = Source(repo_id, repo_id=repo_id, revision=revision)
-    try:
-        validate_repo_id(repo_id)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        return str(
-            api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                allow_patterns=list(checkpoint.FILES),
-                revision=revision,
-                commit_message=message or f"A {config.kind} BDH model",
-            ).commit_url
-        )
-    except RuntimeError as error:
-        raise CheckpointError(f"{repo_id}: the upload broke off ({checkpoint.cut(error)}); try again") from error
-    except (_TransportError, OSError, ValueError) as error:
-        _raise_explained(error, target, token or True)
-
-
 @dataclass(frozen=True)
-class _Repo:
+class Repo:
     """One repository as one reader sees it."""
 
     source: Source
@@ -374,7 +331,19 @@ class _Repo:
 
     @property
     def prefix(self) -> str:
+        """What the paths of the checkpoint's files begin with."""
         return f"{self.source.subfolder}/" if self.source.subfolder else ""
+
+    def listing(self, commit: str = "") -> tuple[Repo, set[str]]:
+        """The repository at the commit where it stands now, or at another, and the names of its files there."""
+        repo_id, asked = self.source.repo_id, commit or self.source.revision or constants.DEFAULT_REVISION
+        info = HfApi(endpoint=endpoint(), token=self.token).model_info(repo_id, revision=asked, timeout=timeout_s())
+        commit = info.sha or ""
+        if not _COMMIT.fullmatch(commit):
+            raise CheckpointError(f"{repo_id}: the server names no commit for {asked}; it is not the Hub")
+        paths = [entry.rfilename for entry in info.siblings or () if entry.rfilename.startswith(self.prefix)]
+        names = {name for path in paths if "/" not in (name := path.removeprefix(self.prefix))}
+        return replace(self, source=replace(self.source, revision=commit)), names
 
     def looked(
         self,
@@ -384,16 +353,10 @@ class _Repo:
         commit: str = "",
     ) -> _Looked:
         """What the repository holds now, or at a commit: configuration and header are read and checked."""
-        repo_id, asked = self.source.repo_id, commit or self.source.revision or constants.DEFAULT_REVISION
-        info = HfApi(endpoint=_endpoint(), token=self.token).model_info(repo_id, revision=asked, timeout=_timeout())
-        commit = info.sha or ""
-        if not _COMMIT.fullmatch(commit):
-            raise CheckpointError(f"{repo_id}: the server names no commit for {asked}; it is not the Hub")
-        paths = [entry.rfilename for entry in info.siblings or () if entry.rfilename.startswith(self.prefix)]
-        names = {name for path in paths if "/" not in (name := path.removeprefix(self.prefix))}
-        pinned = replace(self, source=replace(self.source, revision=commit))
+        pinned, names = self.listing(commit)
+        commit = str(pinned.source.revision)
         fields = pinned.small_json(checkpoint.CONFIG) if checkpoint.CONFIG in names else {}
-        where = f"{repo_id}@{commit[:7]}/{self.prefix}"
+        where = f"{self.source.repo_id}@{commit[:7]}/{self.prefix}"
         ours = checkpoint.has_format(fields)
         config = checkpoint.config_from_fields(fields, where + checkpoint.CONFIG) if ours or not foreign else None
         name = checkpoint.find_weights(names, where.rstrip("/"))
@@ -430,6 +393,7 @@ class _Repo:
         return Fetched(self.source, path.parent, path, self.source.repo_id, looked.commit)
 
     def small_json(self, name: str) -> dict[str, object]:
+        """A JSON object, brought into the cache."""
         remote = self.look(name)
         if remote.size > checkpoint.MAX_TEXT_BYTES:
             limit = f"at most {checkpoint.MAX_TEXT_BYTES:,} are read"
@@ -437,37 +401,39 @@ class _Repo:
         self.download(remote)
         return checkpoint.parse_json(self.place(name).read_bytes(), f"{name} of {self.source.repo_id}")
 
-    def look(self, name: str) -> _Remote:
+    def look(self, name: str) -> Remote:
         """Name and size of a file's contents, by a request that the Hub refuses to one who may not read it."""
         found = get_hf_file_metadata(
-            self.url(name), token=self.token, timeout=_timeout(), library_name="bdh-hatchery", endpoint=_endpoint()
+            self.url(name), token=self.token, timeout=timeout_s(), library_name="bdh-hatchery", endpoint=endpoint()
         )
         if found.size is None or not _ETAG.fullmatch(found.etag or ""):
             raise CheckpointError(f"{name} of {self.source.repo_id}: the server tells neither size nor checksum")
-        return _Remote(name, found.etag or "", found.size)
+        return Remote(name, found.etag or "", found.size)
 
     def url(self, name: str) -> str:
+        """Where a file is fetched from."""
         return hf_hub_url(
             self.source.repo_id,
             name,
             subfolder=self.source.subfolder or None,
             revision=self.source.revision,
-            endpoint=_endpoint(),
+            endpoint=endpoint(),
         )
 
     def headers(self, start: int, stop: int) -> dict[str, str]:
+        """What a request for a part of a file is sent with."""
         headers: dict[str, str] = build_hf_headers(token=self.token, library_name="bdh-hatchery")
         return headers | {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
 
-    def header(self, remote: _Remote, where: str) -> checkpoint.Header:
+    def header(self, remote: Remote, where: str) -> checkpoint.Header:
         """The header of remote weights, without the weights."""
         length = checkpoint.header_length(self.part(remote, 0, min(8, remote.size)), remote.size, where)
         return checkpoint.parse_header(self.part(remote, 8, 8 + length), remote.size, where)
 
-    def part(self, remote: _Remote, start: int, stop: int) -> bytes:
+    def part(self, remote: Remote, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of a remote file, and no more even if the server sends all."""
         data, headers = b"", self.headers(start, stop)
-        with get_session().stream("GET", self.url(remote.name), headers=headers, timeout=_timeout()) as response:
+        with get_session().stream("GET", self.url(remote.name), headers=headers, timeout=timeout_s()) as response:
             hf_raise_for_status(response)
             skipped = 0 if response.status_code == 206 else start
             for chunk in response.iter_bytes():
@@ -476,11 +442,12 @@ class _Repo:
                     break
         return data[skipped : skipped + stop - start]
 
-    def has(self, remote: _Remote) -> bool:
+    def has(self, remote: Remote) -> bool:
+        """Whether its contents are in the cache."""
         blob = self.storage / "blobs" / remote.etag
         return blob.is_file() and blob.stat().st_size == remote.size
 
-    def download(self, remote: _Remote, progress: Progress | None = None) -> None:
+    def download(self, remote: Remote, progress: Progress | None = None) -> None:
         """Bring a file's contents into the cache, going on where an earlier download stopped."""
         blob = self.storage / "blobs" / remote.etag
         lock = self.cache / ".locks" / self.storage.name / f"{remote.etag}.lock"
@@ -500,7 +467,7 @@ class _Repo:
             elif progress is not None:
                 progress(remote.size, remote.size)
 
-    def _stream(self, remote: _Remote, partial: Path, progress: Progress) -> None:
+    def _stream(self, remote: Remote, partial: Path, progress: Progress) -> None:
         """Append what is missing, over as many connections as it takes."""
         failures = 0
         with partial.open("ab") as file:
@@ -517,7 +484,7 @@ class _Repo:
                     self._rest(remote, file, progress)
                 except HfHubHTTPError:
                     raise
-                except _TransportError as error:
+                except TransportError as error:
                     lost = error
                 failures = failures + 1 if file.tell() == before else 0
                 if failures >= _ATTEMPTS:
@@ -528,9 +495,9 @@ class _Repo:
                 if lost is not None:
                     time.sleep(_PAUSE_S * 2**failures)
 
-    def _rest(self, remote: _Remote, file: BinaryIO, progress: Progress) -> None:
+    def _rest(self, remote: Remote, file: BinaryIO, progress: Progress) -> None:
         headers = self.headers(file.tell(), remote.size)
-        with get_session().stream("GET", self.url(remote.name), headers=headers, timeout=_timeout()) as response:
+        with get_session().stream("GET", self.url(remote.name), headers=headers, timeout=timeout_s()) as response:
             hf_raise_for_status(response)
             if response.status_code != 206:  # the server begins at the beginning, whatever it was asked for
                 file.truncate(0)
@@ -552,7 +519,7 @@ class _Repo:
                 revision=self.source.revision,
                 cache_dir=self.cache,
                 token=self.token,
-                endpoint=_endpoint(),
+                endpoint=endpoint(),
                 library_name="bdh-hatchery",
             )
         )
@@ -581,7 +548,7 @@ class _Repo:
         return Fetched(self.source, folder, folder / name, self.source.repo_id, commit)
 
 
-def _verify(partial: Path, remote: _Remote) -> None:
+def _verify(partial: Path, remote: Remote) -> None:
     """Hold a download against its checksum, which is the Hub's name for the contents."""
     digest = hashlib.sha256() if len(remote.etag) == 64 else hashlib.sha1(b"blob %d\0" % remote.size)
     with partial.open("rb") as file:
@@ -612,18 +579,24 @@ def _checked_subfolder(subfolder: str) -> str:
     return subfolder
 
 
-def _checked_token(token: Token) -> Token:
+def checked_token(token: Token) -> Token:
+    """The token, if it can be one.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
     if isinstance(token, str) and not re.fullmatch(r"[!-~]{0,1000}", token):
         raise CheckpointError("the token holds characters that no token has; copy it again, without spaces around it")
     return token
 
 
-def _endpoint() -> str | None:
+def endpoint() -> str | None:
     """HF_ENDPOINT as it is now; the Hub client looks at it only when it is imported."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
-def _timeout() -> float:
+def timeout_s() -> float:
+    """For how long the Hub is waited for."""
     return float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
 
 
@@ -631,13 +604,24 @@ def _unreachable(error: Exception) -> bool:
     """Whether the Hub gave no answer, rather than an unwelcome one."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code >= 500
-    return isinstance(error, (_TransportError, OfflineModeIsEnabled))
+    return isinstance(error, (TransportError, OfflineModeIsEnabled))
 
 
-def _raise_explained(error: Exception, source: Source, token: Token) -> NoReturn:
+@contextmanager
+def explained(source: Source | str, token: Token) -> Iterator[None]:
+    """Let what goes wrong with the Hub be said in words; a source that is a text is called so."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (TransportError, OSError, ValueError) as error:
+        raise_explained(error, source if isinstance(source, Source) else Source(source, repo_id=source), token)
+
+
+def raise_explained(error: Exception, source: Source, token: Token) -> NoReturn:
     """Raise the Hub client's error in the words of one who wants a model."""
     repo_id, revision = checkpoint.cut(source.repo_id), source.revision or constants.DEFAULT_REVISION
-    address = f"{_endpoint() or constants.ENDPOINT}/{source.repo_id}"
+    address = f"{endpoint() or constants.ENDPOINT}/{source.repo_id}"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     with_token = "this token may not read it" if token else "give a token if it is private"
     if isinstance(error, GatedRepoError):
@@ -664,7 +648,7 @@ def _raise_explained(error: Exception, source: Source, token: Token) -> NoReturn
         text = f"{repo_id}: {address} does not answer as the Hub does; check HF_ENDPOINT, proxy and firewall"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         text = f"{repo_id}: no space left for the download; free some, or choose another cache folder"
-    elif isinstance(error, _TransportError):
+    elif isinstance(error, TransportError):
         text = f"{repo_id}: the Hub cannot be reached ({type(error).__name__}); check the connection and try again"
     else:
         text = f"{repo_id}: {type(error).__name__}: {checkpoint.cut(error, 200)}"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,11 @@ def settle_in(home: Path) -> None:
 
 
 @contextmanager
-def started(home: Path, *, leave_runs: bool = False, **environment: str) -> Iterator[str]:
-    """The app of a folder, started as a person starts it; its address. At the end it is killed without warning."""
+def started(home: Path, *, leave_runs: bool = False, within: Sequence[str] = (), **environment: str) -> Iterator[str]:
+    """The app of a folder, started as a person starts it; its address. At the end it is killed without warning.
+
+    `within` is a command that runs the command after it.
+    """
     kept = home / "port"  # a browser keeps what it keeps by address
     if not kept.exists():
         with socket.socket() as free:
@@ -65,14 +68,15 @@ def started(home: Path, *, leave_runs: bool = False, **environment: str) -> Iter
         "BDH_DATA": str(home / "data"),
         "HF_HUB_CACHE": str(home / "cache"),
         "OMP_NUM_THREADS": "1",
+        "BDH_COMPILED": "off",  # seconds of each start; the loops have tests of their own
     }
     with (home / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=home, env=os.environ | told | environment, stdout=log, stderr=log
+            [*within, sys.executable, "app.py"], cwd=home, env=os.environ | told | environment, stdout=log, stderr=log
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             try:
                 urllib.request.urlopen(address, timeout=2).close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,14 +15,42 @@ from huggingface_hub import constants
 from hypothesis import settings
 
 from bdh import hub
+from bdh.ops.step import warm_up
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytest.register_assert_rewrite("browsing")
+_TOGETHER = (
+    "test_benchmarks",
+    "test_composability",
+    "test_from_programs",
+    "test_lab",
+    "test_openai_api",
+    "test_sources",
+)
+_COMPILED = Path(__file__).parents[1] / "bdh" / "ops"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the loops once, before several processes and copies of the project would each do so."""
+    if hasattr(config, "workerinput") or any(_COMPILED.glob("__pycache__/step_kernels.byte-*.nbi")):
+        return
+    warm_up()
+
+
 torch.set_num_threads(1)
 settings.register_profile("default", deadline=None, max_examples=12, derandomize=True)
 settings.load_profile("default")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep together what shares an app or another thing that takes long to make: with -n, in one process."""
+    name = item.path.stem
+    if name.startswith("test_page"):
+        item.add_marker(pytest.mark.xdist_group("page"))
+    elif item.path.parent.name in ("faults", "fuzz") or name in _TOGETHER:
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +69,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield served
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an app of the module's own."""
+    """The address of an app that the tests of the page share."""
     import browsing  # noqa: PLC0415 - only the tests of the page need a browser
 
     with browsing.app(tmp_path_factory.mktemp("app")) as address:

@@ -4,12 +4,14 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import serve, start, train
+from benchmarks import listening, load, serve, start, train
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,7 @@ def test_the_page_on_the_shipped_checkpoints_starts_and_is_timed(capsys: pytest.
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[int, str]]:
     """One app for both tests of listeners: to start it takes longer than what they do."""
-    with start.serving(serve.limits(3)) as app:
+    with start.serving(listening.limits(3)) as app:
         yield app
 
 
@@ -78,11 +80,24 @@ def test_listeners_get_their_own_bytes_from_a_server_that_serves_them_together_o
     assert all(row["bytes_per_s"] > 0 and 0 < row["first_byte_s"] <= row["worst_first_byte_s"] for row in rows)
 
 
-def test_memory_is_watched_while_listeners_come_and_go(
+def test_listeners_who_stop_leave_and_reload_hear_their_own_bytes_and_leave_no_files(
     served: tuple[int, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "serving", lambda limits: nullcontext(served))
+    monkeypatch.setattr(load, "serving", lambda limits: nullcontext(served))
     assert serve.main(["--listeners", "3", "--bytes", "12", "--minutes", "0.05", "--json"]) == 0
     last = json.loads(capsys.readouterr().out)["rows"][-1]
-    assert last["answers"] > 0 and last["bytes"] > 0
+    assert last["answers"] > 0 and last["bytes"] > 0 and last["temporary_files"] == 0
     assert 100 < last["memory_mb"] < 4000
+
+
+def test_a_listener_who_hears_what_another_should_ends_the_benchmark() -> None:
+    expected = {("chat", 0): "a river", ("chat", 1): "a bank"}
+    run = load.Load("", psutil.Process(), Path(), "", 9, expected, {}, 0.0)
+    run.judge(listening.Heard("a river", whole=True), "chat", 0, "hears")
+    run.judge(listening.Heard("a ri"), "chat", 0, "stops")
+    for heard in (listening.Heard("a bank"), listening.Heard("a ri", whole=True)):
+        with pytest.raises(SystemExit, match="listener 0 heard"):
+            run.judge(heard, "chat", 0, "stops")
+    with pytest.raises(SystemExit, match="the answer to listener 0 broke off after 'a ri'"):
+        run.judge(listening.Heard("a ri"), "chat", 0, "hears")
+    assert dict(run.count) == {"answers": 1, "left (stops)": 1, "bytes": 11}

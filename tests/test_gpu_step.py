@@ -44,7 +44,19 @@ def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run_cases(environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", str(_CASES)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-o",
+        "addopts=",
+        str(_CASES),
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | environment
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-5000:]

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from zoo import FLAT, fresh
 
 import bdh
-from bdh import checkpoint, hub
+from bdh import checkpoint, hub, publish
 from bdh.config import FlatConfig
 from bdh.errors import CheckpointError
 
@@ -400,7 +400,7 @@ def test_publishing_sends_the_four_files_of_a_checkpoint(server: Hub, cache: Pat
     assert url == f"{server.endpoint}/me/mine/commit/{OTHER}"
     repo = server.repos["me/mine"]
     assert repo.private
-    assert sorted(repo.commits[OTHER]) == sorted(checkpoint.FILES)
+    assert sorted(repo.commits[OTHER]) == sorted([*checkpoint.FILES, ".gitattributes"])
     assert_is_flat(bdh.load("me/mine", cache_dir=cache, device="cpu", token="hf_writer"))
 
 
@@ -408,8 +408,8 @@ def test_saving_can_publish_and_leaves_strange_files_behind(server: Hub, tmp_pat
     folder = fresh("flat").save_pretrained(tmp_path / "mine", push_to_hub=True, token="hf_writer", private=False)
     assert not server.repos["me/mine"].private
     (folder / "diary.txt").write_text("not for the world")
-    hub.upload(folder, "me/again", token="hf_writer", revision="draft")
-    assert sorted(server.repos["me/again"].commits[OTHER]) == sorted(checkpoint.FILES)
+    publish.upload(folder, "me/again", token="hf_writer", revision="draft")
+    assert sorted(server.repos["me/again"].commits[OTHER]) == sorted([*checkpoint.FILES, ".gitattributes"])
     assert server.repos["me/again"].refs == {"main": MAIN, "draft": OTHER}
 
 

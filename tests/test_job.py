@@ -21,10 +21,13 @@ from bdh.errors import TrainingError
 from bdh.load import load
 from bdh.models import build
 from train import child
+from train.clock import Clock
 from train.job import FAILED, FINISHED, INTERRUPTED, RUNNING, STOPPED, STOPPING, WAITING, Job, Jobs
 
 ROOT = Path(__file__).parents[1]
 WAIT_S = 180.0
+_LIGHT = {"OMP_NUM_THREADS": "1", "BDH_COMPILED": "off"}
+"""The compiled loops have tests of their own, and take seconds of each start."""
 ME, OTHER = "browser:me", "browser:other"
 MODEL = '{kind = "flat", n_layer = 1, n_embd = 16, n_head = 2, mlp_internal_dim_multiplier = 4, dropout = 0.0}'
 QUICK = ["chunk_bytes=32", "sample_bytes=8", "warmup_steps=1", "decay_steps=2", "validation=0.1", "test=0.1"]
@@ -32,7 +35,7 @@ QUICK = ["chunk_bytes=32", "sample_bytes=8", "warmup_steps=1", "decay_steps=2", 
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    made = Jobs(tmp_path / "runs", environment=os.environ | {"OMP_NUM_THREADS": "1"}, most_each=3)
+    made = Jobs(tmp_path / "runs", environment=os.environ | _LIGHT, most_each=3)
     yield made
     made.close()
     for path in made.root.glob("*/job.json"):
@@ -68,8 +71,13 @@ def when(jobs: Jobs, id: str, holds: Callable[[Job], bool], owner: str = ME) -> 
         time.sleep(0.05)
 
 
-def test_a_job_trains_in_a_process_of_its_own_and_its_checkpoint_and_recipe_name_no_path(jobs: Jobs) -> None:
+def test_a_job_trains_in_a_process_of_its_own_names_no_path_and_keeps_what_it_made_and_not_what_it_took(
+    jobs: Jobs,
+) -> None:
     id = ask(jobs, steps=6)
+    (jobs.root / ("f" * 16)).mkdir()
+    (jobs.root / ("f" * 16) / "job.json").write_text("{")  # a damaged note hides no other job
+    assert [job.id for job in jobs.of(ME)] == [id]
     job = until(jobs, id, FINISHED, FAILED)
     assert (job.state, job.message, job.form, job.place) == (FINISHED, "", {"amount": 6}, 0)
     assert job.checkpoint is not None and load(job.checkpoint).parameter_count() > 0
@@ -78,6 +86,9 @@ def test_a_job_trains_in_a_process_of_its_own_and_its_checkpoint_and_recipe_name
     told = (job.checkpoint / "README.md").read_text() + (job.checkpoint / "provenance.json").read_text() + job.log()
     assert str(jobs.root) not in told and 'source = "mine.txt"' in told
     assert oct(job.path.stat().st_mode & 0o777) == "0o700"
+    jobs.advance()
+    left = {path.name for path in (job.path / "run").iterdir()} - {".lock"}
+    assert left == {"checkpoint", "end.json", "environment.json", "metrics.jsonl", "recipe.json", "texts.json"}
 
 
 def test_one_trains_at_a_time_and_those_that_wait_know_their_place(jobs: Jobs) -> None:
@@ -95,15 +106,22 @@ def test_one_trains_at_a_time_and_those_that_wait_know_their_place(jobs: Jobs) -
     assert jobs.get(first, ME).state == STOPPED
 
 
-def test_a_stopped_job_keeps_its_best_so_far_and_goes_on_where_it_was(jobs: Jobs) -> None:
-    id = ask(jobs, steps=3_000)
-    when(jobs, id, lambda job: any(measure["step"] for measure in job.run.measures()))
+def test_a_job_has_its_folder_for_itself_and_stopped_keeps_its_best_so_far_and_goes_on_where_it_was(
+    jobs: Jobs,
+) -> None:
+    id = ask(jobs, steps=30_000)
+    job = when(jobs, id, lambda job: any(measure["step"] for measure in job.run.measures()))
+    second = subprocess.run(
+        [sys.executable, "-m", "train", *jobs.words(id)], cwd=job.given, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert second.returncode == 2 and "another process is training in" in second.stderr
     jobs.stop(id, ME)
     assert jobs.get(id, ME).state in (STOPPING, STOPPED)
     stopped = until(jobs, id, STOPPED)
     assert stopped.checkpoint is not None and stopped.resumable
     reached = stopped.run.measures()[-1]["step"]
-    assert 0 < reached < 3_000
+    assert 0 < reached < 30_000
     jobs.resume(id, ME)
     job = when(jobs, id, lambda job: job.run.measures()[-1]["step"] > reached)
     assert [measure["step"] for measure in job.run.measures()] == sorted({m["step"] for m in job.run.measures()})
@@ -124,7 +142,7 @@ def test_a_new_app_on_the_same_folder_finds_what_runs_and_what_waits_and_goes_on
     until(jobs, running, RUNNING)
     waiting = ask(jobs, steps=3)
     jobs.close()
-    later = Jobs(jobs.root, environment=os.environ | {"OMP_NUM_THREADS": "1"})
+    later = Jobs(jobs.root, environment=os.environ | _LIGHT)
     assert {job.id: job.state for job in later.of(ME)} == {running: RUNNING, waiting: WAITING}
     later.stop(running, ME)
     until(later, running, STOPPED)
@@ -165,7 +183,7 @@ def test_a_process_that_is_killed_leaves_an_interrupted_job_that_goes_on(jobs: J
     when(jobs, id, lambda job: any(measure["validation"] for measure in job.run.measures()))
     os.kill(json.loads((jobs.root / id / "job.json").read_text())["pid"], signal.SIGKILL)
     job = until(jobs, id, INTERRUPTED, FINISHED)
-    assert job.state == INTERRUPTED and "restarted, or memory ran out" in job.message
+    assert job.state == INTERRUPTED and "restarted, or memory or disk ran out" in job.message
     jobs.resume(id, ME)
     assert until(jobs, id, FINISHED).run.measures()[-1]["step"] == 60
 
@@ -273,23 +291,6 @@ def test_a_clock_that_is_set_does_not_hide_a_process(tmp_path: Path) -> None:
     assert child.find(process.pid, began, tmp_path) is None
 
 
-def test_no_second_process_gets_into_the_folder_of_a_run(jobs: Jobs) -> None:
-    id = ask(jobs, steps=1_000_000)
-    job = when(jobs, id, lambda job: any(measure["step"] for measure in job.run.measures()))
-    second = subprocess.run(
-        [sys.executable, "-m", "train", *jobs.words(id)], cwd=job.given, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert second.returncode == 2 and "another process is training in" in second.stderr
-
-
-def test_a_finished_job_keeps_what_it_made_and_not_what_it_took(jobs: Jobs) -> None:
-    job = until(jobs, ask(jobs, steps=3), FINISHED)
-    jobs.advance()
-    left = {path.name for path in (job.path / "run").iterdir()} - {".lock"}
-    assert left == {"checkpoint", "end.json", "environment.json", "metrics.jsonl", "recipe.json", "texts.json"}
-
-
 def test_of_an_owners_ended_jobs_the_oldest_go_and_what_is_in_use_stays(tmp_path: Path) -> None:
     jobs = Jobs(tmp_path / "runs", most_each=9, most_kept=2, watch=False)
     ids = [ask(jobs, steps=3) for _ in range(4)]
@@ -323,9 +324,38 @@ def test_what_is_left_of_jobs_that_were_being_made_or_deleted_is_swept(tmp_path:
     assert [path.name for path in jobs.root.iterdir() if path.is_dir()] == ["b" * 16]
 
 
-def test_a_damaged_note_hides_no_other_job(jobs: Jobs) -> None:
+def test_what_a_kill_left_half_written_in_a_run_goes_and_a_checkpoint_that_was_being_replaced_comes_back(
+    tmp_path: Path,
+) -> None:
+    jobs = Jobs(tmp_path / "runs", watch=False)
     id = ask(jobs, steps=3)
-    (jobs.root / ("f" * 16)).mkdir()
-    (jobs.root / ("f" * 16) / "job.json").write_text("{")
-    assert [job.id for job in jobs.of(ME)] == [id]
-    until(jobs, id, FINISHED)
+    jobs.stop(id, ME)
+    path = jobs.root / id
+    for name in ("run/.checkpoint.checkpoint.0123abcd.new", "run/.best.checkpoint.old"):
+        (path / name).mkdir(parents=True)
+        (path / name / "config.json").touch()
+    for name in ("job.json.0123abcd", "run/run.new", "run/recipe.json.new", "run/kept.json"):
+        (path / name).touch()
+    jobs.advance()
+    left = sorted(one.relative_to(path).as_posix() for one in path.rglob("*") if one.is_file())
+    assert left == ["given/mine.txt", "job.json", "run/best/config.json", "run/end.json", "run/kept.json"]
+
+
+def test_a_clock_that_is_set_ends_no_run_and_deletes_none(tmp_path: Path) -> None:
+    wall, passed = [1_800_000_000.0], [0.0]
+    clock = Clock(wall=lambda: wall[0], passed=lambda: passed[0])
+    jobs = Jobs(tmp_path / "runs", watch=False, keep_s=3600, clock=clock)
+    id = ask(jobs, steps=3, limit_s=60)
+    jobs.stop(id, ME)
+    for path in (jobs.root / id / "job.json", jobs.root / id / "run"):
+        os.utime(path, (wall[0], wall[0]))
+    for years in (5, -10, 5):
+        wall[0] += years * 365 * 86_400
+        jobs.advance()
+        assert [job.id for job in jobs.of(ME)] == [id]
+    for seconds in (1_800, 1_801):
+        wall[0] += seconds
+        passed[0] += seconds
+        assert [job.id for job in jobs.of(ME)] == [id]
+        jobs.advance()
+    assert jobs.of(ME) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import zipfile
@@ -19,7 +20,7 @@ from bdh.config import ComposedConfig, FlatConfig
 from bdh.errors import DataError, HatcheryError, MergeError
 from bdh.merge import Recipe, make_plan, merge
 from bdh.merge.recipe import CALIBRATION_BYTES
-from bdh.models import build
+from bdh.models import build, state_bytes
 from bdh.sampling import Sampling
 from train.evaluate import streams_bits
 from train.job import Jobs
@@ -28,8 +29,8 @@ from ui.beside import write_beside
 from ui.kept import AVERAGE, BASELINE, HEALED, MERGED, MIXTURE, OWN, PARENT, Report, Row, Stopped
 from ui.limits import Limits
 from ui.merge import Workshop
-from ui.merges import Merger, Wanted, shipped_text
-from ui.registry import Registry, skeleton_state_bytes
+from ui.merges import Kept, Merger, Wanted, shipped_text
+from ui.registry import Registry
 from ui.runs import Trainer
 
 ME, OTHER = "browser:me", "browser:other"
@@ -178,7 +179,7 @@ def test_a_page_for_many_bounds_what_is_merged(tmp_path: Path, limits: dict[str,
 
 def test_a_merge_whose_memory_is_too_large_is_refused_before_it_is_made(tmp_path: Path) -> None:
     # One stream's memory of alpha takes half of what that of both joined takes.
-    shop = shop_at(tmp_path, Limits(max_state_bytes=skeleton_state_bytes(FLAT)))
+    shop = shop_at(tmp_path, Limits(max_state_bytes=state_bytes(FLAT)))
     found = shop.merger.preview(BOTH, ME)
     assert not found.fits and "a memory of this model takes" in found.line
     assert found.line.endswith("these methods work: average, slerp.")
@@ -192,7 +193,7 @@ def test_a_merge_that_cannot_be_listed_is_shown_and_can_be_deleted(tmp_path: Pat
     before = shop_at(tmp_path, Limits())
     made = merged(before)
     before.trainer.jobs.close()
-    shop = shop_at(tmp_path, Limits(max_state_bytes=skeleton_state_bytes(FLAT)))
+    shop = shop_at(tmp_path, Limits(max_state_bytes=state_bytes(FLAT)))
     assert [subject for _, subject in shop.choices(ME)] == [made.id]
     assert [entry.id for entry in shop.registry.entries(ME) if entry.private] == []
     with pytest.raises(HatcheryError, match="a memory of this model takes"):
@@ -202,24 +203,25 @@ def test_a_merge_that_cannot_be_listed_is_shown_and_can_be_deleted(tmp_path: Pat
     shop.trainer.jobs.close()
 
 
-def test_old_merges_are_deleted_where_runs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def grow_old(made: Kept) -> None:
+    past = time.time() - 3 * 3600
+    os.utime(made.path / "merge.json", (past, past))
+
+
+def test_old_merges_are_deleted_where_runs_are(tmp_path: Path) -> None:
     shop = shop_at(tmp_path, Limits(runs_hours=2))
     made = merged(shop)
     assert shop.merger.of(ME) == [made]
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 3 * 3600)
+    grow_old(made)
     assert shop.merger.of(ME) == [] and not made.path.exists()
     shop.trainer.jobs.close()
 
 
 @pytest.mark.parametrize("when", ["the page starts", "another owner merges", "another owner looks"])
-def test_merges_of_owners_who_never_return_are_deleted_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
-) -> None:
+def test_merges_of_owners_who_never_return_are_deleted_too(tmp_path: Path, when: str) -> None:
     shop = shop_at(tmp_path, Limits(runs_hours=2))
     made = merged(shop)
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 3 * 3600)
+    grow_old(made)
     if when == "the page starts":
         shop_at(tmp_path, Limits(runs_hours=2)).trainer.jobs.close()
     elif when == "another owner merges":

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from bdh.errors import HatcheryError
 from ui import owner
 from ui.owner import greet, identify, new_secret
 
@@ -45,6 +46,12 @@ def test_a_client_that_is_no_page_is_known_by_its_session_at_once() -> None:
     assert time.monotonic() - begun < 1
     with pytest.raises(gr.Error, match="session_hash"):
         identify(None, session(None))
+
+
+def test_what_goes_wrong_is_told_as_text_whatever_it_quotes() -> None:
+    with pytest.raises(gr.Error) as caught, owner.reported():
+        raise HatcheryError("'<img src=x onerror=alert(1)>'\n & more")
+    assert caught.value.message == "'&lt;img src=x onerror=alert(1)&gt;'\\n &amp; more"
 
 
 def test_a_page_that_is_never_greeted_is_known_by_its_session(monkeypatch: pytest.MonkeyPatch) -> None:

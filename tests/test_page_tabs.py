@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsing import FLAT, WAIT_MS, choose, say, settle, upload
+from browsing import FLAT, WAIT_MS, app, choose, say, settle, upload
+from hub_server import OTHER, Hub, serve
 from playwright.sync_api import Browser, Page, expect
 
 from bdh.models import build
 
 pytestmark = pytest.mark.page
+CARD = "# Bird\n\nIt sings. ![spy](http://localhost:1/spy.png) <img src=x onerror=hurt()>\n"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A Hub with one checkpoint."""
+    with serve() as served:
+        folder = build(FLAT, seed=3).save_pretrained(tmp_path_factory.mktemp("bird") / "bird", card=CARD)
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        served.add("user/bird", files, downloads=12)
+        yield served
+
+
+@pytest.fixture(scope="module")
+def url(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The app at home, with a login."""
+    told = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_writer"}
+    with app(tmp_path_factory.mktemp("app"), **told) as address:
+        yield address
+
+
+def open_models(page: Page) -> None:
+    open_tab(page, "Models")
+    expect(page.locator("#models-table")).to_contain_text("beta", timeout=WAIT_MS)
 
 
 def open_tab(page: Page, name: str) -> None:
@@ -130,3 +157,73 @@ def test_nothing_is_wider_than_a_narrow_window(page: Page, url: str, dark: bool)
     for tab in ("Chat", "Write", "Merge", "Models"):
         page.get_by_role("tab", name=tab).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_a_search_shows_what_there_is_and_a_click_tells_about_it_and_fills_the_box(page: Page, hub: Hub) -> None:
+    open_models(page)
+    page.get_by_role("button", name="Search the Hub").click()
+    page.locator("#hub-text input").fill("nothing like it")
+    page.locator("#hub-go").click()
+    expect(page.locator("#hub-told")).to_contain_text("Nothing on the Hub fits", timeout=WAIT_MS)
+    page.locator("#hub-text input").fill("bird")
+    page.locator("#hub-text input").press("Enter")
+    expect(page.locator("#hub-told")).to_contain_text("1 found", timeout=WAIT_MS)
+    page.locator("#hub-table span").get_by_text("user/bird").click()
+    expect(page.locator("#hub-facts")).to_contain_text("45.7 kB", timeout=WAIT_MS)
+    expect(page.locator("#hub-card")).to_contain_text("It sings.")
+    assert page.locator("#hub-card img").count() == 0
+    expect(page.locator("#models-source input")).to_have_value("user/bird")
+    hub.status = 500
+    page.locator("#hub-go").click()
+    expect(page.locator("#hub-told")).to_contain_text("the Hub answers with error 500", timeout=WAIT_MS)
+    hub.status = None
+    page.locator("#models-load").click()
+    expect(page.locator("#models-told")).to_contain_text("Loaded user/bird", timeout=WAIT_MS)
+
+
+def test_a_checkpoint_is_published_under_the_suggested_name_and_replaced_only_by_a_second_press(
+    page: Page, hub: Hub
+) -> None:
+    open_models(page)
+    page.get_by_role("button", name="Publish it on the Hub").last.click()
+    expect(page.locator("#models-who")).to_contain_text("It will be published as me", timeout=WAIT_MS)
+    expect(page.locator("#models-repo input")).to_have_value("me/bdh-alpha", timeout=WAIT_MS)
+    hub.failures = {"/lfs/": [(403, "", "Private repository storage limit reached")]}
+    page.locator("#models-push").click()
+    expect(page.locator("#models-pushed")).to_contain_text("It was not published", timeout=WAIT_MS)
+    expect(page.locator("#models-pushed")).to_contain_text("the Hub has no more room for this account")
+    assert "me/bdh-alpha" not in hub.repos
+    hub.failures = {}
+    page.locator("#models-push").click()
+    expect(page.locator("#models-pushed")).to_contain_text("Published: me/bdh-alpha", timeout=WAIT_MS)
+    link = page.locator("#models-pushed a").get_attribute("href")
+    assert link == f"{hub.endpoint}/me/bdh-alpha"
+    repo = hub.repos["me/bdh-alpha"]
+    assert repo.private and repo.refs["main"] == OTHER
+
+    page.locator("#models-push").click()
+    expect(page.locator("#models-pushed")).to_contain_text("me/bdh-alpha is there already: 4 files", timeout=WAIT_MS)
+    expect(page.locator("#models-push")).to_have_text("Replace what is there")
+    assert repo.refs["main"] == OTHER
+    page.locator("#models-license input").fill("mit")
+    page.locator("#models-license input").press("Enter")
+    page.locator("#models-push").click()
+    expect(page.locator("#models-pushed")).to_contain_text("Published: me/bdh-alpha", timeout=WAIT_MS)
+    assert "license: mit" in repo.commits[repo.refs["main"]]["README.md"].decode()
+
+
+def test_publishing_is_stopped_and_done_again(page: Page, hub: Hub) -> None:
+    open_models(page)
+    page.get_by_role("button", name="Publish it on the Hub").last.click()
+    expect(page.locator("#models-repo input")).to_have_value("me/bdh-alpha", timeout=WAIT_MS)
+    page.locator("#models-repo input").fill("me/stopped")
+    hub.slow_s, hub.uploads = 3.0, {}
+    hub.repos.pop("me/bdh-alpha", None)
+    page.locator("#models-push").click()
+    expect(page.locator("#models-progress")).to_contain_text(re.compile("of .* kB|of .* MB"), timeout=WAIT_MS)
+    page.locator("#models-push-stop").click()
+    expect(page.locator("#models-pushed")).to_contain_text("Stopped.", timeout=WAIT_MS)
+    expect(page.locator("#models-push")).to_be_enabled()
+    hub.slow_s = 0.0
+    page.locator("#models-push").click()
+    expect(page.locator("#models-pushed")).to_contain_text("Published: me/stopped", timeout=WAIT_MS)

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from browsing import WAIT_MS, choose, say, settle, settle_in, started, upload
+from browsing import WAIT_MS, choose, say, settle, upload
 from playwright.sync_api import Browser, Page, expect
 
 pytestmark = pytest.mark.page
@@ -50,16 +50,16 @@ def test_a_specialist_is_trained_on_a_pasted_text_and_talked_to_and_taken_along(
     expect(page.locator("#chat-status")).to_contain_text("bytes heard", timeout=WAIT_MS)
 
 
-def test_a_run_survives_a_reload_nobody_else_sees_it_and_stopped_it_keeps_the_best_and_goes_on(
+def test_a_run_outlives_a_reload_is_its_owners_alone_and_stopped_keeps_its_best_and_goes_on(
     page: Page, browser: Browser, url: str
 ) -> None:
+    status = page.locator("#runs-status")
     ask(page, "30")
     page.locator("#train-start").click()
     expect(page.locator("#runs-status progress")).to_be_visible(timeout=LONG_MS)
     page.reload()
     page.get_by_role("tab", name="Train").click()
-    expect(page.locator("#runs-status progress")).to_be_visible(timeout=WAIT_MS)
-    expect(page.locator("#runs-status")).to_contain_text("Training: step", timeout=WAIT_MS)
+    expect(status).to_contain_text("Training: step", timeout=LONG_MS)
 
     stranger = browser.new_context().new_page()
     stranger.goto(url)
@@ -69,11 +69,11 @@ def test_a_run_survives_a_reload_nobody_else_sees_it_and_stopped_it_keeps_the_be
     stranger.context.close()
 
     page.locator("#runs-stop").click()
-    expect(page.locator("#runs-status")).to_contain_text("Stopped after step", timeout=LONG_MS)
+    expect(status).to_contain_text("Stopped after step", timeout=LONG_MS)
     expect(page.locator("#runs-write")).to_be_visible()
     page.locator("#runs-resume").click()
     expect(page.locator("#runs-stop")).to_be_visible(timeout=WAIT_MS)
-    expect(page.locator("#runs-status")).to_contain_text("Training: step", timeout=LONG_MS)
+    expect(status).to_contain_text("Training: step", timeout=LONG_MS)
     page.locator("#runs-stop").click()
     expect(page.locator("#runs-delete")).to_be_visible(timeout=LONG_MS)
     page.locator("#runs-again").click()
@@ -81,24 +81,6 @@ def test_a_run_survives_a_reload_nobody_else_sees_it_and_stopped_it_keeps_the_be
     page.locator("#runs-delete").click()
     page.locator("#runs-delete").click()
     expect(page.locator("#runs-stop")).to_be_hidden(timeout=WAIT_MS)
-
-
-def test_a_run_outlives_the_app_and_is_found_again_by_its_owner(browser: Browser, tmp_path: Path) -> None:
-    settle_in(tmp_path)
-    page = browser.new_page()
-    with started(tmp_path, leave_runs=True) as address:
-        page.goto(address)
-        expect(page.locator("#chat-status")).to_contain_text("The memory is empty", timeout=WAIT_MS)
-        ask(page, "30")
-        page.locator("#train-start").click()
-        expect(page.locator("#runs-status")).to_contain_text("Training: step", timeout=LONG_MS)
-    with started(tmp_path) as address:
-        page.goto(address)
-        page.get_by_role("tab", name="Train").click()
-        expect(page.locator("#runs-status")).to_contain_text("Training: step", timeout=WAIT_MS)
-        page.locator("#runs-stop").click()
-        expect(page.locator("#runs-status")).to_contain_text("Stopped after step", timeout=LONG_MS)
-    page.context.close()
 
 
 def test_what_is_missing_is_said_in_words_and_an_estimate_says_what_a_run_takes(page: Page, tmp_path: Path) -> None:

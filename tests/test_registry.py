@@ -144,6 +144,22 @@ def test_a_private_model_is_its_owners_alone(tmp_path: Path, server: Hub, files:
         registry.load_hub("user/secret", STRANGER)
 
 
+def test_nothing_is_locked_while_a_model_that_was_deleted_is_forgotten(tmp_path: Path) -> None:
+    zoo.fresh("flat").save_pretrained(tmp_path / "mine")
+    registry = make(tmp_path)
+    id = registry.load_trained(tmp_path / "mine", "mine", OWNER)
+    free = []
+
+    def forget(gone: str) -> None:
+        other = threading.Thread(target=lambda: free.append((gone, list(listed(registry)))), daemon=True)
+        other.start()
+        other.join(30)
+
+    registry.forget = forget
+    registry.unload(id, OWNER)
+    assert free == [(id, [])], "another thread could not look at the list meanwhile"
+
+
 def test_the_list_of_shared_models_is_bounded(
     tmp_path: Path, server: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import Hub
 
 from bdh import checkpoint
 from bdh.config import ComposedConfig, FlatConfig, HierarchicalConfig, TransformerConfig
-from bdh.errors import CheckpointError, ConfigError, DataError, HatcheryError, TrainingError
+from bdh.errors import ConfigError, DataError, HatcheryError, TrainingError
 from bdh.models import build
 from bdh.presets import PRESETS
 from train.job import FAILED, FINISHED, STOPPED, WAITING, Jobs
@@ -227,16 +226,12 @@ def test_the_download_holds_the_checkpoint_and_nothing_else(trainer: Trainer, tm
     assert checkpoint.read_config(tmp_path / "out" / "mine") == FLAT
 
 
-def test_a_run_is_published_with_the_token_of_its_owner_and_never_with_the_machines_for_strangers(
-    trainer: Trainer, server: Hub, tmp_path: Path
-) -> None:
+def test_what_a_run_made_is_published_by_its_owner_alone(trainer: Trainer) -> None:
     id = trainer.start(Wish(base="beta", pasted=TEXT), [], ME)
     done(trainer, id)
-    told = trainer.publish(id, ME, " user/mine ", private=True, token="hf_writer")
-    assert told.startswith("Published: [user/mine](")
-    public = Trainer(trainer.registry, trainer.jobs, Limits(public=True))
-    with pytest.raises(CheckpointError, match="needs your own account"):
-        public.publish(id, ME, "user/mine", private=True, token=None)
+    assert trainer.parted(ME, id) == (trainer.made(id, ME), "mine")
+    with pytest.raises(TrainingError, match="no such run of yours"):
+        trainer.parted(OTHER, id)
 
 
 def test_what_is_shown_of_a_run_is_escaped_and_says_how_much_better_it_became(trainer: Trainer) -> None:

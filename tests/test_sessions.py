@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -208,8 +209,8 @@ def test_what_was_put_aside_is_kept_where_only_the_app_reads_it(shipped: Path) -
     with sessions.use(BERT, "one"):
         folder = shipped.parent / "data" / "parked"
         assert folder.stat().st_mode & 0o777 == 0o700
-        (file,) = folder.iterdir()
-        assert "anna" not in file.name
+        note, file = sorted(folder.iterdir())
+        assert "anna" not in note.name + file.name + note.read_text()
 
 
 def test_a_memory_put_aside_that_cannot_be_read_is_heard_again(shipped: Path) -> None:
@@ -218,7 +219,7 @@ def test_a_memory_put_aside_that_cannot_be_read_is_heard_again(shipped: Path) ->
         say(anna, "remember")
         kept = memory(anna)
     with sessions.use(BERT, "one"):
-        (file,) = (shipped.parent / "data" / "parked").iterdir()
+        (file,) = (shipped.parent / "data" / "parked").glob("*.safetensors")
         file.write_bytes(file.read_bytes()[:100])
     with sessions.use(ANNA, "one") as anna:
         anna.catch_up()
@@ -226,16 +227,108 @@ def test_a_memory_put_aside_that_cannot_be_read_is_heard_again(shipped: Path) ->
         assert [turn.message for turn in anna.turns] == ["remember"]
 
 
-def test_what_an_earlier_process_put_aside_is_removed(shipped: Path) -> None:
+def test_a_conversation_is_found_again_after_a_restart_by_its_owner_alone(shipped: Path) -> None:
     _, sessions = make(shipped, max_live_streams=1)
     with sessions.use(ANNA, "one") as anna:
         say(anna, "hello")
-    with sessions.use(BERT, "one"):
-        pass
+        kept = memory(anna)
+    with sessions.use(BERT, "one") as bert:  # Anna's is put aside
+        say(bert, "and I")
+        heard, spoken = memory(bert), bert.turns[0].answer
+    sessions.note_idle()  # Bert's is not, and is heard again
+    with sessions.use("session:api", "two") as passing:
+        say(passing, "nobody")
+    sessions.note_idle()
     _, after = make(shipped)
-    assert list((shipped.parent / "data" / "parked").iterdir()) == []
+    assert after.peek("browser:other", "one") is None and after.peek(ANNA, "two") is None
+    assert after.peek("session:api", "two") is None
+    assert "put aside" in status(after.peek(ANNA, "one"))
     with after.use(ANNA, "one") as anna:
-        assert anna.live.position_bytes == 0
+        assert anna.unheard == b"" and torch.equal(memory(anna), kept)
+        assert [turn.message for turn in anna.turns] == ["hello"]
+    with after.use(BERT, "one") as bert:
+        bert.catch_up()
+        torch.testing.assert_close(memory(bert), heard, atol=1e-4, rtol=1e-4)
+        assert bert.turns[0].answer == spoken
+
+
+def test_what_was_read_before_a_restart_is_remembered_and_can_be_come_back_to(shipped: Path) -> None:
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, "one") as anna:
+        anna.live.feed(b"a book")
+        anna.rebase("read a text of 6 bytes")
+        kept = memory(anna)
+        say(anna, "hello")
+    sessions.note_idle()
+    _, after = make(shipped)
+    with after.use(ANNA, "one") as anna:
+        anna.rewind(0)
+        assert torch.equal(memory(anna), kept) and anna.base_text == "read a text of 6 bytes"
+
+
+def test_a_conversation_that_was_begun_anew_leaves_nothing_for_a_restart(shipped: Path) -> None:
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "hello")
+    sessions.note_idle()
+    with sessions.use(ANNA, "one") as anna:
+        anna.clear()
+    sessions.note_idle()
+    assert list((shipped.parent / "data" / "parked").iterdir()) == []
+
+
+def test_the_note_of_a_moment_before_loses_only_what_came_after(shipped: Path) -> None:
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "first")
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "second")
+    # The kill comes here, before anybody was idle.
+    _, after = make(shipped)
+    with after.use(ANNA, "one") as anna:
+        anna.catch_up()
+        assert [turn.message for turn in anna.turns] == ["first"]
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"turns": [["a"]], "base_text": "", "parked_bytes": null}', "{}"])
+def test_a_damaged_note_is_a_conversation_that_begins_anew(shipped: Path, damage: str) -> None:
+    _, sessions = make(shipped)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "hello")
+    sessions.note_idle()
+    (note,) = (shipped.parent / "data" / "parked").glob("*.json")
+    note.write_text(damage)
+    _, after = make(shipped)
+    with after.use(ANNA, "one") as anna:
+        assert anna.live.position_bytes == 0 and not anna.turns
+
+
+def test_conversations_beyond_what_is_remembered_are_forgotten_the_one_idle_longest_first(shipped: Path) -> None:
+    _, sessions = make(shipped, max_conversations=2)
+    for owner in (ANNA, BERT, "browser:carl"):
+        with sessions.use(owner, "one") as own:
+            say(own, "hello")
+    sessions.note_idle()
+    assert sessions.peek(ANNA, "one") is None and sessions.peek(BERT, "one") is not None
+    busy = sessions.use(BERT, "one"), sessions.use("browser:carl", "one")
+    with busy[0], busy[1], pytest.raises(HatcheryError, match="too many conversations"), sessions.use(ANNA, "one"):
+        pass
+
+
+def test_conversations_of_an_earlier_process_are_deleted_after_their_time(shipped: Path) -> None:
+    _, sessions = make(shipped)
+    for owner in (ANNA, BERT):
+        with sessions.use(owner, "one") as own:
+            say(own, owner)
+    sessions.park_idle("one")
+    _, after = make(shipped, parked_hours=2)
+    folder = shipped.parent / "data" / "parked"
+    assert len(list(folder.iterdir())) == 4
+    (old,) = (path for path in folder.glob("*.json") if "anna" in path.read_text())
+    os.utime(old, (time.time() - 8_000,) * 2)
+    after.sweep()
+    assert len(list(folder.iterdir())) == 2
+    assert after.peek(ANNA, "one") is None and after.peek(BERT, "one") is not None
 
 
 def test_a_model_that_can_never_fit_puts_nobody_aside(shipped: Path) -> None:

@@ -397,7 +397,7 @@ def test_the_command_trains_and_writes_a_checkpoint_that_loads(text: Path, tmp_p
     assert model.origin is not None
     assert model.origin.provenance["bytes_heard"] == 4 * 32 * 2
     card = (tmp_path / "run" / "checkpoint" / "README.md").read_text()
-    assert "license:" not in card
+    assert "license: unknown" in card and "## Learning curve" in card and "| 4 | 256 | " in card
     assert f"{model.origin.provenance['held_out_bits_per_byte']['rhyme']:.3f}" in card
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["decay_steps"] == 2
     assert main([str(path), "--out", str(tmp_path / "run")]) == 2

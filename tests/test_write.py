@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -315,6 +316,44 @@ def test_a_prompt_is_bounded_and_an_empty_one_is_a_line_break() -> None:
 
 def test_two_runs_take_turns_and_the_longer_one_goes_on_alone() -> None:
     assert list(side_by_side([iter("abcd"), iter("12")])) == ["a", "1", "b", "2", "c", "d"]
+
+
+def test_what_is_side_by_side_is_made_at_the_same_time_and_rests_while_it_is_looked_at() -> None:
+    met, looked_at = threading.Barrier(2, timeout=60), threading.Event()
+
+    def run(name: str) -> Iterator[str]:
+        for _ in range(3):
+            met.wait()
+            assert not looked_at.is_set()
+            yield name
+
+    seen = []
+    for item in side_by_side([run("a"), run("b")]):
+        looked_at.set()
+        time.sleep(0.01)
+        seen.append(item)
+        looked_at.clear()
+    assert seen == ["a", "b"] * 3
+
+
+def test_a_run_that_fails_closes_the_others() -> None:
+    closed = []
+
+    def fails() -> Iterator[str]:
+        yield "a"
+        raise DataError("no more")
+
+    def goes_on() -> Iterator[str]:
+        try:
+            while True:
+                yield "b"
+        finally:
+            closed.append("b")
+
+    seen = []
+    with pytest.raises(DataError, match="no more"):
+        seen.extend(side_by_side([fails(), goes_on()]))
+    assert closed == ["b"]
 
 
 def test_closing_the_turns_closes_every_run() -> None:

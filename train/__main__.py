@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -137,7 +137,8 @@ def _train_in(run: Run, folder: Path, options: argparse.Namespace) -> int:
             teller = _fit(run, options, folder)
         except TrainingError:
             if options.export_stopped and run.best and run.accelerator.is_main_process:
-                export(run, target)
+                with suppress(HatcheryError):  # what the run failed of comes first
+                    export(run, target)
             raise
         if run.asked_to_stop and not options.export_stopped:
             return 130

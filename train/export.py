@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bdh import checkpoint
+from bdh import card as cards
+from bdh import checkpoint, hub
 from bdh.load import load
 from bdh.merge import LINEAGE
 from bdh.merge.parents import place_told
@@ -24,13 +24,18 @@ from .evaluate import bits_per_byte
 from .folder import environment
 from .loop import Run
 from .recipe import Recipe, toml_key, toml_value
-from .sources import is_shipped
+from .sources import Text, is_shipped
 from .strategy import plain_tensors
 
 _QUESTIONS = ['What does "river" mean?', 'Tell me what "courage" means.', "What kind of thing is it?"]
 _OPENING = "In the beginning, "
 _PROMPT = b'\nUser: What does "river" mean?\nBot:'
 _HELD_OUT_STREAMS = 8
+_LICENSE = "mit"
+"""Of weights that nobody else had a hand in, trained on the texts of this repository."""
+_LANGUAGES = {"spanish": "es", "python": "code"}
+"""Of the shipped texts that are not English."""
+_CURVE_ROWS = 12
 _LINEAGE_BYTES = 600_000
 """Of what a base says of its own making; more is not believed, for it might not fit into what is written."""
 
@@ -72,11 +77,14 @@ def export(run: Run, folder: Path) -> Path:
         provenance |= lineage
     if before:
         provenance["base_held_out_bits_per_byte"] = before
+    if base and (place := _base_place(run.recipe, base)):
+        provenance["base"] = {"commit": place, "weights_sha256": base.checksum()}
+    stated = cards.license_of(_card_of(base)) if base else _LICENSE
     return checkpoint.write(
         folder,
         model.config,
         tensors,
-        card=card(run, model, held_out, provenance, _place(folder, run.recipe)),
+        card=card(run, model, held_out, provenance, _place(folder, run.recipe), stated),
         provenance=provenance,
         dtype=torch.bfloat16,
     )
@@ -85,6 +93,22 @@ def export(run: Run, folder: Path) -> Path:
 def _told(recipe: Recipe) -> Recipe:
     """The recipe as others may read it: of a base somewhere on this machine, no more than its folder's name."""
     return dataclasses.replace(recipe, base=place_told(Path(recipe.base))) if os.path.isabs(recipe.base) else recipe
+
+
+def _base_place(recipe: Recipe, base: Model[Any]) -> str:
+    """Where on the Hub a base lies, as `user/repo@commit`; empty if that is not known."""
+    if recipe.base_place:
+        return recipe.base_place
+    origin = base.origin
+    if origin is None or not origin.repo_id:
+        return ""
+    return hub.parse_source(origin.source, local=False).at(origin.revision or "main")
+
+
+def _card_of(base: Model[Any]) -> str:
+    """The card that came with a base; empty if there was none."""
+    folder = base.origin.folder if base.origin else None
+    return checkpoint.read_card(folder) if folder is not None and folder.is_dir() else ""
 
 
 def _place(folder: Path, recipe: Recipe) -> str:
@@ -110,31 +134,34 @@ def held_out_bytes(splits: Splits) -> Bytes:
     return splits.test if len(splits.test) >= 2 * _HELD_OUT_STREAMS else splits.validation
 
 
-def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: dict[str, Any], place: str) -> str:
-    """The model card in Markdown, with the Hub's front matter; it says no more than the run knows."""
+def card(
+    run: Run, model: Model[Any], held_out: dict[str, float], provenance: dict[str, Any], place: str, license: str
+) -> str:
+    """The model card in Markdown; it says no more than the run knows.
+
+    Args:
+        license: what the weights that it began with are under; that of our own texts for fresh ones.
+    """
     recipe, splits = _told(run.recipe), run.splits[run.phase]
     sources = recipe.sources(run.parts[run.phase])
     chat = any(one.name == "chat" for one in splits)
     opening = recipe.prompt.strip() if recipe.prompt.strip() and not recipe.prompt.startswith("\nUser:") else _OPENING
     prompt = _PROMPT if chat else f"\n{opening}".encode()
-    shipped = all(is_shipped(text.source or text.name) and not text.dataset for text in sources)
-    front = ["library_name: bdh-hatchery", "pipeline_tag: text-generation"]
+    shipped = all(_is_ours(text) for text in sources)
+    front = ""
     if shipped:
-        spoken = sorted({"es" if (text.source or text.name) == "spanish" else "en" for text in sources})
-        front += ["license: mit", f"language: [{', '.join(spoken)}]"]
-    tags = "\n".join(f"- {tag}" for tag in ("bdh", "byte-level", model.config.kind))
+        spoken = sorted({_LANGUAGES.get(text.source or text.name, "en") for text in sources})
+        stated = f"license: {license}\n" if license == _LICENSE else ""
+        front = f"---\n{stated}language: [{', '.join(spoken)}]\n---\n"
     before = provenance.get("base_held_out_bits_per_byte", {})
-    columns = ["text", *(["the base"] if before else []), "bits per byte", "bytes"]
-    table = [columns, ["---"] * len(columns)]
+    scores = [["text", *(["the base"] if before else []), "bits per byte", "bytes"]]
     for one in splits:
         base = [f"{before[one.name]:.3f}"] if before else []
-        table.append(
-            [one.name, *base, f"{held_out[one.name]:.3f}", f"{len(held_out_bytes(one)[: recipe.test_bytes or None]):,}"]
-        )
-    scores = "\n".join(f"| {' | '.join(row)} |" for row in table)
-    rows = ", ".join(f"{one.rows} of {run.rows} rows {one.name}" for one in splits)
+        most = recipe.test_bytes or None
+        scores.append([_name(one), *base, f"{held_out[one.name]:.3f}", f"{len(held_out_bytes(one)[:most]):,}"])
+    rows = ", ".join(f"{one.rows} of {run.rows} rows {_name(one)}" for one in splits)
     parts = [
-        "---\n" + "\n".join(front) + f"\ntags:\n{tags}\n---\n# {recipe.name}\n\n{recipe.description}",
+        f"{front}# {recipe.name}\n\n{cards.line(recipe.description, 1000)}",
         f"""- **kind**: {model.config.kind}
 - **parameters**: {model.parameter_count():,}
 - **state of one stream**: {model.state_bytes() / 1e6:.1f} MB, at any length
@@ -145,7 +172,8 @@ def card(run: Run, model: Model[Any], held_out: dict[str, float], provenance: di
 Bits per byte on the last part of each text, which was neither trained on nor looked at in training, heard as
 {_HELD_OUT_STREAMS} streams with their state carried from end to end, with the weights of this file in float32.
 
-{scores}""",
+{cards.table(scores)}""",
+        *_curve(run),
         f"""## Use
 
 ```python
@@ -155,20 +183,10 @@ stream = bdh.Stream(bdh.load("{place}"))
 stream.feed({prompt!r})
 print(bytes(w.byte for w in stream.generate(bdh.Sampling(temperature=0.5, stop=(b"\\n",)))).decode())
 ```""",
-        f"""## Samples
-
-Seed 0, temperature 0.5; nothing was chosen by hand.
-
-```
-{_samples(model, opening, chat=chat)}
-```""",
-        f"""## Made by
-
-The recipe below, with `python -m train`; `provenance.json` has the checksums of the texts.
-
-```toml
-{_toml(dataclasses.asdict(recipe))}
-```""",
+        "## Samples\n\nSeed 0, temperature 0.5; nothing was chosen by hand.\n\n"
+        + cards.fenced(_samples(model, opening, chat=chat)),
+        "## Made by\n\nThe recipe below, with `python -m train`; `provenance.json` has the checksums of the texts.\n\n"
+        + cards.fenced(_toml(dataclasses.asdict(recipe)), "toml"),
         """## Limits
 
 A very small model after very little training. Its text has the form of what it was trained on; what it says is often
@@ -179,19 +197,49 @@ wrong, and it knows nothing beyond its texts.""",
     return "\n\n".join(parts) + "\n"
 
 
+def _curve(run: Run) -> list[str]:
+    """How validation went, as a section of the card; nothing if it was looked at once or never."""
+    looks = [
+        one for one in run.folder.measures() if one.get("validation") and one.get("phase") == run.parts[run.phase].name
+    ]
+    if len(looks) < 2:
+        return []
+    most = _CURVE_ROWS - 1
+    picked = (
+        looks if len(looks) <= _CURVE_ROWS else [looks[round(i * (len(looks) - 1) / most)] for i in range(most + 1)]
+    )
+    names = list(picked[-1]["validation"])
+    rows = [["step", "bytes heard", *(cards.line(name) for name in names)]]
+    for one in picked:
+        bits = [f"{one['validation'][name]:.3f}" if name in one["validation"] else "–" for name in names]
+        rows.append([f"{one['step']:,}", f"{one['heard_bytes']:,}", *bits])
+    said = "Bits per byte on the part of each text that is kept to validate on, as it learned"
+    some = f" ({len(picked)} of {len(looks)} looks)" if len(picked) < len(looks) else ""
+    return [f"## Learning curve\n\n{said}{some}.\n\n{cards.table(rows)}"]
+
+
 def _lineage(provenance: dict[str, Any]) -> str:
-    """What a healed model was merged from, as one more point of its list."""
+    """What a model was made from, as more points of its list."""
+    told = ""
+    base = provenance.get("base")
+    if isinstance(base, dict) and base.get("commit"):
+        told = f"\n- **goes on from**: {cards.code(base['commit'])} on the Hub"
     merge, parents = provenance.get("merge"), provenance.get("parents")
     if not isinstance(merge, dict) or not isinstance(parents, list):
-        return ""
-    names = ", ".join(f"`{_plain(parent.get('source'))}`" for parent in parents[:16] if isinstance(parent, dict))
-    cut = f", cut to {_plain(merge['neurons'])} neurons a head" if merge.get("neurons") else ""
-    return f"\n- **merged from**: {names} by `{_plain(merge.get('method'))}`{cut}, before this training"
+        return told
+    names = ", ".join(cards.code(parent.get("source")) for parent in parents[:16] if isinstance(parent, dict))
+    cut = f", cut to {cards.line(merge['neurons'])} neurons a head" if merge.get("neurons") else ""
+    return f"{told}\n- **merged from**: {names} by {cards.code(merge.get('method'))}{cut}, before this training"
 
 
-def _plain(told: object) -> str:
-    """What another checkpoint says, as a word on a line."""
-    return re.sub(r"[^\w./@: -]", "", str(told))[:120]
+def _name(splits: Splits) -> str:
+    return cards.line(splits.name)
+
+
+def _is_ours(text: Text) -> bool:
+    """Whether a text comes with the repository, or is made by it."""
+    source = text.source or text.name
+    return not text.dataset and (is_shipped(source) or source.startswith("generated:"))
 
 
 def _toml(fields: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ _MAY_CHANGE = {
     *(
         "name",
         "description",
+        "base_place",
         "steps",
         "minutes",
         "phases",
@@ -82,10 +83,7 @@ class Folder:
             os.replace(written, self.state)
         except (OSError, RuntimeError) as error:
             written.unlink(missing_ok=True)
-            raise TrainingError(
-                f"the run could not be saved to {self.path} ({str(error)[:200]}); what was saved before is kept: "
-                "make room and go on with --resume"
-            ) from error
+            raise self._not_saved(error) from error
 
     def read(self, recipe: Recipe, texts: TextSums) -> dict[str, Any]:
         """What `save` wrote, held against the recipe and the texts of now.
@@ -118,9 +116,18 @@ class Folder:
         """Add a report to the run's measures."""
         if not self._writes:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(report)) + "\n")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dataclasses.asdict(report)) + "\n")
+        except OSError as error:
+            raise self._not_saved(error) from error
+
+    def _not_saved(self, error: Exception) -> TrainingError:
+        return TrainingError(
+            f"the run could not be saved to {self.path} ({str(error)[:200]}); what was saved before is kept: "
+            "make room and go on with --resume"
+        )
 
     def measures(self) -> list[dict[str, Any]]:
         """The reports so far; a line that a kill left unfinished is left out."""

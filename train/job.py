@@ -30,10 +30,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from bdh.checkpoint import WEIGHTS
+from bdh.checkpoint import WEIGHTS, recovered
 from bdh.errors import HatcheryError, TrainingError
 
 from . import child
+from .clock import Clock
 from .folder import BEST, STATE, Folder
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,7 @@ _DRAFT_S = 3600.0
 WAITING, RUNNING, STOPPING = "waiting", "running", "stopping"
 FINISHED, STOPPED, FAILED, INTERRUPTED = "finished", "stopped", "failed", "interrupted"
 _DRAFT, _ASKED, _GONE = "draft", "asked", ".gone"
+_ASIDE = ".old"
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,10 @@ class Jobs:
         most_each: int = 1,
         most_kept: int = 100,
         keep_s: float = 0.0,
+        most_bytes: float = float("inf"),
         environment: Mapping[str, str] | None = None,
         watch: bool = True,
+        clock: Clock | None = None,
     ) -> None:
         """Find what was left by an earlier app, and go on with what waits.
 
@@ -159,11 +163,14 @@ class Jobs:
             most_each: jobs of one owner that wait or run.
             most_kept: jobs of one owner that have ended; beyond it the oldest are deleted.
             keep_s: jobs that ended so long ago are deleted; 0 keeps them.
+            most_bytes: of all jobs on the disk; beyond it, no further one is taken.
             environment: of the processes; None is this one's.
             watch: begin what is due; False only looks.
+            clock: says how old jobs are; None is one of their own.
         """
         self.root, self._at_once, self._most_waiting, self._most_each = root, at_once, most_waiting, most_each
-        self._most_kept, self._keep_s = most_kept, keep_s
+        self._most_kept, self._keep_s, self._clock = most_kept, keep_s, clock or Clock()
+        self._most_bytes = most_bytes
         self._environment = dict(os.environ if environment is None else environment)
         paths = [str(ROOT), *filter(None, [self._environment.get("PYTHONPATH")])]
         self._environment |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
@@ -171,6 +178,8 @@ class Jobs:
         self._guard = FileLock(root / ".lock")
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._known: dict[str, tuple[tuple[int, int], _Record]] = {}
+        self._cleared: set[str] = set()
+        """Jobs that ended, and of which nothing half written is left."""
         self._trying = threading.Semaphore()
         self.before_removal: Callable[[Job], None] = lambda job: None
         """Called before a job is deleted; an error keeps it."""
@@ -305,27 +314,28 @@ class Jobs:
     def advance(self) -> bool:
         """Begin what is due, stop what takes too long, delete what is old; whether there is more to watch."""
         with self._guard:
-            now, running, waiting = time.time(), 0, []
+            running, waiting = 0, []
             ended: dict[str, list[tuple[float, str]]] = {}
             for id, record in list(self._records()):
                 state = self._state(id, record)[0]
-                if state == WAITING and not self._at_once and now - record.waiting_since > _DRAFT_S:
+                if state == WAITING and not self._at_once and self._clock.age(record.waiting_since) > _DRAFT_S:
                     self._leave_queue(id, record, STOPPED, "the call that should have done it never came")
                 elif state == WAITING:
                     waiting.append((record.waiting_since, id, record))
                 elif state in (RUNNING, STOPPING):
                     running += 1
-                    self._hold_to_limit(id, record, now)
-                elif self._is_old(id, record, state, now):
+                    self._hold_to_limit(id, record)
+                elif self._is_old(id, record, state):
                     self._expire(id, record)
                 elif state != _DRAFT:
+                    self._clear_halves(id)
                     ended.setdefault(record.owner, []).append((record.created, id))
                     if state == FINISHED:
                         self._tidy(id)
             for jobs in ended.values():
                 for _, id in sorted(jobs)[: max(0, len(jobs) - self._most_kept)]:
                     self._expire(id, self._read(id))
-            self._sweep(now)
+            self._sweep()
             waiting.sort(key=lambda job: job[:2])
             for _, id, record in waiting[: max(0, self._at_once - running)]:
                 self._begin(id, record)
@@ -375,6 +385,11 @@ class Jobs:
                 f"the disk has {free / 1e6:.0f} MB free, and a run must find {_LEAST_FREE_BYTES / 1e6:.0f}; "
                 "delete runs that are done, or make room"
             )
+        if self._most_bytes < float("inf") and (taken := _size_of(self.root)) > self._most_bytes:
+            raise TrainingError(
+                f"the runs of all visitors take {taken / 1e6:,.0f} MB, and {self._most_bytes / 1e6:,.0f} is all they "
+                "may; delete runs of yours that are done, or try again later"
+            )
 
     def _log_bytes(self, id: str) -> int:
         with contextlib.suppress(OSError):
@@ -383,6 +398,7 @@ class Jobs:
 
     def _begin(self, id: str, record: _Record) -> None:
         path = self.root / id
+        self._cleared.discard(id)
         try:
             process = child.begin(self.words(id), path / "given", self._environment, path / LOG)
         except Exception as error:  # whatever it is, the jobs behind it have to go on
@@ -401,10 +417,10 @@ class Jobs:
         self._folder(id).end(how, why)
         self._write(id, dataclasses.replace(record, waiting_since=0.0))
 
-    def _hold_to_limit(self, id: str, record: _Record, now: float) -> None:
+    def _hold_to_limit(self, id: str, record: _Record) -> None:
         if not record.limit_s:
             return
-        over_s = now - record.began + record.spent_s - record.limit_s
+        over_s = self._clock.age(record.began) + record.spent_s - record.limit_s
         if over_s > _GRACE_S and not record.stopping:
             self._end(id, record, f"it may train for {record.limit_s / 60:.0f} minutes here")
         elif over_s > 3 * _GRACE_S:
@@ -418,12 +434,27 @@ class Jobs:
             for name in ("texts", BEST):
                 shutil.rmtree(run / name, ignore_errors=True)
 
-    def _sweep(self, now: float) -> None:
+    def _clear_halves(self, id: str) -> None:
+        """Remove what the kill of a run, or of the app beside it, left half written."""
+        if id in self._cleared:
+            return
+        path = self.root / id
+        left = [*path.glob(f"{_JOB}.*"), *path.glob("run/*.new"), *path.glob("run/.*.checkpoint.*")]
+        for half in left:
+            if half.suffix == _ASIDE:  # what a checkpoint was before, while the next took its place
+                recovered(half.with_name(half.name.removeprefix(".").removesuffix(f".checkpoint{_ASIDE}")))
+            if half.is_dir():
+                shutil.rmtree(half, ignore_errors=True)
+            else:
+                half.unlink(missing_ok=True)
+        self._cleared.add(id)
+
+    def _sweep(self) -> None:
         """Remove what a kill left of jobs that were being made or deleted."""
         for name in os.listdir(self.root):
             path = self.root / name
             with contextlib.suppress(OSError):
-                half = _ID.fullmatch(name) and not (path / _JOB).is_file() and now - path.stat().st_mtime > _DRAFT_S
+                half = _ID.fullmatch(name) and not (path / _JOB).is_file() and self._clock.file_age(path) > _DRAFT_S
                 if half or name.endswith(_GONE):
                     shutil.rmtree(path, ignore_errors=True)
 
@@ -488,7 +519,7 @@ class Jobs:
             return STOPPED, why or "at once; what was saved last is kept"
         if said := _said(_tail(self.root / id / LOG, record.log_from)):
             return FAILED, said
-        return INTERRUPTED, "its process ended without a word: the machine was restarted, or memory ran out"
+        return INTERRUPTED, "its process ended without a word: the machine was restarted, or memory or disk ran out"
 
     def _view(self, id: str, record: _Record) -> Job:
         state, message = self._state(id, record)
@@ -507,13 +538,13 @@ class Jobs:
             self.root / id,
         )
 
-    def _is_old(self, id: str, record: _Record, state: str, now: float) -> bool:
+    def _is_old(self, id: str, record: _Record, state: str) -> bool:
         if state == _DRAFT:
-            return now - record.created > _DRAFT_S
+            return self._clock.age(record.created) > _DRAFT_S
         if not self._keep_s:
             return False
         with contextlib.suppress(OSError):
-            return now - max((self.root / id / name).stat().st_mtime for name in (_JOB, "run")) > self._keep_s
+            return self._clock.file_age(*(self.root / id / name for name in (_JOB, "run"))) > self._keep_s
         return False
 
     def _own(self, id: str, owner: str) -> _Record:
@@ -540,8 +571,13 @@ class Jobs:
 
     def _write(self, id: str, record: _Record) -> None:
         written = self.root / id / f"{_JOB}.{secrets.token_hex(4)}"
-        written.write_text(json.dumps(dataclasses.asdict(record)), encoding="utf-8")
-        os.replace(written, self.root / id / _JOB)
+        try:
+            written.write_text(json.dumps(dataclasses.asdict(record)), encoding="utf-8")
+            os.replace(written, self.root / id / _JOB)
+        except OSError:
+            with contextlib.suppress(OSError):
+                written.unlink(missing_ok=True)
+            raise
         self._known.pop(id, None)  # its time of change may be the one before
 
     def _expire(self, id: str, record: _Record) -> None:
@@ -561,6 +597,16 @@ class Jobs:
 
     def _folder(self, id: str) -> Folder:
         return Folder(self.root / id / "run")
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of all files below a folder; what vanishes meanwhile takes none."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += os.lstat(os.path.join(place, name)).st_size
+    return size
 
 
 def _hashed(owner: str) -> str:

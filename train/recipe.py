@@ -88,6 +88,8 @@ class Recipe:
     """One sentence for its card."""
     base: str = ""
     """Checkpoint to go on from: a folder or a place on the Hub; empty for fresh weights."""
+    base_place: str = ""
+    """Where on the Hub a base that is a folder came from, as `user/repo@commit`: for the card."""
     model: dict[str, Any] = field(default_factory=dict)
     """The configuration of fresh weights, `kind` included; of a base, the fields to change (dropout, decay)."""
     texts: dict[str, Any] = field(default_factory=dict)
@@ -168,7 +170,7 @@ class Recipe:
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", self.name):
             raise ConfigError(f"name is {self.name!r:.80}; it must be letters, digits, dots, dashes and underscores")
         _check_values(self)
-        for name in ("description", "base", "prompt"):
+        for name in ("description", "base", "base_place", "prompt"):
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"{name} is {getattr(self, name)!r:.80}; it must be a text")
         if not isinstance(self.carried, bool):
@@ -236,6 +238,10 @@ class Recipe:
 _OF_PHASES = tuple(f.name for f in dataclasses.fields(Phase) if f.name != "name")
 
 
+_MOST_BYTES, _MOST_TABLES = 16_384, 8
+"""Of a recipe: reading a key of many tables takes time that grows with the square of their number."""
+
+
 def _check_values(part: Recipe | Phase) -> None:
     """Hold the numbers and choices of a recipe or a phase against what is allowed."""
     where = f"of {part.name}: " if isinstance(part, Phase) and part.name else ""
@@ -267,14 +273,23 @@ def read_fields(source: str, overrides: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such file, or it is no TOML.
     """
-    path = RECIPES / f"{source}.toml"
-    if not path.is_file():
-        path = Path(source)
-    if not path.is_file():
-        raise ConfigError(f"{source!r:.200} is neither a shipped recipe ({', '.join(list_recipes())}) nor a file")
+    shipped = list_recipes()
+    path = RECIPES / f"{source}.toml" if source in shipped else Path(source)
+    data = b""
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        found = path.is_file()
+        if found:
+            with path.open("rb") as file:
+                data = file.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:  # such as a name that no file can have
+        raise ConfigError(f"{source!r:.200} cannot be read: {str(error)[:200]}") from error
+    if not found:
+        raise ConfigError(f"{source!r:.200} is neither a shipped recipe ({', '.join(shipped)}) nor a file")
+    if len(data) > _MOST_BYTES:
+        raise ConfigError(f"{source!r:.200} is above {_MOST_BYTES:,} bytes; a recipe is a small TOML file")
+    try:
+        fields = tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # whole numbers of thousands of digits among them
         raise ConfigError(f"{path} is no recipe: {str(error)[:200]}") from error
     for override in overrides:
         _override(fields, override)
@@ -321,9 +336,11 @@ def _override(fields: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r:.100} is no key=value pair")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     *tables, key = keys.strip().split(".")
+    if len(tables) > _MOST_TABLES:
+        raise ConfigError(f"{override!r:.100} names a table in more than {_MOST_TABLES} others")
     for table in tables:
         fields = fields.setdefault(table, {})
         if not isinstance(fields, dict):

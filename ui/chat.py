@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import shutil
 import tempfile
@@ -20,14 +19,14 @@ from bdh.errors import DataError
 from bdh.sampling import Sampling
 from bdh.stream import Written
 
+from .dialogue import END, question
 from .limits import Limits
 from .owner import identify, reported
 from .registry import Registry, size_text
 from .sessions import Conversation, Sessions, heard_in
+from .wishes import is_number
 from .writing import MAX_SEED, ON_ZERO_GPU, batched, hear_and_write
 
-USER, BOT, END = "User: ", "\nBot:", b"\n"
-"""The form of a dialogue that the shipped models were trained on: a line a turn."""
 EXAMPLES = [
     'What does "river" mean?',
     'Tell me what "courage" means.',
@@ -63,9 +62,7 @@ def answer(conversation: Conversation, message: str, options: Sampling) -> Itera
         yield Progress(behind_bytes=left)
     turn = conversation.begin(message)
     stream = conversation.live
-    line = " ".join(message.split())
-    opening = b"" if stream.recent.endswith(b"\n") else b"\n"
-    data = opening + (USER + line + BOT).encode("utf-8", errors="replace")
+    data = question(message, stream.recent)
     options = dataclasses.replace(options, stop=(END,))
     turn.heard = data
     heard, begun, start = 0, 0.0, stream.position_bytes
@@ -139,6 +136,8 @@ def status(conversation: Conversation | None, device: str = "", rate: float = 0.
 
 def message_problem(message: str, limits: Limits) -> str:
     """Why a message cannot be sent, or an empty text."""
+    if not isinstance(message, str):
+        return "The message must be a text."
     size = len(message.encode("utf-8", errors="replace"))
     if not message.strip():
         return "Write a message first."
@@ -219,7 +218,8 @@ class Chat:
 
     def pick(self, event: gr.SelectData) -> str:
         """Put an example into the message box."""
-        return str(event.value["text"])
+        told = event.value.get("text") if isinstance(event.value, dict) else ""
+        return str(told)[: self.limits.max_prompt_bytes]
 
     def clear(self, model_id: str, secret: str, request: gr.Request) -> tuple[Any, ...]:
         """Forget the conversation."""
@@ -246,18 +246,20 @@ class Chat:
             saved = gr.File(str(path), visible=True)
             yield saved, self._status(conversation, note="memory saved"), *_buttons(writing=False)
 
-    def load(self, path: str, model_id: str, secret: str, request: gr.Request) -> tuple[Any, ...]:
+    def load(self, path: str | None, model_id: str, secret: str, request: gr.Request) -> tuple[Any, ...]:
         """Take over a saved memory."""
         with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
+            if not path:
+                raise DataError("choose a saved memory first")
             conversation.live.load(path)
             forgets = ", in place of the conversation before" if conversation.turns else ""
             conversation.rebase(f"from a saved memory{forgets}")
             return history(conversation), self._status(conversation)
 
-    def feed(self, path: str, model_id: str, secret: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def feed(self, path: str | None, model_id: str, secret: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Let the model read a text file into its memory."""
         with reported(), self.sessions.use(identify(secret, request), model_id) as conversation:
-            data = _text_of(Path(path), self.limits.max_feed_bytes)
+            data = _text_of(path, self.limits.max_feed_bytes)
             for line in self._catching_up(conversation):
                 yield gr.skip(), line, *_buttons(writing=True)
             begun = time.monotonic()
@@ -327,10 +329,10 @@ class Chat:
             if problem := message_problem(text, self.limits):
                 raise DataError(problem)
             numbers = (temperature, top_p, length, -1 if seed is None else seed)
-            if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+            if not all(is_number(number) for number in numbers):
                 raise DataError(f"temperature, top-p, length and seed must be numbers; given {numbers!r:.100}")
             if numbers[3] > MAX_SEED:
-                raise DataError(f"the seed is {numbers[3]:.0f}; it must be at most {MAX_SEED}, or -1 to draw one")
+                raise DataError(f"the seed is {numbers[3]!r:.40}; it must be at most {MAX_SEED}, or -1 to draw one")
             return Sampling(
                 temperature=temperature,
                 top_p=top_p,
@@ -389,19 +391,27 @@ def _buttons(writing: bool) -> tuple[gr.Button, gr.Button]:
 
 def _turn(conversation: Conversation, index: Any) -> int:
     """The turn that a message of the chat component belongs to."""
-    turn = int(index[0] if isinstance(index, (list, tuple)) else index) // 2
+    first = index[0] if isinstance(index, (list, tuple)) and index else index
+    if isinstance(first, bool) or not isinstance(first, int):
+        raise DataError("which message is meant cannot be told; reload the page")
+    turn = first // 2
     turn += max(0, len(conversation.turns) - MAX_TURNS_SHOWN)
     if not 0 <= turn < len(conversation.turns):
         raise DataError("that message is no longer part of the conversation; reload the page to see it as it is")
     return turn
 
 
-def _text_of(path: Path, limit: int) -> bytes:
+def _text_of(given: str | None, limit: int) -> bytes:
     """The bytes of an uploaded text.
 
     Raises:
         DataError: it is empty or too large.
     """
+    if not given:
+        raise DataError("choose a file first")
+    path = Path(given)
+    if not path.is_file():
+        raise DataError("the file is not here any more; choose it again")
     size = path.stat().st_size
     if not 0 < size <= limit:
         raise DataError(f"the file has {size:,} bytes; it must have 1 to {limit:,}")
@@ -414,6 +424,8 @@ class ChatTab:
 
     model: gr.Dropdown
     message: gr.Textbox
+    temperature: gr.Slider
+    seed: gr.Number
 
 
 def build_chat(
@@ -466,7 +478,9 @@ def build_chat(
     with gr.Accordion("Memory", open=False, elem_id="memory"):
         gr.Markdown(
             "All that is said here is kept in one block of numbers, whose size never changes. Save it to go on "
-            "another day, or let the model read a text before you talk."
+            "another day, or let the model read a text before you talk. A conversation is kept on this machine, to be "
+            f"found again after a restart, until {limits.parked_hours} hours after its last message, or until you "
+            "begin a new one."
         )
         with gr.Row():
             save = gr.Button("Save memory", size="sm", min_width=140, elem_id="memory-save")
@@ -518,4 +532,4 @@ def build_chat(
     gr.api(  # type: ignore[attr-defined]
         chat.api, api_name="chat", concurrency_limit=limits.max_at_once, concurrency_id="writing"
     )
-    return ChatTab(model, message)
+    return ChatTab(model, message, temperature, seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import os
 import queue
 import threading
 import time
@@ -247,8 +248,12 @@ def measure(
                     shares[text] = found.texts[text].shares
                 report = dataclasses.replace(report, shares=dict(shares), shares_bytes=max(map(len, part.values())))
     report = dataclasses.replace(report, notes=tuple(notes), elapsed_s=time.monotonic() - begun)
+    written = kept.path / f"{_NOTE}.new"
     with suppress(OSError):
-        (kept.path / _NOTE).write_text(json.dumps(dataclasses.asdict(report)), encoding="utf-8")
+        written.write_text(json.dumps(dataclasses.asdict(report)), encoding="utf-8")
+        os.replace(written, kept.path / _NOTE)
+    with suppress(OSError):  # the disk is full: the report before stays
+        written.unlink(missing_ok=True)
     give(report)
 
 

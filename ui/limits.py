@@ -24,6 +24,26 @@ class Limits:
     """Bytes of a text file fed into a memory."""
     max_upload_bytes: int = 200 * _MB
     """Bytes of one uploaded file."""
+    max_fetched_bytes: int = 100_000 * _MB
+    """Bytes of models from the Hub that a public page keeps on disk; those fetched longest ago are deleted."""
+    max_uploads_each: int = 100
+    """Uploaded models of one visitor."""
+    max_request_bytes: int = 256 * _MB
+    """Bytes of a request that is no upload; a text that is pasted must fit."""
+    max_requests_each: int = 6_000
+    """Requests of one visitor in a minute."""
+    max_connections: int = 2_000
+    """Requests and open pages at the same time; a page holds one or two."""
+    max_connections_each: int = 500
+    """Of these, one visitor's; scripts and styles of the page count apart."""
+    max_served_bytes: int = 20_000 * _MB
+    """Bytes of uploads that wait to be used, and of files that were made for download; the oldest are dropped."""
+    served_hours: int = 24
+    """Hours after which such a file is deleted; what was made of it stays."""
+    max_conversations: int = 10_000
+    """Conversations that are kept; beyond it, the one idle longest is forgotten."""
+    max_said_bytes: int = 4 * _MB
+    """Bytes of one conversation that can be gone back to; what was said before stays in its memory only."""
     max_live_streams: int = 64
     """Memories held at once; the one idle longest is put aside to disk."""
     max_state_bytes: int = 2_000 * _MB
@@ -40,6 +60,8 @@ class Limits:
     """Answers written at the same time; further requests wait in a queue."""
     max_waiting: int = 256
     """Requests in the queue; further ones are refused."""
+    max_waiting_each: int = 256
+    """Requests of one visitor that wait or are answered; what a page asks for when it is opened counts apart."""
     max_train_minutes: int = 1_000_000
     """Minutes that one run may train."""
     max_train_bytes: int = 2_000 * _MB
@@ -54,6 +76,8 @@ class Limits:
     """Runs of one visitor that wait or train."""
     max_runs_kept: int = 100
     """Runs of one visitor that have ended; beyond it the oldest are deleted."""
+    max_runs_bytes: int = 200_000 * _MB
+    """Bytes that the runs of all visitors may take on disk; beyond it no further one begins."""
     runs_hours: int = 1_000_000
     """Hours after which a run that has ended, or a merged model, is deleted."""
     max_merge_bytes: int = 32_000 * _MB
@@ -65,9 +89,13 @@ class Limits:
     max_report_bytes: int = 16_384
     """Bytes of each text that a merged model and its parents are measured on."""
     parked_hours: int = 24
-    """Hours after which a memory put aside is deleted."""
+    """Hours after which a conversation that nobody went on with is deleted, with its memory."""
+    uploads_hours: int = 1_000_000
+    """Hours after which an uploaded model is deleted."""
     allow_pickle: bool = False
     """Accept .pt files (read without running code); off by default, on at home."""
+    mcp: bool = False
+    """Offer tools to MCP clients (BDH_MCP; GRADIO_MCP_SERVER does the same)."""
     public: bool = False
     """Others than the one at this machine can reach the page: models cached by earlier runs are not shown to them."""
 
@@ -87,7 +115,8 @@ class Limits:
         """
         env = dict(os.environ) if environment is None else environment
         public = "SPACE_ID" in env or env.get("GRADIO_SERVER_NAME", "") not in _THIS_MACHINE
-        values: dict[str, int | bool] = {"public": public}
+        mcp = env.get("GRADIO_MCP_SERVER", "").strip().lower() in ("1", "true")
+        values: dict[str, int | bool] = {"public": public, "mcp": mcp}
         for field in dataclasses.fields(cls):
             name = f"BDH_{field.name.upper()}"
             if name not in env:
@@ -112,6 +141,30 @@ _LENT_MINUTES = 3
 _LENT_AT_ONCE = 4
 """There each answer is written by a process of its own."""
 _PUBLIC: dict[str, int | bool] = {
+    # Two cores hear some 2,500 bytes a second and write 500, for all visitors together.
+    "max_prompt_bytes": 20_000,
+    "max_write_bytes": 10_000,
+    "max_feed_bytes": 500_000,
+    # Of 16 GB of memory: models and their copies for fast single bytes 5, memories 1 for conversations and 1 for
+    # requests, merging 2, training 3.
+    "max_parameters": 100_000_000,
+    "max_state_bytes": 1_000 * _MB,
+    "max_said_bytes": 200_000,
+    "max_conversations": 1_000,
+    "max_request_bytes": 8 * _MB,
+    "max_requests_each": 1_200,
+    "max_connections": 500,
+    "max_connections_each": 60,
+    "max_waiting_each": 32,
+    # Of 50 GB of disk.
+    "max_upload_bytes": 100 * _MB,
+    "max_fetched_bytes": 8_000 * _MB,
+    "max_uploads_each": 8,
+    "max_uploads_bytes": 2_000 * _MB,
+    "max_served_bytes": 2_000 * _MB,
+    "served_hours": 2,
+    "max_parked_bytes": 4_000 * _MB,
+    "max_runs_bytes": 4_000 * _MB,
     "max_train_minutes": 20,
     "max_train_bytes": 20 * _MB,
     "max_train_parameters": 30_000_000,
@@ -121,5 +174,6 @@ _PUBLIC: dict[str, int | bool] = {
     "max_merge_bytes": 2_000 * _MB,
     "max_merges_kept": 6,
     "max_merges_bytes": 4_000 * _MB,
+    "uploads_hours": 48,
 }
 """What else is allowed where strangers come."""

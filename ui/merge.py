@@ -7,6 +7,7 @@ import html
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -21,10 +22,12 @@ from . import beside, kept, lineage
 from .beside import MAX_BYTES, MAX_PROMPT_BYTES, MOST_VOICES, write_beside
 from .kept import AVERAGE, HEALED, MERGED, MIXTURE, PARENT, Report, Subject
 from .limits import Limits
+from .markup import bar
 from .merges import DEMONSTRATION, Kept, Merger, Wanted, healing
 from .models import renewed
 from .owner import identify, reported
-from .parting import Packer, publish
+from .parting import Packer
+from .publish import PublishForm
 from .registry import Owner, Registry, size_text
 from .runs import Trainer
 from .train import TrainTab
@@ -115,7 +118,7 @@ class Workshop:
         Raises:
             HatcheryError: it is none of the owner's.
         """
-        id, _, run = (chosen or "").partition(_HEALED)
+        id, _, run = (chosen if isinstance(chosen, str) else "").partition(_HEALED)
         found = self.merger.get(id, owner)
         if not run:
             return found, None
@@ -190,11 +193,12 @@ class Workshop:
             return str(self.trainer.zipped(job.id, owner))
         return str(self._packer.zipped(found.checkpoint, found.title))
 
-    def publish(self, chosen: str | None, owner: Owner, repo: str, *, private: bool, token: str | None) -> str:
-        """Send what is chosen to the Hub; returns what to tell."""
+    def made(self, owner: Owner, chosen: str | None) -> tuple[Path, str]:
+        """The folder of the checkpoint that is chosen, and what it is called."""
         found, job = self.subject(chosen, owner)
-        folder = found.checkpoint if job is None else self.trainer.made(job.id, owner)
-        return publish(folder, repo, self.limits, private=private, token=token)
+        if job is not None:
+            return self.trainer.made(job.id, owner), job.title
+        return found.checkpoint, found.title
 
     def delete(self, chosen: str | None, owner: Owner) -> str:
         """Delete what was merged; returns what was done."""
@@ -372,15 +376,8 @@ def build_merge(
                 heal = gr.Button("Heal it", variant="primary", elem_id="merge-heal")
                 healed = gr.Markdown(elem_id="merge-heal-told")
                 watch = gr.Button("Watch it in the Train tab", visible=False, elem_id="merge-watch")
-            with gr.Tab("Publish", id="publish"):
-                with gr.Row():
-                    repo = gr.Textbox(
-                        label="Repository", info="a new one, or yours to replace", placeholder="user/name",
-                        max_lines=1, scale=3, elem_id="merge-repo",
-                    )  # fmt: skip
-                    private = gr.Checkbox(True, label="Only I can see it", scale=1, min_width=160)
-                    push = gr.Button("Publish", scale=1, min_width=120, elem_id="merge-push")
-                pushed = gr.Markdown(elem_id="merge-pushed")
+            with gr.Tab("Publish", id="publish") as publishing:
+                parting = PublishForm("merge", owner, limits, [chosen], workshop.made)
     healing_run = gr.State("")
 
     form: dict[str, Any] = {
@@ -408,7 +405,8 @@ def build_merge(
         )
 
     def on_method(chosen_method: str) -> list[Any]:
-        uses = METHODS[chosen_method].options if chosen_method in METHODS else ()
+        known = isinstance(chosen_method, str) and chosen_method in METHODS
+        uses = METHODS[chosen_method].options if known else ()
         visible = {one: one in uses for one in _OPTIONS} | {"seed": "seed" in uses or "neurons" in uses}
         return [type(form[one])(visible=visible[one]) for one in _OPTIONS] + [gr.Dropdown(visible=visible["neurons"])]
 
@@ -509,13 +507,13 @@ def build_merge(
         with reported():
             own_bytes = kept.own_text(text, path)
             steps = workshop.report(pick, names or [], own_bytes, most_bytes, cheap or [], identify(secret, request))
-            yield running(0.0, "getting ready"), *[gr.skip()] * 3, *_buttons(running=True)
+            yield bar(0.0, "getting ready"), *[gr.skip()] * 3, *_buttons(running=True)
             with closing(steps) as progressing:  # type: ignore[type-var]
                 for item in progressing:
                     if isinstance(item, Report):
                         yield gr.skip(), *drawn_report(item), gr.skip(), gr.skip()
                     else:
-                        yield running(*item), *[gr.skip()] * 5
+                        yield bar(*item), *[gr.skip()] * 5
             yield "", *[gr.skip()] * 3, *_buttons(running=False)
 
     def on_speak(
@@ -568,13 +566,6 @@ def build_merge(
             gr.Button(visible=True),
         )
 
-    def on_publish(
-        request: gr.Request, account: gr.OAuthToken | None, secret: str, pick: str, where: str, hide: bool
-    ) -> str:
-        whose = identify(secret, request)
-        with reported():
-            return workshop.publish(pick, whose, where, private=hide, token=account.token if account else None)
-
     quick: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
     planning = quick | {"concurrency_limit": 2, "concurrency_id": "planning"}  # it reads the parents' files
     view = [
@@ -625,18 +616,7 @@ def build_merge(
     begun.failure(lambda: "", None, healed, **quick)
     train.lend(begun, healing_run)
     train.arrive(watch.click(lambda id: (gr.Tabs(selected="train"), id), healing_run, [tabs, train.run], **quick))
-    push.click(
-        on_publish, [owner, chosen, repo, private], pushed, api_visibility="private", concurrency_limit=2,
-        show_progress="full",
-    )  # fmt: skip
-
-
-def running(part: float, note: str) -> str:
-    """Markup of how far measuring is."""
-    return (
-        f'<div class="report runs-status"><progress max="1" value="{min(1.0, part):.3f}" aria-label="progress">'
-        f"</progress><span>{html.escape(note)}</span></div>"
-    )
+    parting.suggest_on([publishing.select], [chosen.change])
 
 
 def _buttons(*, running: bool) -> tuple[gr.Button, gr.Button]:

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import lzma
-import math
 import os
 import re
 import secrets
@@ -28,12 +27,13 @@ from bdh.merge import METHODS, Plan, Recipe, make_plan, merge, write
 from bdh.merge.plan import result_config
 from bdh.merge.recipe import CALIBRATION_BYTES
 from bdh.models import Model
+from train.clock import Clock
 from train.recipe import list_recipes, read_fields
 from train.shipped import CORPORA, held_out_start
 
 from .limits import Limits
 from .registry import MERGED_HERE, Owner, Registry, compact, size_text
-from .wishes import SHIPPED_TEXTS, run_name
+from .wishes import SHIPPED_TEXTS, is_number, run_name
 
 CALIBRATION = "calibration.txt"
 _NOTE, _MODEL = "merge.json", "checkpoint"
@@ -113,13 +113,15 @@ class Kept:
 class Merger:
     """Merged models of the page's visitors; each lies in a folder of its own, so that it outlives the page."""
 
-    def __init__(self, registry: Registry, data: Path, limits: Limits) -> None:
+    def __init__(self, registry: Registry, data: Path, limits: Limits, clock: Clock | None = None) -> None:
         """Find what was merged before.
 
         Args:
             data: merged models are kept below it.
+            clock: says how old they are; None is one of their own.
         """
         self.registry, self.limits, self._root = registry, limits, data / "merges"
+        self._clock = clock or Clock()
         self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._merging = threading.Lock()
         # By the hash of their owner; whoever comes back finds theirs again.
@@ -204,7 +206,7 @@ class Merger:
     def of(self, owner: Owner) -> list[Kept]:
         """An owner's merged models, the newest first."""
         hashed = _hashed(owner)
-        self._expire()
+        self.expire()
         return sorted((kept for whose, kept in self._records() if whose == hashed), key=lambda kept: -kept.created)
 
     def get(self, id: str | None, owner: Owner) -> Kept:
@@ -418,12 +420,13 @@ class Merger:
         """Delete what is too old, whosever it is, and what was left half made; for times when nothing is being made."""
         for path in self._root.glob(f"*{_HALF_MADE}"):
             shutil.rmtree(path, ignore_errors=True)
-        self._expire()
+        self.expire()
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Delete what is too old, whosever it is; one that is in use stays as long as it is."""
         for _, kept in list(self._records()):
-            if time.time() - kept.created > self.limits.runs_hours * 3600:
-                with contextlib.suppress(HatcheryError):  # one that is in use stays as long as it is
+            with contextlib.suppress(HatcheryError, OSError):
+                if self._clock.file_age(kept.path / _NOTE) > self.limits.runs_hours * 3600:
                     self._remove(kept)
 
     def _remove(self, kept: Kept) -> None:
@@ -474,7 +477,7 @@ def _number(name: str, value: float | None) -> float | int:
     label, kind = _NUMBERS[name]
     if value is None:
         raise MergeError(f"{label} is empty; give a number, such as {_DEFAULTS[name]}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_number(value):
         raise MergeError(f"{label} is {value!r:.40}; it must be a number")
     if kind is int and value != int(value):
         raise MergeError(f"{label} is {value:g}; it must be a whole number")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +9,17 @@ from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from bdh import hub
-from bdh.checkpoint import FILES
-from bdh.errors import HatcheryError
+from bdh.checkpoint import FILES, is_checkpoint
+from bdh.errors import CheckpointError, HatcheryError
 
+from .browse import build_browse
 from .limits import Limits
+from .markup import details_markup, quiet
 from .owner import identify, reported
+from .publish import PublishForm, token_of
 from .registry import LOADS_AT_ONCE, MERGED_HERE, TRAINED_HERE, Entry, Owner, Registry, compact, size_text
 
 HEADERS = ["Model", "Kind", "Parameters", "State", "From", "Now"]
@@ -29,8 +31,10 @@ CSS = """
 .model-details dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 500px) { .model-details dl { grid-template-columns: 1fr; gap: 0; }
   .model-details dd { margin-bottom: 6px; } }
-#models-card pre, #models-card code { white-space: pre-wrap; overflow-wrap: anywhere; }
-#models-card h1 { font-size: 1.3rem; } #models-card h2 { font-size: 1.1rem; }
+#hub-search { align-items: end; }
+.model-card pre, .model-card code { white-space: pre-wrap; overflow-wrap: anywhere; }
+.model-card th, .model-card td { word-break: normal; overflow-wrap: normal; padding: 4px 8px; }
+.model-card h1 { font-size: 1.3rem; } .model-card h2 { font-size: 1.1rem; }
 """
 """The looks, for the page's style sheet."""
 _PROGRESS_S = 0.1
@@ -44,22 +48,15 @@ def row(entry: Entry) -> list[str]:
     return [entry.id, entry.kind, compact(entry.parameters), size_text(entry.state_bytes), source, now]
 
 
-def details_markup(title: str, details: dict[str, str]) -> str:
-    """The facts about a model, everything escaped."""
-    rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in details.items())
-    return f'<div class="model-details"><h3>{html.escape(title)}</h3><dl>{rows}</dl></div>'
-
-
-def quiet(card: str) -> str:
-    """A card that fetches nothing: a stranger's pictures would tell them who looks; markup is shown, not obeyed."""
-    without_pictures = card.replace("![", "[")
-    return re.sub(r"<(?=[A-Za-z/!?])", "<\u200b", without_pictures)
-
-
 def rate_text(done: int, total: int, elapsed_s: float) -> str:
     """How far a download is, and how fast."""
     text = f"{size_text(done)} of {size_text(total)}" if total else size_text(done)
     return f"{text} · {size_text(int(done / elapsed_s))}/s" if elapsed_s > 0.5 else text
+
+
+def _until(limits: Limits) -> str:
+    """How long an upload is kept, where that is bounded."""
+    return f", and it is deleted {limits.uploads_hours} hours later" if limits.public else ""
 
 
 class Download:
@@ -109,8 +106,13 @@ class Shelf:
         registry = self.registry
         return details_markup(registry.title(id, owner), registry.details(id, owner)), quiet(registry.card(id, owner))
 
-    def fetch(self, source: str, owner: Owner, token: str | None, tell: Callable[..., Any]) -> str:
+    def fetch(
+        self, source: str, owner: Owner, token: str | None, tell: Callable[..., Any], login: str | None = None
+    ) -> str:
         """Load from the Hub; returns the id.
+
+        Args:
+            login: a token to try when the repository is not found without one: it may be private.
 
         Raises:
             HatcheryError: no name was given, or what the registry says.
@@ -122,9 +124,31 @@ class Shelf:
         under_way = (owner, Download(tell))
         self._downloads.append(under_way)
         try:
-            return self.registry.load_hub(source, owner, token=token, progress=under_way[1])
+            try:
+                return self.registry.load_hub(source, owner, token=token, progress=under_way[1])
+            except CheckpointError as error:
+                if token or not login or not isinstance(error.__cause__, RepositoryNotFoundError):
+                    raise
+                return self.registry.load_hub(source, owner, token=login, progress=under_way[1])
         finally:
             self._downloads.remove(under_way)
+
+    def parted(self, owner: Owner, id: str | None) -> tuple[Path, str]:
+        """The folder of a checkpoint, and what it is called.
+
+        Raises:
+            HatcheryError: there is none of the owner's, or it is of another project's form.
+        """
+        folder = self.registry.folder(id or "", owner)
+        if not folder.is_dir() or not is_checkpoint(folder):
+            raise CheckpointError(
+                f"{self.registry.title(id or '', owner)} is of another project's form; python -m bdh convert makes a "
+                "checkpoint of it that can be published"
+            )
+        place = self.registry.source(id or "", owner)
+        named = place.startswith("Hub: ")
+        title = place.partition("@")[0].partition(":/")[0] if named else self.registry.title(id or "", owner)
+        return folder, title.rpartition("/")[2].partition(":")[0] if named else title
 
     def stop(self, owner: Owner) -> None:
         """Let what the owner is downloading stop with its next bytes."""
@@ -196,6 +220,7 @@ def build_models(
         column_widths=["220px", "170px", "120px", "110px", "270px", "126px"],
         elem_id="models-table",
     )
+    browsing = gr.Accordion("Search the Hub", open=False, elem_id="models-browse")
     with gr.Row():
         with gr.Column(min_width=280):
             chosen = gr.Dropdown(choices=shelf.ids(""), value=first, label="About", elem_id="models-chosen")
@@ -221,15 +246,19 @@ def build_models(
             )
             gr.Markdown(
                 "Choose model.safetensors together with its config.json and, if there is one, README.md; up to "
-                f"{size_text(limits.max_upload_bytes)} a file. Only you will see it.",
+                f"{size_text(limits.max_upload_bytes)} a file. Only you will see it{_until(limits)}.",
                 elem_id="models-hint",
             )
             with gr.Row():
                 add = gr.Button("Add these files", min_width=140, elem_id="models-add")
                 folder = gr.UploadButton("Add a folder", file_count="directory", min_width=140, elem_id="models-folder")
+    with browsing:
+        build_browse(source, limits)
     told = gr.Markdown(elem_id="models-told")
     with gr.Accordion("Model card", open=True):
-        card = gr.Markdown(about, elem_id="models-card")
+        card = gr.Markdown(about, elem_id="models-card", elem_classes="model-card")
+    with gr.Accordion("Publish it on the Hub", open=False, elem_id="models-publish") as publishing:
+        PublishForm("models", owner, limits, [chosen], shelf.parted).suggest_on([publishing.expand], [chosen.change])
 
     def look(pick: str | None, owner: Owner) -> tuple[Any, ...]:
         """Facts, card and button of a model."""
@@ -255,7 +284,8 @@ def build_models(
         return look(pick, identify(secret, request))
 
     def on_select(request: gr.Request, event: gr.SelectData, secret: str) -> Any:
-        picked = event.row_value[0] if event.row_value else None
+        row = event.row_value
+        picked = row[0] if isinstance(row, list) and row else None
         return gr.Dropdown(value=picked) if picked in shelf.ids(identify(secret, request)) else gr.skip()
 
     def on_load(
@@ -267,7 +297,8 @@ def build_models(
         source, secret, _, *values = given
         owner = identify(secret, request)
         with reported():
-            id = shelf.fetch(source, owner, account.token if account else None, progress)
+            # As a stranger first: what everybody may read is everybody's here, and in memory once.
+            id = shelf.fetch(source, owner, None, progress, login=token_of(account, limits))
         return f"Loaded **{quiet(id)}**. It can be chosen in every tab.", "", *lists(owner, id, values)
 
     def on_stop(request: gr.Request, secret: str) -> tuple[str, gr.Button]:

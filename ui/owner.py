@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import html
 import re
 import secrets
 import threading
@@ -12,13 +14,15 @@ from contextlib import contextmanager
 import gradio as gr
 
 from bdh.device import is_out_of_memory
-from bdh.errors import HatcheryError
+from bdh.errors import HatcheryError, one_line
 
 from .registry import Owner
 
 _SECRET = re.compile(r"[A-Za-z0-9_-]{32,64}")
 _GREETING_S = 5.0
 _MOST_GREETED = 10_000
+_MOST_CHARACTERS = 1_000
+"""Of what a person is told."""
 _greeting = threading.Condition()
 _greeted: OrderedDict[str, str] = OrderedDict()
 """The secret of each session that opened the page, newest last."""
@@ -57,15 +61,25 @@ def identify(secret: str | None, request: gr.Request) -> Owner:
     return f"session:{request.session_hash}"
 
 
+def inert(text: str) -> str:
+    """What a message says as one line of text: the page would obey the markup in it, and fetch its pictures."""
+    return html.escape(one_line(text, _MOST_CHARACTERS), quote=False)
+
+
 @contextmanager
 def reported() -> Iterator[None]:
     """Show a person the errors that are meant for persons; all others stay loud."""
     try:
         yield
     except HatcheryError as error:
-        raise gr.Error(str(error), title="That did not work", duration=15, print_exception=False) from error
+        raise gr.Error(inert(str(error)), title="That did not work", duration=15, print_exception=False) from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         text = "the memory of this machine does not suffice; choose a smaller model or text, or try again in a while"
         raise gr.Error(text, title="Out of memory", duration=15, print_exception=False) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        text = "the disk of this machine is full; delete what you do not need here, or try again in a while"
+        raise gr.Error(text, title="Disk full", duration=15, print_exception=False) from error

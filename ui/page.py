@@ -9,19 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 from huggingface_hub.constants import HF_HUB_CACHE
+from starlette.middleware import Middleware
+from starlette.routing import Mount
 
+from train.clock import Clock
 from train.job import Jobs
 
-from . import kept, lineage, merge, models, tint, train, twice
+from . import about, data_folder, kept, lineage, merge, models, publish, tint, train, twice
+from .about import build_about
 from .chat import build_chat
+from .door import Door
+from .endpoints import build_endpoints
 from .limits import Limits
+from .links import build_links
+from .mcp import only_tools
 from .merge import base_dropdown, build_merge, parents_dropdown
 from .merges import Merger
 from .models import build_models
+from .openai_api import openai_api
 from .opened import describe_once
 from .owner import greet
+from .queued import hold_within
 from .registry import Registry
+from .served import Served
 from .sessions import Sessions
 from .train import build_train
 from .write import build_write
@@ -47,8 +59,8 @@ _SECRET = re.compile("TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY", re.IGNORECASE)
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
 
-def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None = None) -> gr.Blocks:
-    """The whole page.
+def open_registry(checkpoints: Path, data: Path, limits: Limits, device: str | None = None) -> Registry:
+    """The models of the page, and of all that is served beside it.
 
     Args:
         checkpoints: folder of shipped checkpoints.
@@ -58,8 +70,17 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
     # On ZeroGPU the GPU is there only inside the calls that ask for it.
     # A stranger must not see what private models the owner of a Space has loaded.
     cache = None if limits.public else Path(HF_HUB_CACHE)
-    registry = Registry(checkpoints, data, limits, "cpu" if ON_ZERO_GPU else device, cache=cache)
-    sessions = Sessions(registry, data, limits)
+    clock = Clock(data_folder.last_seen(data))
+    return Registry(checkpoints, data, limits, "cpu" if ON_ZERO_GPU else device, cache=cache, clock=clock)
+
+
+def build_page(
+    checkpoints: Path, data: Path, limits: Limits, device: str | None = None, *, registry: Registry | None = None
+) -> gr.Blocks:
+    """The whole page; its models are those of `registry`, or, if it is None, of one that is opened here."""
+    registry = registry or open_registry(checkpoints, data, limits, device)
+    clock = registry.clock
+    sessions = Sessions(registry, data, limits, clock)
     jobs = Jobs(
         data / "runs",
         at_once=0 if ON_ZERO_GPU else limits.max_runs_at_once,
@@ -67,18 +88,34 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
         most_each=limits.max_runs_each,
         most_kept=limits.max_runs_kept,
         keep_s=limits.runs_hours * 3600.0,
+        most_bytes=limits.max_runs_bytes,
         environment=_of_runs(limits),
+        clock=clock,
     )
-    merger = Merger(registry, data, limits)
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    merger = Merger(registry, data, limits, clock)
+    served_s = limits.served_hours * 3600
+    data_folder.keep_tidy(
+        data,
+        [
+            sessions.note_idle,
+            sessions.sweep,
+            registry.expire,
+            merger.expire,
+            lambda: data_folder.expire_temporary(served_s, clock),
+        ],
+    )
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, served_s)) as page:
         owner = gr.BrowserState("", storage_key="bdh-owner", secret=_browser_secret(data))
         gr.Markdown(
             f"# {TITLE}\nBaby Dragon Hatchling models read and write single bytes, and remember in a state that "
             "never grows."
         )
+        if publish.signs_in():  # elsewhere there is nothing that could be signed in to, and the page would not start
+            gr.LoginButton(size="sm", elem_id="sign-in")
         greeting = page.load(
             greet, owner, owner, concurrency_limit=None, api_visibility="private", show_progress="hidden"
         )
+        told = gr.HTML(visible=False, elem_id="link-told")
         with gr.Tabs() as tabs:
             with gr.Tab("Chat", id="chat"):
                 chat = build_chat(registry, sessions, owner, limits, greeting)
@@ -93,8 +130,12 @@ def build_page(checkpoints: Path, data: Path, limits: Limits, device: str | None
                 build_merge(registry, merger, jobs, owner, limits, parents, base, *tried, training, tabs, greeting, tab)
             with gr.Tab("Models", id="models") as tab:
                 build_models(registry, owner, limits, shown, greeting, tab)
+        build_about(limits)
+        build_links(registry, owner, limits, told, tabs, chat, write, greeting)
+        build_endpoints(registry, merger, limits)
     page.queue(max_size=limits.max_waiting, api_open=False)
     describe_once(page)
+    hold_within(page, limits)
     return page
 
 
@@ -107,11 +148,26 @@ def _of_runs(limits: Limits) -> dict[str, str]:
     return environment
 
 
-def launch_options(limits: Limits, data: Path) -> dict[str, Any]:
-    """How the page is served: nothing of the disk is readable, inputs are not kept, errors stay short."""
+def launch_options(limits: Limits, data: Path, registry: Registry | None = None) -> dict[str, Any]:
+    """How the page is served: nothing of the disk is readable, inputs are not kept, errors stay short.
+
+    Args:
+        registry: the page's, of whose models there is an API in OpenAI's style beside it; None leaves that out.
+
+    Raises:
+        ConfigError: tools for MCP clients are asked for, and cannot be offered.
+    """
+    clock = None if registry is None else registry.clock
+    served = Served(Path(get_upload_folder()), limits.max_served_bytes, limits.served_hours * 3600.0, clock)
     return {
+        "mcp_server": limits.mcp,
+        "app_kwargs": {
+            "middleware": [Middleware(Door, limits=limits, served=served)],
+            "routes": [] if registry is None else [Mount("/v1", openai_api(registry, limits))],
+            **({"lifespan": only_tools()} if limits.mcp else {}),
+        },
         "theme": theme(),
-        "css": CSS + models.CSS + tint.CSS + train.CSS + lineage.CSS + kept.CSS + merge.CSS + twice.CSS,
+        "css": CSS + "".join(part.CSS for part in (models, tint, train, lineage, kept, merge, publish, twice, about)),
         "js": twice.SCRIPT,
         "max_file_size": limits.max_upload_bytes,
         "blocked_paths": [str(data)],
@@ -164,7 +220,7 @@ def theme() -> gr.themes.Base:
 
 def _browser_secret(data: Path) -> str:
     """The key that browsers' stored values are sealed with, kept so that they outlive a restart."""
-    path = data / "browser-key"
+    path = data / data_folder.KEY
     if not path.is_file():
         written = path.with_suffix(f".{os.getpid()}")
         written.touch(mode=0o600)

@@ -1,4 +1,4 @@
-"""A checkpoint to take along: as one file, or on the Hub."""
+"""A checkpoint to take along as one file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import threading
 import zipfile
 from pathlib import Path
 
-from bdh import checkpoint, hub
-from bdh.errors import CheckpointError
-
-from .limits import Limits
+from bdh import checkpoint
 
 _FOLDERS_KEPT = 4
 
@@ -40,18 +37,3 @@ class Packer:
         for served in old:
             shutil.rmtree(served, ignore_errors=True)
         return folder
-
-
-def publish(checkpoint_folder: Path, repo: str, limits: Limits, *, private: bool, token: str | None) -> str:
-    """Send a checkpoint to the Hub; returns what to tell.
-
-    Raises:
-        HatcheryError: nobody is signed in, or what the Hub says.
-    """
-    repo = hub.without_address(repo.strip())
-    if "/" not in repo:
-        raise CheckpointError(f"the repository is {repo!r:.80}; give it as user/name")
-    if token is None and limits.public:  # the machine's own login is not for strangers
-        raise CheckpointError("publishing from a public page needs your own account: sign in, or download it")
-    address = hub.upload(checkpoint_folder, repo, private=private, token=token)
-    return f"Published: [{repo}]({address}). Your copy here stays."

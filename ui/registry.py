@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +17,13 @@ import bdh
 from bdh import checkpoint, hub
 from bdh.device import pick_device
 from bdh.errors import CheckpointError, HatcheryError
-from bdh.models import Model, parameter_count, skeleton
+from bdh.models import Model, parameter_count, state_bytes
 from bdh.models.base import expected_shapes
+from train.clock import Clock
 
+from .fetched import expired, make_room
 from .limits import Limits
+from .uploads import Uploads
 
 TRAINED_HERE, MERGED_HERE = "trained here", "merged here"
 _MET_FIRST = "chat"
@@ -66,21 +68,30 @@ class Registry:
     """Models by id. A model that a stream uses stays; one that nobody uses makes room for another."""
 
     def __init__(
-        self, shipped: Path, data: Path, limits: Limits, device: str | None = None, *, cache: Path | None = None
+        self,
+        shipped: Path,
+        data: Path,
+        limits: Limits,
+        device: str | None = None,
+        *,
+        cache: Path | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        """Know what is shipped and cached.
+        """Know what is shipped and cached, and what was uploaded before.
 
         Args:
             shipped: holds a checkpoint folder each.
             data: uploads are kept below it.
             cache: the Hub client's cache, whose checkpoints are listed for everybody; None is the usual place, of
                 which nothing is listed.
+            clock: says how old uploads are; None is one of their own.
         """
         self.limits, self.device = limits, pick_device(device)
-        self._cache = cache
-        self._uploads = data / "uploads"
-        # Uploads belong to owners that this process knows; those of an earlier one belong to nobody.
-        shutil.rmtree(self._uploads, ignore_errors=True)
+        # A public page deletes what it fetched when it is too much; what lies in the usual place is not its own.
+        self._cache = data / "hub" if cache is None and limits.public else cache
+        self.clock = clock or Clock()
+        """Says how old what is kept is."""
+        self._uploads = Uploads(data / "uploads", limits.uploads_hours * 3600.0, self.clock)
         self._arriving = 0
         self._reserved = 0
         self.park_idle: Callable[[str], None] = lambda id: None
@@ -104,12 +115,12 @@ class Registry:
             with suppress(HatcheryError):  # one that cannot be loaded is no choice
                 config, id = checkpoint.read_config(found.folder), found.source.name
                 expected_shapes(config, limits.max_parameters)
-                if skeleton_state_bytes(config) <= limits.max_state_bytes:
+                if state_bytes(config) <= limits.max_state_bytes:
                     self._slots[id] = _Slot(id, id, found.folder, config, f"Hub: {id}")
 
     def entries(self, owner: Owner) -> list[Entry]:
         """All that this owner may use: what is shipped, what anybody loaded from the Hub, and what is their own."""
-        self.claim(owner)
+        self._claim(owner)
         with self._lock:
             return [
                 Entry(
@@ -117,7 +128,7 @@ class Registry:
                     slot.title,
                     _kind(slot.config),
                     parameter_count(slot.config),
-                    skeleton_state_bytes(slot.config),
+                    state_bytes(slot.config),
                     slot.source,
                     slot.model is not None,
                     slot.users,
@@ -154,7 +165,7 @@ class Registry:
         rows = {
             "Kind": f"{_kind(slot.config)}: {_KINDS[slot.config.kind]}",
             "Parameters": f"{parameter_count(slot.config):,}",
-            "State": f"{size_text(skeleton_state_bytes(slot.config))} for one conversation, however long",
+            "State": f"{size_text(state_bytes(slot.config))} for one conversation, however long",
             "Checkpoint": size_text(file.stat().st_size) if file.is_file() else "not on this disk any more",
             "From": slot.source,
         }
@@ -264,6 +275,7 @@ class Registry:
         """Fetch a checkpoint from the Hub; returns its id. What a token opened is its owner's alone."""
         with self._one_of_few():
             self._make_room()
+            self._make_room_on_disk()
             place = hub.parse_source(source, local=False)
             model = bdh.load(
                 place,
@@ -278,19 +290,42 @@ class Registry:
         origin = model.origin
         assert origin is not None and origin.folder is not None
         pinned = place.at(str(origin.revision)[:7])
-        return self._adopt(model, place.name, f"Hub: {place.name}", origin.folder, owner if token else None, pinned)
+        title = _of_its_own(place.name) if token else place.name
+        return self._adopt(model, title, f"Hub: {place.name}", origin.folder, owner if token else None, pinned)
+
+    def _make_room_on_disk(self) -> None:
+        """Delete models from the Hub that nobody uses, where the page is public and they take too much."""
+        if self._cache is None or not self.limits.public:
+            return
+        self._strike(make_room(self._cache, self.limits.max_fetched_bytes, self._in_use()))
+
+    def _in_use(self) -> Callable[[Path], bool]:
+        """Whether something below a folder is loaded, or about to be."""
+        with self._lock:
+            slots = list(self._slots.values())
+            used = [slot.folder for slot in slots if slot.users or slot.loading.locked() or slot.model is not None]
+            coming = self._arriving > 0
+        return lambda folder: coming or any(one.is_relative_to(folder) for one in used)
+
+    def _strike(self, gone: list[Path]) -> None:
+        """Strike the models of folders that were deleted off the list."""
+        with self._lock:
+            for slot in list(self._slots.values()):
+                if any(slot.folder.is_relative_to(folder) for folder in gone):
+                    del self._slots[slot.id]
 
     def load_files(self, paths: list[str], owner: Owner) -> str:
         """Take in uploaded files, which together are one checkpoint; returns its id."""
         files = [Path(path) for path in paths]
-        self._check_upload(files)
-        root = self._uploads / secrets.token_hex(8)
+        self._check_upload(files, owner)
         with self._one_of_few():
-            root.mkdir(parents=True, mode=0o700)
+            root = self._uploads.room()
             try:
                 self._make_room()
                 model, folder = self._read_upload(files, root)
                 title = re.sub(r"[^\w. -]", "_", next(file.stem for file in files if file.suffix in _WEIGHTS))[:60]
+                title = _of_its_own(title)
+                self._uploads.keep(root, title, title, folder, owner)
                 return self._adopt(model, title, "uploaded", folder, owner)
             except BaseException:
                 shutil.rmtree(root, ignore_errors=True)
@@ -367,25 +402,45 @@ class Registry:
             freed, slot.model = slot.model is not None, None
             if slot.owner is not None:
                 del self._slots[id]
-                # What a token opened lies in the Hub's cache, which is not this page's to empty.
-                if slot.folder.is_relative_to(self._uploads):
-                    shutil.rmtree(self._uploads / slot.folder.relative_to(self._uploads).parts[0], ignore_errors=True)
-                self.forget(id)
-                if slot.source == TRAINED_HERE:
-                    return f"{slot.title} left the list; its run keeps it."
-                if slot.source == MERGED_HERE:
-                    return f"{slot.title} left the list; the Merge tab keeps it."
-                return f"{slot.title} was deleted."
+        if slot.owner is not None:  # without the lock: whoever forgets a conversation may wait for it
+            # What a token opened lies in the Hub's cache, which is not this page's to empty.
+            if slot.folder.is_relative_to(self._uploads.root):
+                self._uploads.remove(slot.folder)
+            self.forget(id)
+            if slot.source == TRAINED_HERE:
+                return f"{slot.title} left the list; its run keeps it."
+            if slot.source == MERGED_HERE:
+                return f"{slot.title} left the list; the Merge tab keeps it."
+            return f"{slot.title} was deleted."
         return (
             f"{slot.title} was unloaded; it comes back when it is used." if freed else f"{slot.title} was not loaded."
         )
 
-    def _slot(self, id: str, owner: Owner) -> _Slot:
-        self.claim(owner)
+    def expire(self) -> None:
+        """Delete the uploads whose time is over, and on a public page models of the Hub; what is in use stays."""
+        if self.limits.public and self._cache is not None:
+            self._strike(expired(self._cache, self.limits.uploads_hours * 3600.0, self.clock, self._in_use()))
+        for folder in self._uploads.old():
+            with suppress(HatcheryError):
+                self.drop_within(folder)
+                self._uploads.remove(folder)
+
+    def _claim(self, owner: Owner) -> None:
+        """Let an owner's things of earlier come in, before they are looked at."""
         with self._lock:
-            slot = self._slots.get(id)
+            for upload in self._uploads.claimed(owner):
+                with suppress(HatcheryError, OSError):  # deleted since, or damaged
+                    config = checkpoint.read_config(upload.folder)
+                    self.check_state(config)
+                    self._slots[upload.id] = _Slot(upload.id, upload.title, upload.folder, config, "uploaded", owner)
+        self.claim(owner)
+
+    def _slot(self, id: str, owner: Owner) -> _Slot:
+        self._claim(owner)
+        with self._lock:
+            slot = self._slots.get(id) if isinstance(id, str) else None
         if slot is None or slot.owner not in (None, owner):
-            raise HatcheryError(f"there is no model {id[:80]!r} here; choose one from the list, or load it in Models")
+            raise HatcheryError(f"there is no model {id!r:.80} here; choose one from the list, or load it in Models")
         return slot
 
     def _adopt(
@@ -394,7 +449,7 @@ class Registry:
         """Take a loaded model into the list; `pinned` is its name if another commit under its title is in use."""
         self.check_state(model.config)
         with self._lock:
-            id = title = title if owner is None else f"{title}-{secrets.token_hex(2)}"
+            id = title
             known = self._slots.get(id)
             if known is not None and known.folder != folder and known.users:
                 id = title = pinned
@@ -412,7 +467,7 @@ class Registry:
         Raises:
             HatcheryError: it would.
         """
-        if (size := skeleton_state_bytes(config)) > self.limits.max_state_bytes:
+        if (size := state_bytes(config)) > self.limits.max_state_bytes:
             raise HatcheryError(
                 f"a memory of this model takes {size_text(size)}; at most "
                 f"{size_text(self.limits.max_state_bytes)} are allowed here"
@@ -445,7 +500,11 @@ class Registry:
                     return
         raise HatcheryError(f"there is room for {self.limits.max_models} models, and all are in use; try again later")
 
-    def _check_upload(self, files: list[Path]) -> None:
+    def _check_upload(self, files: list[Path], owner: Owner) -> None:
+        with self._lock:
+            own = sum(slot.owner == owner and slot.source == "uploaded" for slot in self._slots.values())
+        if own >= self.limits.max_uploads_each:
+            raise CheckpointError(f"you have {own} uploaded models, which is all there can be; delete one first")
         allowed = (".safetensors", ".json", ".md", *(_PICKLES if self.limits.allow_pickle else ()))
         for file in files:
             if file.suffix not in allowed:
@@ -458,8 +517,8 @@ class Registry:
                     f"at most {self.limits.max_upload_bytes:,} are allowed"
                 )
         size = sum(file.stat().st_size for file in files)
-        kept = sum(path.stat().st_size for path in self._uploads.rglob("*") if path.is_file())
-        if kept + 2 * size > self.limits.max_uploads_bytes or 4 * size > shutil.disk_usage(self._uploads.parent).free:
+        kept, free = self._uploads.bytes(), shutil.disk_usage(self._uploads.root.parent).free
+        if kept + 2 * size > self.limits.max_uploads_bytes or 4 * size > free:
             raise CheckpointError("there is no room for more uploaded models; delete one of yours, or try again later")
         if sum(file.suffix in _WEIGHTS for file in files) != 1 or len(files) > 4:
             raise CheckpointError(
@@ -480,12 +539,6 @@ _PICKLES = (".pt", ".pth", ".bin")
 _WEIGHTS = (".safetensors", *_PICKLES)
 
 
-@lru_cache(maxsize=256)
-def skeleton_state_bytes(config: Any) -> int:
-    """Bytes that one stream's memory takes, from the configuration alone."""
-    return skeleton(config).state_bytes()
-
-
 def size_text(count: int) -> str:
     """A number of bytes as a person reads it, such as 8.4 MB."""
     for scale, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
@@ -500,6 +553,11 @@ def compact(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return str(count)
+
+
+def _of_its_own(title: str) -> str:
+    """A name that others' models of that title have not."""
+    return f"{title}-{secrets.token_hex(2)}"
 
 
 def _kind(config: Any) -> str:

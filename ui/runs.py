@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bdh import checkpoint
+from bdh import checkpoint, hub
 from bdh.errors import ConfigError, DataError, HatcheryError
 from bdh.models import parameter_count
 from bdh.presets import PRESETS, describe
@@ -21,7 +21,7 @@ from train.job import FINISHED, LOG, RUNNING, STOPPING, WAITING, Job, Jobs
 from train.recipe import list_recipes, load_recipe, read_fields
 
 from .limits import Limits
-from .parting import Packer, publish
+from .parting import Packer
 from .registry import Owner, Registry, compact, size_text
 from .wishes import (
     DATASET,
@@ -187,14 +187,6 @@ class Trainer:
                 return dataclasses.replace(wish, pasted="\n\n".join(path.read_bytes().decode() for path in paths))
         return wish
 
-    def publish(self, id: str, owner: Owner, repo: str, *, private: bool, token: str | None) -> str:
-        """Send what a run made to the Hub; returns what to tell.
-
-        Raises:
-            HatcheryError: nothing is made yet, nobody is signed in, or what the Hub says.
-        """
-        return publish(self.made(id, owner), repo, self.limits, private=private, token=token)
-
     def made(self, id: str, owner: Owner) -> Path:
         """The folder of the checkpoint that a run made.
 
@@ -205,6 +197,10 @@ class Trainer:
         if made is None:
             raise DataError("this run has made no checkpoint yet; await its end, or stop it to take the best so far")
         return made
+
+    def parted(self, owner: Owner, id: str) -> tuple[Path, str]:
+        """The folder of the checkpoint that a run made, and what it is called."""
+        return self.made(id, owner), self.jobs.get(id, owner).title
 
     def _prepare(self, wish: Wish, files: Sequence[str], owner: Owner, given: Path) -> list[str]:
         """Put what the run needs into its folder; returns the words after `python -m train`."""
@@ -225,7 +221,16 @@ class Trainer:
             else:
                 with self.registry.lease(wish.base, owner) as model:
                     model.save_pretrained(target)
+            words += self._base_place(wish.base, owner)
         return words
+
+    def _base_place(self, id: str, owner: Owner) -> list[str]:
+        """Where on the Hub a base was fetched from, for the card of what is made of it."""
+        source, folder = self.registry.source(id, owner), self.registry.folder(id, owner)
+        commits = [one.name for one in (folder, *folder.parents) if one.parent.name == "snapshots"]
+        if not source.startswith("Hub: ") or not commits:
+            return []
+        return [f"base_place={hub.parse_source(source.removeprefix('Hub: '), local=False).at(commits[0])}"]
 
     def _words(self, wish: Wish, files: Sequence[str], owner: Owner) -> list[str]:
         most = self.limits.max_train_parameters

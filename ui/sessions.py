@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
-import shutil
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bdh.device import is_out_of_memory
 from bdh.errors import HatcheryError, StateError
 from bdh.models import Model
 from bdh.stream import Snapshot, Stream
+from train.clock import Clock
 
 from .limits import Limits
+from .parked import Parked
 from .registry import Owner, Registry, size_text
 
+_logger = logging.getLogger(__name__)
 _SNAPSHOT_BYTES = 64_000_000
 """Most bytes of snapshots that one conversation keeps for undoing; what is older is heard again."""
 _PARKING_S = 30.0
 """Seconds to wait for a conversation that is being put aside."""
+_LASTING = "browser:"
+"""What the names of owners begin with who come back."""
 _SWEEP_S = 600
 """Seconds between two looks for conversations that have been idle for too long."""
 
@@ -39,6 +44,11 @@ class Turn:
     """What the model wrote, the stop string included."""
     before: Snapshot | None = None
     """The stream before the message, as long as there is room for it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """About what its texts take."""
+        return len(self.message) + len(self.heard) + len(self.written)
 
     @property
     def answer(self) -> str:
@@ -69,13 +79,23 @@ class Conversation:
     """The last bytes of the turns that the stream has yet to hear, before anything else."""
     snapshot_bytes: int = _SNAPSHOT_BYTES
     """Of snapshots that are kept for undoing."""
+    said_bytes: int = 4_000_000
+    """Of turns that are kept, with what was said in them."""
     busy: threading.Lock = field(default_factory=threading.Lock)
     parking: bool = False
     """It is busy being put aside, which ends by itself."""
     last_used: float = field(default_factory=time.monotonic)
+    parked_bytes: int | None = None
+    """How much the memory that was put aside had heard."""
+    told: dict[str, Any] | None = None
+    """What was noted of it last."""
+    base_told: Snapshot | None = None
+    """The base that was put beside that."""
 
     def begin(self, message: str) -> Turn:
         """A new turn, with the way back to before it; the stream has caught up."""
+        if sum(older.size_bytes for older in self.turns) + len(message) > self.said_bytes:
+            self.rebase("what was said long ago is remembered, but no longer shown")
         turn = Turn(message, b"", before=self.live.snapshot())
         self.turns.append(turn)
         kept = 0
@@ -138,6 +158,26 @@ class Conversation:
         self.turns.clear()
         self.base, self.base_text, self.base_due, self.unheard = None, "", False, b""
 
+    def note(self) -> dict[str, Any]:
+        """What it takes to find it again after a restart, as JSON values."""
+        turns = [[turn.message, turn.heard.decode("latin-1"), turn.written.decode("latin-1")] for turn in self.turns]
+        return {"turns": turns, "base_text": self.base_text, "parked_bytes": self.parked_bytes}
+
+    @classmethod
+    def noted(cls, owner: Owner, model_id: str, told: dict[str, Any]) -> Conversation | None:
+        """The conversation of a note, put aside; None if the note is damaged."""
+        try:
+            turns = [
+                Turn(message, heard.encode("latin-1"), written.encode("latin-1"))
+                for message, heard, written in told["turns"]
+            ]
+            return cls(
+                owner, model_id, None, turns, base_text=str(told["base_text"]), parked_bytes=told["parked_bytes"],
+                told=told,
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+
     @property
     def live(self) -> Stream:
         """The stream, which is in memory while the conversation is in use."""
@@ -159,14 +199,13 @@ class Conversation:
 class Sessions:
     """Conversations by owner and model. Only their owner's secret leads to them."""
 
-    def __init__(self, registry: Registry, data: Path, limits: Limits) -> None:
+    def __init__(self, registry: Registry, data: Path, limits: Limits, clock: Clock | None = None) -> None:
+        """Find the conversations that an earlier process noted; their memories are heard again if need be."""
         self._registry, self._limits = registry, limits
         # All conversations together stay near what their memories may take.
         self._snapshot_bytes = min(_SNAPSHOT_BYTES, limits.max_state_bytes // limits.max_live_streams)
-        self._parked = data / "parked"
-        # The conversations that memories of an earlier process belong to are gone.
-        shutil.rmtree(self._parked, ignore_errors=True)
-        self._parked.mkdir(parents=True, exist_ok=True, mode=0o700)
+        keep_s = limits.parked_hours * 3600.0
+        self._parked = Parked(data / "parked", keep_s, limits.max_parked_bytes, clock or Clock())
         self._lock = threading.RLock()
         self._conversations: dict[tuple[Owner, str], Conversation] = {}
         self._sweep_due = time.monotonic() + _SWEEP_S
@@ -185,18 +224,17 @@ class Sessions:
         self._registry.config(model_id, owner)  # an unknown model leaves no trace
         self._sweep_if_due()
         with self._lock:
-            conversation = self._conversations.get((owner, model_id))
+            conversation = self._known(owner, model_id)
             if conversation is None:
-                conversation = Conversation(owner, model_id, None, snapshot_bytes=self._snapshot_bytes)
+                self._forget_oldest()
+                conversation = self._bounded(Conversation(owner, model_id, None))
                 self._conversations[owner, model_id] = conversation
         if not self._take(conversation, wait_s):
             raise HatcheryError("this conversation is still busy in another request; stop that one, or wait for it")
         try:
             self._bring_back(conversation)
-            if conversation.live.torn:
-                conversation.mend()
-            elif conversation.base_due:
-                conversation.rebase(conversation.base_text)
+            self._settle(conversation)
+            self._note(conversation)
             yield conversation
         finally:
             conversation.last_used = time.monotonic()
@@ -228,7 +266,86 @@ class Sessions:
         """The conversation as it is, for looking at only."""
         self._sweep_if_due()
         with self._lock:
-            return self._conversations.get((owner, model_id))
+            return self._known(owner, model_id)
+
+    def _known(self, owner: Owner, model_id: str) -> Conversation | None:
+        """The conversation, also one of an earlier process."""
+        known = self._conversations.get((owner, model_id))
+        if known is None and (told := self._parked.noted(owner, model_id)) is not None:
+            known = Conversation.noted(owner, model_id, told)
+            if known is not None:
+                self._conversations[owner, model_id] = self._bounded(known)
+        return known
+
+    def _bounded(self, conversation: Conversation) -> Conversation:
+        """A conversation, held to what one may take."""
+        conversation.snapshot_bytes, conversation.said_bytes = self._snapshot_bytes, self._limits.max_said_bytes
+        return conversation
+
+    def _forget_oldest(self) -> None:
+        """Make room for one more among those that are remembered."""
+        if len(self._conversations) < self._limits.max_conversations:
+            return
+        for oldest in sorted(self._conversations.values(), key=lambda one: one.last_used):
+            if oldest.busy.acquire(blocking=False):
+                self._drop(oldest)
+                return
+        raise HatcheryError("there are too many conversations here, and all are busy; try again in a while")
+
+    def _drop(self, conversation: Conversation) -> None:
+        """Forget a conversation that was taken, for good."""
+        self._let_go(conversation)
+        self._parked.forget(conversation.owner, conversation.model_id)
+        self._conversations.pop((conversation.owner, conversation.model_id), None)
+
+    @staticmethod
+    def _settle(conversation: Conversation) -> None:
+        """Make a whole of what broke off."""
+        if conversation.live.torn:
+            conversation.mend()
+        elif conversation.base_due:
+            conversation.rebase(conversation.base_text)
+
+    def _note(self, conversation: Conversation) -> None:
+        """Keep on disk what it takes to go on after a kill, if there is more than before; where the disk refuses, not.
+
+        Of an API client nothing is kept: its session ends with the process.
+        """
+        if not conversation.owner.startswith(_LASTING) or (told := conversation.note()) == conversation.told:
+            return
+        try:
+            if not (told["turns"] or told["base_text"]):
+                self._parked.forget(conversation.owner, conversation.model_id)
+            else:
+                self._put_base_aside(conversation)
+                self._parked.note(conversation.owner, conversation.model_id, told)
+            conversation.told = told
+        except (OSError, StateError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+
+    def _put_base_aside(self, conversation: Conversation) -> None:
+        _, file = self._parked.files(conversation.owner, conversation.model_id)
+        if conversation.base is not None and (conversation.base is not conversation.base_told or not file.is_file()):
+            before = Stream(conversation.live.model)
+            before.restore(conversation.base)
+            before.save(file)
+            conversation.base_told = conversation.base
+
+    def note_idle(self) -> None:
+        """Keep on disk what was said since, in conversations that nobody uses at the moment."""
+        with self._lock:
+            conversations = [c for c in self._conversations.values() if c.stream is not None]
+        for conversation in conversations:
+            if conversation.owner.startswith(_LASTING) and self._take_idle(conversation):
+                try:
+                    if conversation.stream is not None:
+                        self._settle(conversation)
+                        self._note(conversation)
+                except Exception:  # one that cannot be kept holds no other back
+                    _logger.exception("a conversation could not be noted")
+                finally:
+                    self._give_back(conversation)
 
     def live_count(self) -> int:
         """Streams in memory."""
@@ -250,7 +367,9 @@ class Sessions:
         """Forget the conversations with a model that is gone for good."""
         with self._lock:
             for key in [key for key in self._conversations if key[1] == model_id]:
-                self._forget_files(self._conversations.pop(key))
+                self._parked.forget(*key)
+                del self._conversations[key]
+        self._parked.forget_model(model_id)
 
     def _sweep_if_due(self) -> None:
         with self._lock:
@@ -263,11 +382,12 @@ class Sessions:
         """Forget what has been idle for longer than its time."""
         limit = time.monotonic() - self._limits.parked_hours * 3600
         with self._lock:
-            for key, conversation in list(self._conversations.items()):
+            for conversation in list(self._conversations.values()):
                 if conversation.last_used < limit and conversation.busy.acquire(blocking=False):
-                    self._let_go(conversation)
-                    self._forget_files(conversation)
-                    del self._conversations[key]
+                    self._drop(conversation)
+            live = list(self._conversations)
+        self._parked.expire(live)
+        self._parked.trim()
 
     def _bring_back(self, conversation: Conversation) -> None:
         if conversation.stream is not None:
@@ -283,22 +403,23 @@ class Sessions:
 
     def _recall(self, conversation: Conversation, stream: Stream) -> None:
         """Fill a fresh stream with what was put aside; what cannot be read is to be heard again, or is lost."""
-        file, base = self._files(conversation)
+        file, base = self._parked.files(conversation.owner, conversation.model_id)
         whole = False
         try:
-            if base.is_file():
+            if base.is_file() and conversation.base_text:
                 stream.load(base)
-                conversation.base = stream.snapshot()
+                conversation.base = conversation.base_told = stream.snapshot()
             if file.is_file():
                 stream.load(file)
-                whole = True
+                whole = stream.position_bytes == conversation.parked_bytes
         except StateError:
-            stream.clear()
             conversation.base = None
         # Any other error, such as a lack of memory, leaves the files for the next try.
-        self._forget_files(conversation)
+        file.unlink(missing_ok=True)
+        conversation.parked_bytes = None
         if whole:
             return
+        stream.clear()
         if conversation.base is not None:
             stream.restore(conversation.base)
         elif conversation.base_text:
@@ -351,48 +472,27 @@ class Sessions:
         stream = conversation.stream
         if stream is None:
             return
-        file, base = self._files(conversation)
+        file, _ = self._parked.files(conversation.owner, conversation.model_id)
         try:
+            if conversation.base_due and not stream.torn:
+                conversation.rebase(conversation.base_text)
             # A stream that has yet to catch up, or is torn, is of no use later: then all is heard again.
             if stream.position_bytes and not conversation.unheard and not stream.torn:
                 stream.save(file)
-            if conversation.base is not None:
-                before = Stream(stream.model)
-                before.restore(conversation.base)
-                before.save(base)
+                conversation.parked_bytes = stream.position_bytes
+            self._put_base_aside(conversation)
         except StateError:
-            self._forget_files(conversation)
+            file.unlink(missing_ok=True)
+            conversation.parked_bytes = None
             return
-        conversation.base = None
+        self._note(conversation)
+        conversation.base = conversation.base_told = None
         for turn in conversation.turns:
             turn.before = None
         self._let_go(conversation)
-        self._trim_parked()
+        self._parked.trim()
 
     def _let_go(self, conversation: Conversation) -> None:
         if conversation.stream is not None:
             conversation.stream = None
             self._registry.release(conversation.model_id)
-
-    def _trim_parked(self) -> None:
-        with self._lock:
-            files = []
-            for path in self._parked.glob("*.safetensors"):
-                with suppress(FileNotFoundError):  # its owner came back
-                    files.append((path.stat().st_mtime, path.stat().st_size, path))
-            files.sort()
-            total = sum(size for _, size, _ in files)
-            for _, size, path in files:
-                if total <= self._limits.max_parked_bytes:
-                    return
-                total -= size
-                path.unlink(missing_ok=True)
-
-    def _forget_files(self, conversation: Conversation) -> None:
-        for path in self._files(conversation):
-            path.unlink(missing_ok=True)
-
-    def _files(self, conversation: Conversation) -> tuple[Path, Path]:
-        """Where a conversation and its base are put aside: names that tell nothing of their owner."""
-        key = hashlib.sha256(f"{conversation.owner}\0{conversation.model_id}".encode()).hexdigest()
-        return self._parked / f"{key}.safetensors", self._parked / f"{key}.base.safetensors"

@@ -17,6 +17,7 @@ from . import curves
 from .limits import Limits
 from .models import renewed
 from .owner import identify, reported
+from .publish import PublishForm
 from .registry import Owner, Registry, size_text
 from .runs import Trainer, train_on_lent_gpu
 from .wishes import (
@@ -66,7 +67,7 @@ def allowed(limits: Limits) -> str:
         told.append(f"models of up to {limits.max_train_parameters / 1e6:,.0f} M parameters")
     at_once = limits.max_runs_at_once
     queue = "One run trains at a time" if at_once == 1 else f"{at_once} runs train at a time"
-    kept = f" A run is deleted {limits.runs_hours} hours after it ended." if limits.public else ""
+    kept = f" A run and its texts are deleted {limits.runs_hours} hours after it ended." if limits.public else ""
     return (
         f"Allowed here: {', '.join(told)}. {queue}; others wait their turn. A run goes on when the page is closed, "
         f"and is found here again.{kept}"
@@ -221,14 +222,7 @@ def build_train(
             autoscroll=False, visible=False, elem_id="runs-samples",
         )  # fmt: skip
         with gr.Accordion("Publish it on the Hub", open=False, visible=False, elem_id="runs-publish") as hub:
-            with gr.Row():
-                repo = gr.Textbox(
-                    label="Repository", info="a new one, or yours to replace", placeholder="user/name", max_lines=1,
-                    scale=3, elem_id="runs-repo",
-                )  # fmt: skip
-                private = gr.Checkbox(True, label="Only I can see it", scale=1, min_width=160)
-                push = gr.Button("Publish", scale=1, min_width=120, elem_id="runs-push")
-            pushed = gr.Markdown(elem_id="runs-pushed")
+            parting = PublishForm("runs", owner, limits, [run], trainer.parted)
         with gr.Accordion("Log", open=False):
             log = gr.Textbox(
                 show_label=False, container=False, lines=10, max_lines=10, interactive=False, elem_id="runs-log"
@@ -294,7 +288,7 @@ def build_train(
         return gr.Dropdown(choices=known, value=pick), *look(whose, id)
 
     def on_look(request: gr.Request, secret: str, id: str | None) -> tuple[Any, ...]:
-        return *look(identify(secret, request), id), ""
+        return look(identify(secret, request), id)
 
     def on_tick(request: gr.Request, secret: str, id: str | None, token: str) -> tuple[Any, ...]:
         return look(identify(secret, request), id, token)
@@ -364,17 +358,10 @@ def build_train(
         # The files would be read beside the text that was taken from them.
         return [*(values[name] for name in _FIELDS), None, before.pasted[:_OPENING], said or "Filled in above."]
 
-    def on_publish(
-        request: gr.Request, account: gr.OAuthToken | None, secret: str, id: str, where: str, hidden: bool
-    ) -> str:
-        whose = identify(secret, request)
-        with reported():
-            return trainer.publish(id, whose, where, private=hidden, token=account.token if account else None)
-
     quick: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
     greeting.then(on_open, [owner, run, base], [base, *view], **quick)
     tab.select(on_open, [owner, run, base], [base, *view], **quick)
-    run.input(on_look, [owner, run], [*view, pushed], **quick)
+    run.input(on_look, [owner, run], view, **quick)
     timer.tick(on_tick, [owner, run, seen], view, trigger_mode="once", **quick)
     data.change(
         lambda chosen: [gr.Row(visible=chosen == one) for one in (OWN, SHIPPED, DATASET)],
@@ -387,7 +374,7 @@ def build_train(
     )
     # The command needs no more of a long text than its first words.
     hasty = [opening if one is pasted else one for one in asked]
-    gr.on([pasted.blur, start.click], lambda text: text[:_OPENING], pasted, opening, **quick)
+    gr.on([pasted.blur, start.click], lambda text: str(text or "")[:_OPENING], pasted, opening, **quick)
     gr.on(
         [tab.select, opening.change, files.change, *(one.change for one in asked if one is not pasted)],
         on_shell,
@@ -420,7 +407,7 @@ def build_train(
 
     def lend(event: Dependency, id: gr.components.Component) -> None:
         if ON_ZERO_GPU:
-            event.success(on_lent, [owner, id], None, **lent).then(on_look, [owner, run], [*view, pushed], **quick)
+            event.success(on_lent, [owner, id], None, **lent).then(on_look, [owner, run], view, **quick)
 
     for event in (started, resumed):
         lend(event, run)
@@ -429,15 +416,12 @@ def build_train(
     # What went wrong is told in words above the page; marks on the components would stay behind.
     started.failure(lambda: allowed(limits), None, told, **quick)
     for asked_for in (started, resumed, stopped, deleted):
-        asked_for.failure(on_look, [owner, run], [*view, pushed], **quick)
+        asked_for.failure(on_look, [owner, run], view, **quick)
     for button, where in ((chat, "chat"), (write, "write"), (merge, "merge")):
         place = gr.State(where)
         button.click(on_use, [owner, run, place, *dropdowns], [tabs, *dropdowns], **quick)
     download.click(on_download, [owner, run], file, **quick)
     filled = again.click(on_again, [owner, run], [*asked, files, opening, told], **quick)
     filled.then(None, js="() => { document.querySelector('#train-base').scrollIntoView({behavior: 'smooth'}); }")
-    push.click(
-        on_publish, [owner, run, repo, private], pushed, api_visibility="private", concurrency_limit=2,
-        show_progress="full",
-    )  # fmt: skip
-    return TrainTab(run, lambda event: event.then(on_look, [owner, run], [*view, pushed], **quick), lend)
+    parting.suggest_on([hub.expand], [run.change])
+    return TrainTab(run, lambda event: event.then(on_look, [owner, run], view, **quick), lend)

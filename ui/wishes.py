@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -91,6 +90,11 @@ class Wish:
         return self.base.removeprefix(FRESH) if self.base.startswith(FRESH) else ""
 
 
+def is_number(value: Any) -> bool:
+    """Whether a form's value is a number that one can calculate with, and not one of hundreds of digits."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+
+
 def checked(wish: Wish, limits: Limits) -> Wish:
     """The wish with whole numbers where there must be, held against the limits; the recipe checks the rest.
 
@@ -99,6 +103,8 @@ def checked(wish: Wish, limits: Limits) -> Wish:
     """
     if wish.budget not in (MINUTES, STEPS):
         raise ConfigError(f"the budget is in {wish.budget!r:.40}; it must be in {MINUTES} or {STEPS}")
+    if wish.data not in (OWN, SHIPPED, DATASET):
+        raise ConfigError(f"it is to learn from {wish.data!r:.40}; it must be from {OWN}, {SHIPPED} or {DATASET}")
     most = limits.max_train_minutes if wish.budget == MINUTES else 10**9
     bounds = NUMBERS | {"amount": ("Budget", 0.01 if wish.budget == MINUTES else 1, most)}
     for name, (label, low, high) in bounds.items():
@@ -107,7 +113,7 @@ def checked(wish: Wish, limits: Limits) -> Wish:
         allowed = f"from {low:,} to {high:,}{unit}"
         if value is None:
             raise ConfigError(f"{label} is empty; give a number {allowed}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not is_number(value):
             raise ConfigError(f"{label} is {value!r:.40}; it must be a number {allowed}")
         if not low <= value <= high:
             raise ConfigError(f"{label} is {value:g}; allowed here is {allowed}")
@@ -115,9 +121,9 @@ def checked(wish: Wish, limits: Limits) -> Wish:
         text = getattr(wish, name)
         if not isinstance(text, str) or len(text) > _MOST_CHARACTERS or text != text.encode("utf-8", "ignore").decode():
             raise ConfigError(f"{name} must be a text of at most {_MOST_CHARACTERS:,} characters; given {text!r:.40}")
-    if not isinstance(wish.corpora, list) or not set(map(str, wish.corpora)) <= set(SHIPPED_TEXTS):
+    if not isinstance(wish.corpora, list) or not all(one in SHIPPED_TEXTS for one in wish.corpora):
         raise ConfigError(f"the shipped texts are {', '.join(SHIPPED_TEXTS)}; given {wish.corpora!r:.80}")
-    if wish.trained not in TRAINED:
+    if not isinstance(wish.trained, str) or wish.trained not in TRAINED:
         raise ConfigError(f"what learns is {wish.trained!r:.40}; it must be one of {', '.join(TRAINED)}")
     whole = ("rows", "chunk_bytes", "lora_rank", "patience", "seed", *(["amount"] if wish.budget == STEPS else []))
     numbers: dict[str, Any] = {name: int(getattr(wish, name)) for name in whole}

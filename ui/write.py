@@ -8,9 +8,10 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import gradio as gr
 
@@ -166,8 +167,8 @@ class Piece:
 
     def _score(self, stream: Stream, prompt: bytes) -> Iterator[None]:
         costs: list[float] = []
-        for scored in batched(_scored(stream, prompt)):
-            costs += [bits for part in scored for bits in part]
+        for batch in batched(scored(stream, prompt)):
+            costs += [bits for part in batch for bits in part]
             self.heard = len(costs)
             yield
             if len(costs) == len(prompt):
@@ -204,7 +205,8 @@ class Piece:
         return f'<p class="summary">{" · ".join(parts)}</p>'
 
 
-def _scored(stream: Stream, data: bytes) -> Iterator[list[float]]:
+def scored(stream: Stream, data: bytes) -> Iterator[list[float]]:
+    """Bits that each byte costs which a stream hears, piece by piece; it may be dropped after any of them."""
     for start in range(0, len(data), stream.piece_bytes):
         yield stream.score(data[start : start + stream.piece_bytes]).tolist()
 
@@ -224,19 +226,23 @@ def _opened(prompt: bytes, costs: list[float] | None) -> tint.Ink:
 
 
 def side_by_side(runs: Iterable[Iterator[T]]) -> Iterator[T]:
-    """One item of each in turn, until all have ended; closing this closes all."""
-    live = list(runs)
-    try:
-        while live:
-            for run in tuple(live):
-                try:
-                    yield next(run)
-                except StopIteration:
-                    live.remove(run)
-    finally:
-        for run in live:
-            if (close := getattr(run, "close", None)) is not None:
-                close()
+    """One item of each, made at the same time, again and again until all have ended; closing this closes all.
+
+    Nothing goes on while the caller looks at an item.
+    """
+    live, end = list(runs), object()
+    with ThreadPoolExecutor(max(1, len(live))) as pool:
+        try:
+            while live:
+                coming = [pool.submit(next, run, end) for run in live]
+                wait(coming)
+                items = [one.result() for one in coming]
+                live = [run for run, item in zip(live, items, strict=True) if item is not end]
+                yield from cast(list[T], [item for item in items if item is not end])
+        finally:
+            for run in live:
+                if (close := getattr(run, "close", None)) is not None:
+                    close()
 
 
 def one_after_another(runs: Iterable[Iterator[T]]) -> Iterator[T]:
@@ -379,6 +385,10 @@ class WriteTab:
     model: gr.Dropdown
     other: gr.Dropdown
     prompt: gr.Textbox
+    temperature: gr.Slider
+    seed: gr.Number
+    copy: gr.Button
+    link: gr.Textbox
 
 
 def build_write(registry: Registry, owner: gr.BrowserState, limits: Limits) -> WriteTab:
@@ -420,6 +430,15 @@ def build_write(registry: Registry, owner: gr.BrowserState, limits: Limits) -> W
     with gr.Row(equal_height=True):
         write = gr.Button("Write", variant="primary", scale=2, min_width=120, elem_id="write-go")
         stop = gr.Button("Stop", variant="stop", min_width=90, interactive=False, elem_id="write-stop")
+        copy = gr.Button("Copy link", min_width=90, elem_id="write-copy")
+    link = gr.Textbox(
+        label="Link",
+        info="It opens this page on Write with this model, prompt, temperature and seed.",
+        visible=False,
+        max_lines=3,
+        buttons=["copy"],
+        elem_id="write-link",
+    )
     with gr.Accordion("How it writes", open=False):
         with gr.Row():
             max_bytes = gr.Number(
@@ -491,7 +510,7 @@ def build_write(registry: Registry, owner: gr.BrowserState, limits: Limits) -> W
     gr.api(  # type: ignore[attr-defined]
         author.generate, api_name="generate", concurrency_limit=limits.max_at_once, concurrency_id="writing"
     )
-    return WriteTab(model, other, prompt)
+    return WriteTab(model, other, prompt, temperature, seed, copy, link)
 
 
 def paper(label: str, empty: str, elem_id: str) -> gr.HTML:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from .. import card as cards
 from .. import checkpoint
 from ..config import ComposedConfig, Config
 from ..errors import MergeError
@@ -162,31 +163,35 @@ def describe(merged: Merged, out: Path) -> str:
     """The card: what was merged, how, and the recipe that makes the same bytes again."""
     plan, recipe = merged.plan, merged.plan.recipe
     place = out.as_posix() if out.as_posix().startswith("checkpoints/") else f"path/to/{recipe.name}"
-    front = ["library_name: bdh-hatchery", "pipeline_tag: text-generation"]
-    if bases := sorted({parent.repo_id for parent in plan.parents if parent.repo_id}):
-        front += ["base_model:", *(f"- {one}" for one in bases), "base_model_relation: merge"]
-    front += ["tags:", "- bdh", "- byte-level", "- merge", f"- {merged.config.kind}"]
-    rows = [["parent", "weight", "what it is", "weights (SHA-256)"], ["---"] * 4]
+    rows = [["parent", "weight", "what it is", "weights (SHA-256)"]]
     for parent, weight, checksum in zip(plan.parents, recipe.weight_list(), merged.checksums, strict=False):
         told = f"{weight:g}" if recipe.uses("weights") else "–"
-        rows.append([f"`{parent.place or parent.source}`", told, summary(parent.config), f"`{checksum[:16]}`"])
+        rows.append([cards.code(parent.place or parent.source), told, summary(parent.config), f"`{checksum[:16]}`"])
     if plan.base:
-        rows.append([f"`{plan.base.source}`", "base", summary(plan.base.config), f"`{merged.checksums[-1][:16]}`"])
+        rows.append(
+            [
+                cards.code(plan.base.place or plan.base.source),
+                "base",
+                summary(plan.base.config),
+                f"`{merged.checksums[-1][:16]}`",
+            ]
+        )
     count = sum(t.numel() for name, t in merged.tensors.items() if not checkpoint.is_frequency(name))
-    listed = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    notes = "".join(f"\n- {note}" for note in merged.notes)
+    notes = "".join(f"\n- {cards.line(note, 400)}" for note in merged.notes)
+    front = cards.inherited([checkpoint.read_card(one.folder) if one.folder else "" for one in plan.parents])
+    fields = "\n".join(f"{name} = {_toml(value)}" for name, value in merged.fields().items())
     return (
         "\n\n".join(
             [
-                "---\n" + "\n".join(front) + f"\n---\n# {recipe.name}",
+                f"{front}# {cards.line(recipe.name)}",
                 f"Made of {len(plan.parents)} by `{recipe.method}`: {METHODS[recipe.method].summary}.",
                 f"- **kind**: {summary(merged.config)}\n- **parameters**: {count:,}{notes}",
-                listed,
-                "The same recipe on the same parents gives the same bytes: `python -m bdh merge --recipe FILE`.\n\n"
-                + "```toml\n"
-                + "\n".join(f"{name} = {_toml(value)}" for name, value in merged.fields().items())
-                + "\n```",
-                f'```python\nimport bdh\n\nmodel = bdh.load("{place}")\n```',
+                "## Lineage\n\n" + cards.table(rows),
+                "The same recipe on the same parents gives the same bytes: `python -m bdh merge --recipe FILE`.",
+                cards.fenced(fields, "toml"),
+                "## Use\n\n" + cards.fenced(f'import bdh\n\nmodel = bdh.load("{cards.line(place)}")', "python"),
+                "## Limits\n\nIt was not trained after merging, and nothing was measured for this card: what the "
+                "merge kept of its parents is what `python -m lab composability` and the page's Merge tab measure.",
             ]
         )
         + "\n"

@@ -1,6 +1,6 @@
 """The kinds of model and how to build them."""
 
-from .base import MAX_PARAMETERS, Model, Output, skeleton
+from .base import MAX_PARAMETERS, Model, Output, skeleton, state_bytes
 from .build import build, check_size, parameter_count
 from .composed import Composed
 from .flat import Flat
@@ -21,4 +21,5 @@ __all__ = [
     "check_size",
     "parameter_count",
     "skeleton",
+    "state_bytes",
 ]

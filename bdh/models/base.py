@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .. import checkpoint, hub
+from .. import checkpoint, hub, publish
 from .. import state as states
 from ..checkpoint import Origin
 from ..config import VOCAB_SIZE, ComposedConfig, Config, HierarchicalConfig
@@ -222,7 +222,7 @@ class Model(nn.Module, ABC, Generic[C]):
 
     def state_bytes(self, batch_size: int = 1) -> int:
         """Bytes that the memory of `batch_size` streams takes, without allocating it."""
-        return _state_bytes(self.config, batch_size)
+        return state_bytes(self.config, batch_size)
 
     def save_pretrained(
         self,
@@ -252,7 +252,7 @@ class Model(nn.Module, ABC, Generic[C]):
         )
         if push_to_hub:
             message = hub_options.pop("commit_message", None)
-            hub.upload(written, repo_id or written.name, message=message, **hub_options)
+            publish.upload(written, repo_id or written.name, message=message, **hub_options)
         return written
 
     def push_to_hub(
@@ -263,11 +263,14 @@ class Model(nn.Module, ABC, Generic[C]):
         token: hub.Token = None,
         commit_message: str | None = None,
         revision: str | None = None,
+        license: str = "",
+        replace: bool = False,
+        progress: hub.Progress | None = None,
         dtype: torch.dtype | None = None,
         card: str | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> str:
-        """Publish the model as a checkpoint, and nothing beside it; see `hub.upload` and `save_pretrained`.
+        """Publish the model as a checkpoint, and nothing beside it; see `publish.upload` and `save_pretrained`.
 
         Returns:
             The address of the commit.
@@ -277,7 +280,17 @@ class Model(nn.Module, ABC, Generic[C]):
         """
         with tempfile.TemporaryDirectory() as folder:
             written = self.save_pretrained(Path(folder, "checkpoint"), dtype=dtype, card=card, provenance=provenance)
-            return hub.upload(written, repo_id, private=private, token=token, message=commit_message, revision=revision)
+            return publish.upload(
+                written,
+                repo_id,
+                private=private,
+                token=token,
+                message=commit_message,
+                revision=revision,
+                license=license,
+                replace=replace,
+                progress=progress,
+            )
 
     @classmethod
     def from_pretrained(
@@ -358,8 +371,9 @@ class Model(nn.Module, ABC, Generic[C]):
         return model  # type: ignore[return-value]
 
 
-@lru_cache(maxsize=64)
-def _state_bytes(config: Config, batch_size: int) -> int:
+@lru_cache(maxsize=256)
+def state_bytes(config: Config, batch_size: int = 1) -> int:
+    """Bytes that the memory of `batch_size` streams of a model takes, from its configuration alone."""
     return states.state_bytes(skeleton(config).empty_state(batch_size))
 
 

@@ -1,0 +1,168 @@
+"""Listeners that come and go: they hear to the end, stop, leave in the middle and come back as somebody new.
+
+Whatever each heard must be what its seed gives alone, or the beginning of that. Memory, threads, open and temporary
+files of the server are watched; at the end all temporary files are made old, and must be gone soon.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from .listening import CHAT, GENERATE, Heard, alone, client, limits, listen
+from .report import Result
+from .start import serving
+
+_BACK_S, _GONE_S = 1_000_000.0, 90.0
+_SENT_BYTES = 2_000
+
+
+@dataclass
+class Load:
+    """One run of it."""
+
+    url: str
+    process: psutil.Process
+    temporary: Path
+    model: str
+    bytes: int
+    expected: dict[tuple[str, int], str]
+    """What each listener hears alone, by what it asks for."""
+    functions: dict[str, int]
+    """The number of each endpoint, by which it is stopped."""
+    end: float
+    count: Counter[str] = field(default_factory=Counter)
+
+    async def listener(self, server: httpx.AsyncClient, index: int) -> None:
+        """Ask again and again until the time is over."""
+        draw = random.Random(index)
+        session = f"visit-{draw.getrandbits(64):016x}"
+        while time.monotonic() < self.end:
+            fate = draw.choice(("hears", "hears", "hears", "stops", "leaves", "reloads"))
+            if fate == "reloads":  # and is somebody new, who sends a file along
+                session = f"visit-{draw.getrandbits(64):016x}"
+                sent = {"files": (f"{index}.txt", draw.randbytes(_SENT_BYTES))}
+                (await server.post("upload", files=sent)).raise_for_status()
+            what, heard = draw.choice((GENERATE, CHAT)), Heard()
+            asking = asyncio.ensure_future(
+                listen(server, self.model, index, self.bytes, session, what=what, heard=heard)
+            )
+            done, _ = await asyncio.wait(
+                [asking], timeout=draw.uniform(0.1, 3) if fate in ("stops", "leaves") else None
+            )
+            if not done and fate == "stops" and heard.event_id:
+                told = {"session_hash": session, "fn_index": self.functions[what], "event_id": heard.event_id}
+                (await server.post("cancel", json=told)).raise_for_status()
+                await asyncio.wait([asking], timeout=30)
+            ended = asking.done()
+            if not ended:
+                asking.cancel()
+                with suppress(asyncio.CancelledError):
+                    await asking
+            else:
+                asking.result()
+            self.judge(heard, what, index, fate)
+            # What is left of one's own answer may still come, or be closing; Gradio hands it to the session's next.
+            if not ended or (fate == "stops" and what == CHAT):
+                session = f"visit-{draw.getrandbits(64):016x}"
+            await asyncio.sleep(draw.uniform(0, 2))
+
+    def judge(self, heard: Heard, what: str, index: int, fate: str) -> None:
+        """Count what was heard.
+
+        Raises:
+            SystemExit: it is not what the seed gives alone, or less though nobody broke it off.
+        """
+        if fate in ("hears", "reloads") and not heard.whole:
+            raise SystemExit(f"the answer to listener {index} broke off after {heard.text!r:.300}")
+        alone_hears = self.expected[what, index]
+        # An answer's spaces at its end are shown when more follows.
+        right = heard.text == alone_hears if heard.whole else alone_hears.startswith(heard.text.rstrip("\ufffd"))
+        if not right:
+            raise SystemExit(f"listener {index} heard {heard.text!r:.300} of {what}; alone it is {alone_hears!r:.300}")
+        self.count["answers" if heard.whole else f"left ({fate})"] += 1
+        self.count["bytes"] += len(heard.text.encode())
+
+    def row(self, begun: float) -> Result:
+        """How things stand."""
+        left = sum(count for name, count in self.count.items() if name.startswith("left"))
+        return {
+            "minute": round((time.monotonic() - begun) / 60, 1),
+            "answers": self.count["answers"],
+            "left": left,
+            "bytes": self.count["bytes"],
+            "memory_mb": round(self.process.memory_info().rss / 1e6),
+            "threads": self.process.num_threads(),
+            "open_files": self.process.num_fds(),
+            "temporary_files": len(files_below(self.temporary)),
+        }
+
+
+def come_and_go(options: argparse.Namespace) -> list[Result]:
+    """Listeners that come and go for some minutes; a row for each minute and one after they left."""
+    listeners = max(options.listeners)
+    expected = {
+        (what, seed): alone(options.model, seed, options.bytes, what)
+        for what in (GENERATE, CHAT)
+        for seed in range(listeners)
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        told = limits(listeners) | {"GRADIO_TEMP_DIR": temporary, "BDH_MAX_LIVE_STREAMS": str(max(64, listeners))}
+        with serving(told) as (process, url):
+            return asyncio.run(_run(url, psutil.Process(process), Path(temporary), options, listeners, expected))
+
+
+async def _run(
+    url: str,
+    process: psutil.Process,
+    temporary: Path,
+    options: argparse.Namespace,
+    listeners: int,
+    expected: dict[tuple[str, int], str],
+) -> list[Result]:
+    rows: list[Result] = []
+    async with client(url) as server:
+        told = (await server.get(f"{url}/config")).raise_for_status().json()["dependencies"]
+        functions = {one["api_name"]: one["id"] for one in told if one["api_name"] in (GENERATE, CHAT)}
+        begun = time.monotonic()
+        load = Load(
+            url, process, temporary, options.model, options.bytes, expected, functions, begun + options.minutes * 60
+        )
+        tasks = [asyncio.create_task(load.listener(server, index)) for index in range(listeners)]
+        waiting = set(tasks)
+        while waiting:
+            left_s = load.end - time.monotonic()
+            pause = min(60, left_s) if left_s > 1 else None
+            _, waiting = await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_EXCEPTION)
+            for task in tasks:
+                if task.done():
+                    task.result()
+            rows.append(load.row(begun))
+            if not options.json:
+                print(rows[-1], file=sys.stderr)
+    for file in files_below(temporary):
+        os.utime(file, (time.time() - _BACK_S,) * 2)
+    deadline = time.monotonic() + _GONE_S
+    while files_below(temporary):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"temporary files stay behind: {[str(file) for file in files_below(temporary)[:5]]}")
+        await asyncio.sleep(0.5)
+    rows.append(load.row(begun) | {name: count for name, count in load.count.items() if name.startswith("left")})
+    return rows
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files."""
+    return [path for path in folder.rglob("*") if path.is_file()]

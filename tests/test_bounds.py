@@ -1,0 +1,100 @@
+"""What visitors keep on the disk and in memory ends somewhere, and the oldest of it goes first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bdh.config import FlatConfig
+from bdh.errors import CheckpointError, HatcheryError, TrainingError
+from bdh.models import build
+from bdh.sampling import Sampling
+from train.job import Jobs
+from ui import page as pages
+from ui.chat import answer
+from ui.fetched import make_room
+from ui.limits import Limits
+from ui.registry import Registry
+from ui.sessions import Sessions
+
+FLAT = FlatConfig(n_layer=1, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4)
+
+
+def make(tmp_path: Path, **limits: Any) -> tuple[Registry, Sessions]:
+    build(FLAT, seed=1).save_pretrained(tmp_path / "checkpoints" / "one")
+    (tmp_path / "data").mkdir()
+    bounds = Limits(**limits)
+    registry = Registry(tmp_path / "checkpoints", tmp_path / "data", bounds, "cpu")
+    return registry, Sessions(registry, tmp_path / "data", bounds)
+
+
+def test_of_too_many_conversations_the_one_idle_longest_is_forgotten(tmp_path: Path) -> None:
+    _, sessions = make(tmp_path, max_conversations=2)
+    for owner in ("a", "b"):
+        with sessions.use(owner, "one") as conversation:
+            list(answer(conversation, "hello", Sampling(max_bytes=2)))
+    with sessions.use("a", "one"), sessions.use("c", "one"):
+        assert sessions.peek("b", "one") is None and sessions.peek("a", "one") is not None
+        with pytest.raises(HatcheryError, match="too many conversations"), sessions.use("d", "one"):
+            pass
+    assert sessions.live_count() == 2
+
+
+def test_what_was_said_long_ago_stays_in_the_memory_alone(tmp_path: Path) -> None:
+    _, sessions = make(tmp_path, max_said_bytes=400)
+    with sessions.use("a", "one") as conversation:
+        for index in range(20):
+            list(answer(conversation, f"message {index} of many", Sampling(max_bytes=10)))
+            assert sum(turn.size_bytes for turn in conversation.turns) < 600
+        assert conversation.live.position_bytes > 600 and "remembered" in conversation.base_text
+        assert 1 < len(conversation.turns) < 10
+
+
+def test_one_visitor_uploads_so_many_models(tmp_path: Path) -> None:
+    registry, _ = make(tmp_path, max_uploads_each=2)
+    files = [str(tmp_path / "checkpoints" / "one" / name) for name in ("config.json", "model.safetensors")]
+    ids = [registry.load_files(files, "a") for _ in range(2)]
+    with pytest.raises(CheckpointError, match="you have 2 uploaded models"):
+        registry.load_files(files, "a")
+    registry.load_files(files, "b")
+    registry.unload(ids[0], "a")
+    registry.load_files(files, "a")
+
+
+def test_runs_take_no_more_of_the_disk_than_stated(tmp_path: Path) -> None:
+    jobs = Jobs(tmp_path / "runs", at_once=0, watch=False, most_bytes=10_000)
+    with jobs.draft("a") as (_, given):
+        (given / "mine.txt").write_bytes(bytes(10_001))
+    with pytest.raises(TrainingError, match="the runs of all visitors take"), jobs.draft("b"):
+        pass
+
+
+def fetched(cache: Path, name: str, when: float, size: int = 1000) -> Path:
+    repo = cache / f"models--user--{name}"
+    (repo / "snapshots" / "a").mkdir(parents=True)
+    (repo / "blobs").mkdir()
+    (repo / "blobs" / "x").write_bytes(bytes(size))
+    os.utime(repo / "snapshots" / "a", (when, when))
+    return repo
+
+
+def test_models_from_the_hub_make_room_unless_they_are_used(tmp_path: Path) -> None:
+    size = 50_000  # folders take some bytes, too
+    old, used, young = (fetched(tmp_path, name, when, size) for name, when in (("c", 1), ("b", 2), ("a", 3)))
+    (tmp_path / "datasets--user--d").mkdir()
+    assert make_room(tmp_path, 4 * size, lambda repo: False) == []
+    assert make_room(tmp_path, 2 * size + 40_000, lambda repo: repo == used) == [old]
+    assert make_room(tmp_path, size + 40_000, lambda repo: repo == used) == [young]
+    with pytest.raises(CheckpointError, match="no room for more models"):
+        make_room(tmp_path, size // 2, lambda repo: True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["datasets--user--d", "models--user--b"]
+
+
+def test_what_a_stranger_trains_knows_no_secret_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "OAUTH_CLIENT_SECRET", "MY_API_KEY", "DB_PASSWORD"):
+        monkeypatch.setenv(name, "secret")
+    assert "secret" not in pages._of_runs(Limits(public=True)).values()
+    assert pages._of_runs(Limits(public=True))["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
