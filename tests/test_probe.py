@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def test_pieces_give_each_byte_what_one_pass_gives_it(name: str, cuts: list[int]
     whole = probe.record(model(name), TEXT, "*")
     ends = [0, *sorted(cuts), len(TEXT)]
     state, parts = None, []
-    for start, end in zip(ends, ends[1:]):
+    for start, end in pairwise(ends):
         parts.append((start, probe.record(model(name), TEXT[start:end], "*", state=state)))
         state = parts[-1][1].state
     for point, expected in whole.values.items():
@@ -155,7 +156,7 @@ def test_what_the_synapses_excite_is_what_fires_at_the_next_byte(name: str) -> N
     state = probe.record(model(name), TEXT[:cut], "*").state
     for point in [point for point in probe.points(model(name)) if point.kind == "x_sparse"]:
         if point.place.split(".")[-2] == "local":
-            past = probe.record(model(name), TEXT[:cut + 1], "*").state
+            past = probe.record(model(name), TEXT[: cut + 1], "*").state
             after = probe.record(model(name), TEXT[cut + 1 : cut + 2], f"{point.place}.*", state=past).values
         else:
             past, after = state, probe.record(model(name), TEXT[cut:], f"{point.place}.*", state=state).values

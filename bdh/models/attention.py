@@ -91,9 +91,7 @@ class TransformerBlock(nn.Module):
             increment = rope.radian_increments(width // self.n_head, self.rope_theta, x.device)
             cos, sin = rope.cos_sin(position, length, increment)
             query, key = (rope.rotate_halves(t, cos[:, None], sin[:, None]) for t in (query, key))
-        query, key, value = (
-            self._show(name, t) for name, t in (("query", query), ("key", key), ("value", value))
-        )
+        query, key, value = (self._show(name, t) for name, t in (("query", query), ("key", key), ("value", value)))
         attended, written = windowed_attention(query, key, value, memory, position, self.window, keep)
         if inplace and memory is not None and written is not None:
             memory.keys.copy_(written.keys)

@@ -151,9 +151,7 @@ def bdh_layer(
     return observe("residual", norm(x + norm(out.view(batch, length, width))), place), memory
 
 
-def _recall_of(
-    sending: Tensor, rotated: Tensor, value: Tensor, memory: Tensor | None, decay: Tensor | None
-) -> Tensor:
+def _recall_of(sending: Tensor, rotated: Tensor, value: Tensor, memory: Tensor | None, decay: Tensor | None) -> Tensor:
     """What is read by some of the neurons alone, (H, B, T, D)."""
     return hebbian_attention(rotated * sending[:, None, None], rotated, value, memory, decay, write=False)[0]
 

@@ -71,8 +71,7 @@ def record(
         point.name: (position + len(data)) // point.bytes_per_row - position // point.bytes_per_row for point in chosen
     }
     size = _NUMBER_BYTES * (
-        len(data) * VOCAB_SIZE
-        + sum(rows[point.name] * max(1, len(kept[point.name])) * point.width for point in chosen)
+        len(data) * VOCAB_SIZE + sum(rows[point.name] * max(1, len(kept[point.name])) * point.width for point in chosen)
     )
     if size > most_bytes:
         raise DataError(
