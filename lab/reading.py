@@ -190,7 +190,17 @@ def loudest_at(reading: Reading, byte: int, count: int) -> list[tuple[int, float
     return [(int(neuron), float(values[neuron])) for neuron in best if values[neuron] > 0]
 
 
-def strongest_firings(values: Floats, bytes_per_row: int = 1, *, count: int = 12, apart: int = 4) -> list[Firing]:
+def standing_out(reading: Reading, count: int) -> list[list[tuple[int, float]]]:
+    """At each byte the neurons that fire most above their own mean over the text, with what they say."""
+    above = np.where(reading.values > 0, reading.values - reading.values.mean(0), 0)
+    best = np.argsort(-above, axis=1, kind="stable")[:, :count]
+    return [
+        [(neuron, float(reading.values[byte, neuron])) for neuron in neurons if above[byte, neuron] > 0]
+        for byte, neurons in enumerate(best.tolist())
+    ]
+
+
+def strongest_firings(values: Floats, bytes_per_row: int = 1, *, count: int = 12, apart: int = 16) -> list[Firing]:
     """Where a neuron fired most, strongest first; of firings less than `apart` bytes from each other the strongest."""
     found: list[Firing] = []
     for row in np.argsort(-values, kind="stable"):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lab.reading import Raster, Reading, loudest_at
+from lab.reading import Raster, Reading, loudest_at, standing_out
 
 from .. import tint
 
@@ -45,6 +45,9 @@ def drawn(reading: Reading, raster: Raster, heard_bytes: int) -> dict[str, Any]:
         "loudest": [
             [[neuron, round(value, 4)] for neuron, value in loudest_at(reading, byte, _LOUDEST)]
             for byte in range(len(reading.data))
+        ],
+        "special": [
+            [[neuron, round(value, 4)] for neuron, value in found] for found in standing_out(reading, _LOUDEST)
         ],
         "firing": (reading.values > 0).sum(1).tolist(),
         "width": reading.point.width,
@@ -83,7 +86,8 @@ TEMPLATE = """
   <div class="at" aria-live="polite">
     <p class="what"></p>
     <div class="beside">
-      <div><h4>Fires most here</h4><ol class="neurons"></ol></div>
+      <div><h4>Fires most here</h4><ol class="loudest"></ol></div>
+      <div><h4>Most above its mean in this text</h4><ol class="special"></ol></div>
       <div><h4>Expected next</h4><ol class="next"></ol></div>
     </div>
   </div>
@@ -123,18 +127,20 @@ const go = (byte) => {
     + `${value.bits[at].toFixed(2)} bits · ${at < value.heard ? 'read' : 'written by the model'} · `
     + `${count.toLocaleString('en')} of ${value.width.toLocaleString('en')} neurons fire`
     + (value.patch > 1 ? ` at its patch of ${value.patch} bytes` : '');
-  const loud = value.loudest[at], most = loud.length ? loud[0][1] : 1;
-  find('.neurons').replaceChildren(...loud.map(([neuron, strength]) => {
-    const button = document.createElement('button');
-    button.type = 'button';
-    button.textContent = `neuron ${neuron}`;
-    button.title = `Find the bytes that fire neuron ${neuron}`;
-    button.addEventListener('click', () => trigger('submit', { neuron }));
-    const line = bar(button, strength / most);
-    line.append(strength.toPrecision(3));
-    return line;
-  }));
-  if (!loud.length) find('.neurons').textContent = 'None fires.';
+  const most = Math.max(...value.loudest[at].map((one) => one[1]));
+  for (const list of ['loudest', 'special']) {
+    find(`.${list}`).replaceChildren(...value[list][at].map(([neuron, strength]) => {
+      const button = document.createElement('button');
+      button.type = 'button';
+      button.textContent = `neuron ${neuron}`;
+      button.title = `Find the bytes that fire neuron ${neuron}`;
+      button.addEventListener('click', () => trigger('submit', { neuron }));
+      const line = bar(button, strength / most);
+      line.append(strength.toPrecision(3));
+      return line;
+    }));
+    if (!value[list][at].length) find(`.${list}`).textContent = 'None.';
+  }
   find('.next').replaceChildren(...value.next[at].map(([byte, chance]) => {
     const words = document.createElement('span');
     words.textContent = label(byte);
@@ -202,14 +208,13 @@ CSS = """
   background: var(--button-secondary-background-fill); color: var(--body-text-color); cursor: pointer; }
 .reader .steps button { width: 2.4rem; height: 2.2rem; font-size: 1.2rem; line-height: 1; }
 .reader .tint.written { min-height: 4rem; max-height: 16rem; position: relative; }
-.reader .tint .own { border-bottom: 2px solid var(--color-accent); }
 .reader .tint span { cursor: pointer; }
 .reader .tint .current { outline: 2px solid var(--color-accent); outline-offset: 1px; }
 .reader .what { margin: 10px 0 6px; font-size: var(--text-sm); overflow-wrap: anywhere; }
-.reader .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 8px 24px; }
+.reader .beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 8px 24px; }
 .reader h4 { margin: 0 0 4px; font-size: var(--text-sm); font-weight: 600; }
 .reader ol { list-style: none; margin: 0; padding: 0; font-size: var(--text-sm); min-height: 3rem; }
-.reader li { display: grid; grid-template-columns: 7.5rem 1fr 4rem; gap: 8px; align-items: center; margin: 2px 0;
+.reader li { display: grid; grid-template-columns: 7rem 1fr 3.4rem; gap: 8px; align-items: center; margin: 2px 0;
   text-align: right; font-variant-numeric: tabular-nums; }
 .reader li > :first-child { text-align: left; padding: 1px 6px; justify-self: start; }
 .reader li > i { height: 8px; border-radius: 4px; background: var(--color-accent); }

@@ -143,20 +143,20 @@ class Inspector:
         if corpus != ALL_CORPORA and corpus not in lab.corpus_names():
             raise DataError(f"there is no shipped corpus {corpus!r:.40}; there are {', '.join(lab.corpus_names())}")
         found: dict[str, tuple[bytes, Any]] = {}
-        done, total = 0, CORPUS_BYTES // len(names) * len(names)
+        done, total, markup = 0, CORPUS_BYTES // len(names) * len(names), ""
         with self._leased(model, owner, CORPUS_BYTES) as leased:
             (point,) = probe.selected(leased, name)
+            who = f"neuron {int(neuron)} of {name}" + (f", head {_head(head)}" if point.heads else "")
             for each in names:
                 data = lab.excerpt(each, CORPUS_BYTES // len(names))
-                values: Any = None
                 for told in _told(lab.fire(leased, data, name, _head(head), int(neuron)), total, done):
                     if isinstance(told, str):
-                        yield _line(told)
+                        yield _line(told) + markup
                     else:
-                        values = told
+                        found[each] = (data, told)
                 done += len(data)
-                found[each] = (data, values)
-        yield firings(f"neuron {int(neuron)} of {name}" + (f", head {head}" if point.heads else ""), point, found)
+                markup = firings(who, point, found)
+        yield markup
 
     def files(self, model: str | None, owner: Owner, heard: Heard, layer: str, kind: str, head: int) -> list[str]:
         """The reading as files: NPZ, CSV and PNG."""
@@ -223,7 +223,8 @@ def summary(heard: Heard, found: Reading, shown: lab.Raster) -> str:
         f"<b>{html.escape(lab.title(found))}</b>",
         f"{len(heard.data):,} bytes" + (f", {written:,} of them written by the model" if written else ""),
         f"{found.bits_per_byte:.2f} bits a byte",
-        f"shown: {of} (of {found.point.width:,}), those that fire together side by side",
+        f"a line is a neuron, a column a byte; shown: {of} (of {found.point.width:,}), those that fire together side "
+        "by side",
     ]
     patch = found.point.bytes_per_row
     if patch > 1:
@@ -289,8 +290,9 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         elem_classes="flush",
         elem_id="reading-shown",
     )
+    gr.HTML(tint.legend(own=True), elem_classes="flush")
     bars = gr.HTML(elem_classes="flush", elem_id="reading-active")
-    with gr.Group(visible=False) as pin, gr.Row(equal_height=True):
+    with gr.Row(equal_height=True, visible=False) as pin:
         neuron = gr.Number(label="Neuron", precision=0, minimum=0, min_width=110, elem_id="reading-neuron")
         corpus = gr.Dropdown(
             choices=[(f"all shipped texts, {CORPUS_BYTES // max(1, len(lab.corpus_names())):,} bytes of each", "all")]
@@ -303,10 +305,9 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         )
         find = gr.Button("Find the bytes that fire it", min_width=180, elem_id="reading-find")
     where = gr.HTML(elem_classes="flush", elem_id="reading-where")
-    with gr.Group(visible=False) as taken:
+    with gr.Column(visible=False) as taken:
         take = gr.Button("Make files to take along (NPZ, CSV, PNG)", size="sm", elem_id="reading-take")
         files = gr.File(label="The reading", visible=False, interactive=False, elem_id="reading-files")
-    gr.HTML(tint.legend(), elem_classes="flush")
     last = gr.State(None)
 
     def looked_at(
@@ -317,10 +318,9 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
                 yield _line(told), *(gr.skip(),) * 6
                 continue
             picture = lab.raster(told)
-            seen = gr.Group(visible=True)
             yield (
                 summary(heard, told, picture), reader.drawn(told, picture, heard.heard_bytes),
-                active_bars(told.active), seen, seen, gr.File(visible=False), heard,
+                active_bars(told.active), gr.Row(visible=True), gr.Column(visible=True), gr.File(visible=False), heard,
             )  # fmt: skip
 
     def on_read(
@@ -452,8 +452,9 @@ CSS = """
 .active-bars li b { font-weight: 400; text-align: right; font-variant-numeric: tabular-nums; }
 .firings { font-size: var(--text-sm); overflow-x: auto; }
 .firings p { margin: 8px 0; overflow-wrap: anywhere; }
-.firings table { width: 100%; border-collapse: collapse; }
-.firings th, .firings td { text-align: left; padding: 3px 8px; border-bottom: 1px solid var(--border-color-primary); }
+.firings table { width: 100%; border-collapse: collapse; border: none !important; }
+.firings th, .firings td { text-align: left; padding: 3px 8px; border: none !important;
+  border-bottom: 1px solid var(--border-color-primary) !important; }
 .firings td:first-child { white-space: pre; }
 .firings td:last-child { font-variant-numeric: tabular-nums; }
 .firings mark { background: var(--primary-300); color: #0b0b0b; border-radius: 2px; padding: 0 1px; }
