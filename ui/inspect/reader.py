@@ -102,6 +102,7 @@ let value = null, at = 0;
 const named = { 9: 'tab', 10: 'line break', 13: 'carriage return', 32: 'space' };
 const label = (byte) => named[byte] || (byte > 32 && byte < 127 ? String.fromCharCode(byte)
   : byte.toString(16).toUpperCase().padStart(2, '0'));
+const heardBytes = () => value.bytes.length - value.bytes.length % value.patch;
 const bar = (words, part) => {
   const line = document.createElement('li'), fill = document.createElement('i');
   fill.style.width = `${Math.max(1, 100 * part)}%`;
@@ -122,11 +123,11 @@ const go = (byte) => {
     const top = shown.offsetTop - text.offsetTop;
     if (top < text.scrollTop || top > text.scrollTop + text.clientHeight - 40) text.scrollTop = top - 40;
   }
-  const count = value.firing[at], byte_ = value.bytes[at];
-  find('.what').textContent = `Byte ${at + 1} of ${value.bytes.length}: ${label(byte_)} · `
+  const count = value.firing[at].toLocaleString('en'), width = value.width.toLocaleString('en');
+  find('.what').textContent = `Byte ${at + 1} of ${value.bytes.length}: ${label(value.bytes[at])} · `
     + `${value.bits[at].toFixed(2)} bits · ${at < value.heard ? 'read' : 'written by the model'} · `
-    + `${count.toLocaleString('en')} of ${value.width.toLocaleString('en')} neurons fire`
-    + (value.patch > 1 ? ` at its patch of ${value.patch} bytes` : '');
+    + (at >= heardBytes() ? `its patch of ${value.patch} bytes is not complete, so this layer has not heard it yet`
+      : `${count} of ${width} neurons fire${value.patch > 1 ? ` at its patch of ${value.patch} bytes` : ''}`);
   const most = Math.max(...value.loudest[at].map((one) => one[1]));
   for (const list of ['loudest', 'special']) {
     find(`.${list}`).replaceChildren(...value[list][at].map(([neuron, strength]) => {
@@ -169,7 +170,7 @@ const draw = () => {
     span.dataset.at = first;
     return span;
   }));
-  go(same ? at : value.bytes.length - 1);
+  go(same ? at : Math.max(0, heardBytes() - 1));
 };
 slider.addEventListener('input', () => go(Number(slider.value)));
 whole.addEventListener('click', (event) => {
