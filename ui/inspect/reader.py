@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lab.reading import Raster, Reading, loudest_at, standing_out
+from lab.reading import Raster, Reading, loudest, standing_out
 
 from .. import tint
 
@@ -42,13 +42,8 @@ def drawn(reading: Reading, raster: Raster, heard_bytes: int) -> dict[str, Any]:
         "glyphs": glyphs,
         "image": _image(raster),
         "neurons": raster.neurons.tolist(),
-        "loudest": [
-            [[neuron, round(value, 4)] for neuron, value in loudest_at(reading, byte, _LOUDEST)]
-            for byte in range(len(reading.data))
-        ],
-        "special": [
-            [[neuron, round(value, 4)] for neuron, value in found] for found in standing_out(reading, _LOUDEST)
-        ],
+        "loudest": _pairs(loudest(reading, _LOUDEST)),
+        "special": _pairs(standing_out(reading, _LOUDEST)),
         "firing": (reading.values > 0).sum(1).tolist(),
         "width": reading.point.width,
         "patch": reading.point.bytes_per_row,
@@ -57,6 +52,10 @@ def drawn(reading: Reading, raster: Raster, heard_bytes: int) -> dict[str, Any]:
             for at_byte in zip(reading.likeliest.tolist(), reading.chances.tolist(), strict=True)
         ],
     }
+
+
+def _pairs(found: list[list[tuple[int, float]]]) -> list[list[list[float]]]:
+    return [[[neuron, round(value, 4)] for neuron, value in at_byte] for at_byte in found]
 
 
 def _image(raster: Raster) -> str:
