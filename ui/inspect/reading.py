@@ -145,7 +145,7 @@ class Inspector:
         self, model: str | None, owner: Owner, name: str, head: int, neuron: float | None, corpus: str
     ) -> Generator[str, None, None]:
         """Markup: how far it is, and at the end the bytes of shipped texts that fire a neuron."""
-        if isinstance(neuron, bool) or not isinstance(neuron, (int, float)) or int(neuron) != neuron:
+        if isinstance(neuron, bool) or not isinstance(neuron, (int, float)) or not float(neuron).is_integer():
             raise DataError("no neuron was chosen; give its number, or press one in the list")
         names = lab.corpus_names() if corpus == ALL_CORPORA else [corpus]
         if corpus != ALL_CORPORA and corpus not in lab.corpus_names():
