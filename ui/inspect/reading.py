@@ -46,6 +46,10 @@ _KINDS = {
     "gate": "x · y, what is sent on",
     "mlp": "mlp, between the two layers",
 }
+_COPIES = 4
+"""Of what is kept of a reading, while it is sorted and drawn."""
+_AT_ONCE = 8
+"""Readings and searches of all visitors at the same time; others wait their turn."""
 _BEFORE, _AFTER = 36, 12
 """Bytes shown around one that fired a neuron."""
 
@@ -152,7 +156,7 @@ class Inspector:
             raise DataError(f"there is no shipped corpus {corpus!r:.40}; there are {', '.join(lab.corpus_names())}")
         found: dict[str, tuple[bytes, Any]] = {}
         done, total, markup = 0, CORPUS_BYTES // len(names) * len(names), ""
-        with self._leased(model, owner, CORPUS_BYTES) as leased:
+        with self._leased(model, owner, 1) as leased:
             point = lab.neuron_point(leased, name, _head(head))
             who = f"neuron {int(neuron)} of {name}" + (f", head {_head(head)}" if point.heads else "")
             for each in names:
@@ -172,12 +176,13 @@ class Inspector:
         return [str(path) for path in lab.save(made[0], Path(self._folders.new()))]
 
     @contextmanager
-    def _leased(self, model: str | None, owner: Owner, bytes_read: int) -> Iterator[Model[Any]]:
-        with (
-            self._registry.lease(_known(model), owner) as leased,
-            self._registry.reserve(leased.state_bytes() + lab.PIECE_MEMORY + bytes_read * 4 * 256),
-        ):
-            yield leased
+    def _leased(self, model: str | None, owner: Owner, read_bytes: int) -> Iterator[Model[Any]]:
+        """A model, with room for its memory and for what is kept of so many bytes."""
+        with self._registry.lease(_known(model), owner) as leased:
+            widest = max(point.width for point in lab.neuron_points(leased))
+            kept = _COPIES * 4 * min(lab.MOST_VALUES, read_bytes * widest) + lab.PIECE_MEMORY if read_bytes else 0
+            with self._registry.reserve(leased.state_bytes() + kept):
+                yield leased
 
 
 def firings(who: str, point: Point, found: dict[str, tuple[bytes, Any]]) -> str:
@@ -397,7 +402,8 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             )
 
     private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
-    worked: dict[str, Any] = private | {"concurrency_limit": limits.max_at_once, "concurrency_id": "inspecting"}
+    at_once = min(_AT_ONCE, limits.max_at_once)
+    worked: dict[str, Any] = private | {"concurrency_limit": at_once, "concurrency_id": "inspecting"}
     place = [layer, kind, head]
     seen = [told, shown, bars, pin, taken, files, last]
     reads = gr.on([go.click, text.submit], on_read, [owner, model, text, count, *place], [*seen, go, stop], **worked)
