@@ -302,9 +302,9 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
     with gr.Row():
         layer, kind, head = (
             gr.Dropdown(
-                choice.options, value=choice.value, label=label, min_width=140, elem_id=f"reading-{label.lower()}"
+                choice.options, value=choice.value, label=label, min_width=width, elem_id=f"reading-{label.lower()}"
             )
-            for choice, label in zip(first, ("Layer", "Neurons", "Head"), strict=True)
+            for choice, label, width in zip(first, ("Layer", "Neurons", "Head"), (200, 230, 120), strict=True)
         )
     told = gr.HTML(_line("Nothing was read yet."), elem_classes="flush", elem_id="reading-told")
     shown = gr.HTML(
@@ -409,7 +409,8 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
     reads = gr.on([go.click, text.submit], on_read, [owner, model, text, count, *place], [*seen, go, stop], **worked)
     idle: Callable[[], Any] = lambda: (gr.Button(interactive=True), gr.Button(interactive=False))  # noqa: E731
     reads.failure(idle, None, [go, stop], **private)
-    stop.click(idle, None, [go, stop], cancels=[reads], **private)
+    stopped: Callable[[], Any] = lambda: (_line("Stopped."), *idle())  # noqa: E731
+    stop.click(stopped, None, [told, go, stop], cancels=[reads], **private)
     again: dict[str, Any] = {"fn": on_look, "inputs": [owner, model, last, *place], "outputs": seen, **worked}
     model.change(on_model, [owner, model, *place], place, **private).success(**again)
     for chosen in (layer, kind):
