@@ -52,19 +52,22 @@ def shade(part: float) -> str:
     return f"background:rgba({red},{green},{blue},{min(1.0, abs(part)) * 0.75:.2f})"
 
 
+def number(value: float) -> str:
+    """A number with three digits that count, as a person reads it."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def scale(reach: float) -> str:
     """Markup that says what the colours stand for."""
-    return (
-        f'<span class="scale"><span>{-reach:.3g}</span><i aria-hidden="true"></i><span>{reach:.3g}</span></span>'
-    )
+    return f'<span class="scale"><span>-{number(reach)}</span><i aria-hidden="true"></i><span>{number(reach)}</span></span>'
 
 
 CSS = f"""
-.inspect img.field {{ display: block; width: 100%; margin: 0; border: 1px solid var(--border-color-primary);
+.inside img.field {{ display: block; width: 100%; margin: 0; border: 1px solid var(--border-color-primary);
   border-radius: 4px; }}
-.inspect .scale {{ display: inline-flex; align-items: center; gap: 6px; font-variant-numeric: tabular-nums;
+.inside .scale {{ display: inline-flex; align-items: center; gap: 6px; font-variant-numeric: tabular-nums;
   white-space: nowrap; }}
-.inspect .scale i {{ width: 7rem; height: 0.7rem; border: 1px solid var(--border-color-primary); border-radius: 3px;
+.inside .scale i {{ width: 7rem; height: 0.7rem; border: 1px solid var(--border-color-primary); border-radius: 3px;
   background: linear-gradient(to right, rgb{NEGATIVE}, transparent, rgb{POSITIVE}); }}
 """
 """The looks, for the page's style sheet."""

@@ -28,6 +28,7 @@ from ..markup import bar
 from ..owner import identify, reported
 from ..registry import Owner, Registry, size_text
 from . import field
+from .field import number
 
 if TYPE_CHECKING:
     import altair as alt
@@ -195,16 +196,16 @@ def heat(trace: Trace, wiring: Wiring, count: int, order: str, first: float | No
     span = f"{len(neurons):,} of {len(rows):,} {what}s" if len(neurons) < len(rows) else f"all {len(rows):,} {what}s"
     meaning = (
         f"A column is an x neuron: what the layer would read now if that neuron alone fired, in {values.shape[0]} "
-        "dimensions from top to bottom. A white or dark column wrote nothing."
+        "dimensions from top to bottom. One without colour wrote nothing."
         if trace.place.excites
         else f"A column is a dimension of the query, from top to bottom the {values.shape[0]} dimensions of what is read."
     )
     named = ""
     if len(neurons) <= _NAMED_NEURONS:
-        named = f'<div class="named">{"".join(f"<span>{number}</span>" for number in neurons)}</div>'
+        named = f'<div class="named">{"".join(f"<span>{one}</span>" for one in neurons)}</div>'
     label = f"The memory after {count} writes as a field of {values.shape[0]} by {values.shape[1]} numbers"
     return (
-        f'<div class="inspect">{field.picture(values, reach, label, height_rem=18, crisp=values.shape[1] < 512)}'
+        f'<div class="inside">{field.picture(values, reach, label, height_rem=18, crisp=values.shape[1] < 512)}'
         f'{named}<p>{span}, {order}; {field.scale(reach)}</p><p>{meaning}{shared}</p></div>'
     )
 
@@ -260,14 +261,14 @@ def strip(trace: Trace, write: int, weights: NDArray[Any]) -> str:
         elif end <= write and largest:
             part = float(weights[begin:end].sum())
             style = f' style="{field.shade(part / largest)}"' if abs(part) > 0.02 * largest else ""
-            told += f" \u00b7 weight {part:.3g}"
+            told += f" \u00b7 weight {number(part)}"
         elif begin > write:
             kinds = ' class="later"'
         shown = html.escape(text) if text == "\n" or text.isprintable() or len(text) > 1 else visible(text)
         shown = shown.replace("\n", "\u21b5\n")
-        pieces.append(f'<span data-at="{begin}" title="{told}"{kinds}{style}>{shown}</span>')
+        pieces.append(f'<span data-at="{end * trace.place.step_bytes}" title="{told}"{kinds}{style}>{shown}</span>')
     cut = "\u2026" if write > _BEFORE else ""
-    return f'<div class="inspect strip" role="group" aria-label="The text">{cut}{"".join(pieces)}</div>'
+    return f'<div class="inside strip" role="group" aria-label="The text">{cut}{"".join(pieces)}</div>'
 
 
 def exchange(trace: Trace, write: int, weights: NDArray[Any]) -> str:
@@ -277,7 +278,7 @@ def exchange(trace: Trace, write: int, weights: NDArray[Any]) -> str:
     what = "neuron" if trace.place.excites else "query dimension"
     fired = int((active > 0).sum())
     strongest = "".join(
-        f"<li>{what} {int(i)} <small>{float(a):.3g}</small></li>"
+        f"<li>{what} {int(i)} <small>{number(float(a))}</small></li>"
         for a, i in zip(top.values, top.indices, strict=True)
         if a > 0
     )
@@ -287,16 +288,16 @@ def exchange(trace: Trace, write: int, weights: NDArray[Any]) -> str:
     total = float(np.abs(weights).sum())
     for j in order:
         if weights[j]:
-            rows.append(f"<li>{named_write(trace, int(j))} <small>{weights[j]:.3g}</small></li>")
+            rows.append(f"<li>{named_write(trace, int(j))} <small>{number(weights[j])}</small></li>")
     reading = (
         f"<p>The read is the sum of the values written before, each times a weight (queries · keys, and what damping "
-        f"left); the sizes of the weights add up to {total:.3g}. Negative ones take away.</p><ol>{''.join(rows)}</ol>"
+        f"left); the sizes of the weights add up to {number(total)}. Negative ones take away.</p><ol>{''.join(rows)}</ol>"
         f"{_vector(read, 'What was read, before the norm')}"
         if rows
         else "<p>Nothing: nothing that it asks for was written before.</p>"
     )
     return (
-        '<div class="inspect pair"><section><h4>Written at this byte</h4>'
+        '<div class="inside pair"><section><h4>Written at this byte</h4>'
         f"<p>{fired:,} of {len(active):,} {what}s fire ({fired / len(active):.1%}); each takes the value below, times "
         f"its activity. The strongest:</p><ol>{strongest}</ol>{_vector(value, 'The value')}</section>"
         f"<section><h4>Read at this byte</h4>{reading}</section></div>"
@@ -316,7 +317,7 @@ def synapse_table(trace: Trace, wiring: Wiring, count: int) -> str:
         return '<div class="report"><p>There are none yet: nothing was written.</p></div>'
     names = ("x neuron", "y neuron") if wiring.excites is not None else ("row", "column")
     rows = "".join(
-        f'<tr><th scope="row">{one.x}</th><td>{one.y}</td><td>{one.strength:.3g}</td>'
+        f'<tr><th scope="row">{one.x}</th><td>{one.y}</td><td>{number(one.strength)}</td>'
         f"<td class='text'>{named_write(trace, one.writer)}</td><td>{one.share:.0%}</td></tr>"
         for one in found
     )
@@ -357,7 +358,7 @@ def _curve(heard: Sequence[int], values: Sequence[float], label: str) -> alt.Cha
             y=alt.Y("value:Q", title=label, scale=alt.Scale(zero=True)),
             tooltip=[alt.Tooltip("bytes:Q", format=","), alt.Tooltip("value:Q", format=".4g", title=label)],
         )
-        .properties(width="container", height=190)
+        .properties(width="container", height=190, autosize=alt.AutoSizeParams(type="fit", contains="padding"))
         .configure(background="transparent")
         .configure_axis(**plain, gridColor=_INK, gridOpacity=0.25, domainColor=_INK, tickColor=_INK)
         .configure_view(stroke=None)
@@ -372,14 +373,14 @@ def beside(first: Tensor, second: Tensor, names: tuple[str, str]) -> str:
     fields = {name: columns(rows, order)[0] for name, rows in drawn.items()}
     reach = field.reach_of(*fields.values())
     pictures = "".join(
-        f"<figure><figcaption>{name} <small>norm {float(drawn[name].norm()):.4g}</small></figcaption>"
+        f"<figure><figcaption>{name} <small>norm {number(float(drawn[name].norm()))}</small></figcaption>"
         f"{field.picture(values, reach, name, height_rem=9, crisp=values.shape[1] < 512)}</figure>"
         for name, values in fields.items()
     )
     apart = (second - first).norm(dim=1)
     top = ", ".join(str(int(one)) for one in apart.topk(min(8, len(apart))).indices)
     return (
-        f'<div class="inspect">{pictures}<p>Neurons with the strongest rows stand left, in the same order in all '
+        f'<div class="inside">{pictures}<p>Neurons with the strongest rows stand left, in the same order in all '
         f"three; {field.scale(reach)}</p><p>Cosine <b>{alike.cosine:.3f}</b> (1: the same direction, 0: nothing in "
         f"common). Both have written {alike.both:.0%} of the rows, the first alone {alike.only[0]:.0%}, the second "
         f"alone {alike.only[1]:.0%}. Rows that differ most: {top}. Each memory is turned to the position that reads it "
@@ -400,29 +401,32 @@ def summary(trace: Trace) -> str:
     )
 
 
-CSS = """
-.inspect p { margin: 6px 0; font-size: var(--text-sm); color: var(--body-text-color-subdued); }
-.inspect h4 { margin: 0 0 4px; }
-.inspect .named { display: flex; }
-.inspect .named span { flex: 1 1 0; min-width: 0; text-align: center; font-size: var(--text-xs); overflow: hidden;
+CSS = (
+    field.CSS
+    + """
+.inside p { margin: 6px 0; font-size: var(--text-sm); color: var(--body-text-color-subdued); }
+.inside h4 { margin: 0 0 4px; }
+.inside .named { display: flex; }
+.inside .named span { flex: 1 1 0; min-width: 0; text-align: center; font-size: var(--text-xs); overflow: hidden;
   color: var(--body-text-color-subdued); }
-.inspect figure { margin: 0 0 10px; }
-.inspect figcaption { font-size: var(--text-sm); margin-bottom: 3px; }
-.inspect ol { margin: 4px 0; padding-left: 1.6em; columns: 2; font-size: var(--text-sm); list-style: decimal; }
-.inspect li small { color: var(--body-text-color-subdued); }
-.inspect.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 16px; }
-.inspect.strip { font-family: var(--font-mono); font-size: var(--text-md); line-height: 1.65; white-space: pre-wrap;
+.inside figure { margin: 0 0 10px; }
+.inside figcaption { font-size: var(--text-sm); margin-bottom: 3px; }
+.inside ol { margin: 4px 0; padding-left: 1.6em; columns: 2; font-size: var(--text-sm); list-style: decimal; }
+.inside li small { color: var(--body-text-color-subdued); }
+.inside.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 16px; }
+.inside.strip { font-family: var(--font-mono); font-size: var(--text-md); line-height: 1.65; white-space: pre-wrap;
   overflow-wrap: anywhere; max-height: 14rem; overflow-y: auto; padding: 10px 12px;
   border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); }
-.inspect.strip span { cursor: pointer; border-radius: 2px; }
-.inspect.strip span:hover { outline: 1px solid var(--color-accent); }
-.inspect.strip .here { outline: 2px solid var(--color-accent); font-weight: 700; }
-.inspect.strip .later { opacity: 0.45; }
-.inspect .vector { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 10px; }
+.inside.strip span { cursor: pointer; border-radius: 2px; }
+.inside.strip span:hover { outline: 1px solid var(--color-accent); }
+.inside.strip .here { outline: 2px solid var(--color-accent); font-weight: 700; }
+.inside.strip .later { opacity: 0.45; }
+.inside .vector { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 10px; }
 #memory-growth .vega-embed, #memory-growth .altair { width: 100%; }
 #memory-growth .vega-embed details { display: none; }
 """
-"""The looks, for the page's style sheet; those of `field` beside."""
+)
+"""The looks, for the page's style sheet."""
 
 
 def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, model: gr.Dropdown) -> None:
@@ -433,6 +437,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
     """
     memories = Memories(registry, limits)
     first = lab.places(registry.config(registry.default(), "")) if registry.default() else ()
+    met = _first(first)
     gr.Markdown(
         "A BDH model remembers in sums of outer products: each byte adds what its neurons stand for, and reads what "
         "earlier bytes left there. Choose a layer and a head, let it hear a text, and look at that memory at any byte."
@@ -440,10 +445,12 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
     none = gr.Markdown(visible=False, elem_id="memory-none")
     with gr.Column() as form:
         with gr.Row():
-            layer = gr.Dropdown(_layers(first), value=first[-1].name if first else None, label="Layer", min_width=200,
-                                elem_id="memory-layer")  # fmt: skip
-            head = gr.Dropdown(_heads(first[-1] if first else None), value=0, label="Head", min_width=140,
-                               elem_id="memory-head")  # fmt: skip
+            layer = gr.Dropdown(
+                _layers(first), value=met.name if met else None, label="Layer", min_width=200, elem_id="memory-layer"
+            )
+            head = gr.Dropdown(
+                _heads(met), value=_last_head(met), label="Head", min_width=140, elem_id="memory-head"
+            )
         text = gr.Textbox(
             TEXTS[0], label="Text", info=f"up to {min(MOST_BYTES, limits.max_prompt_bytes):,} bytes", lines=3,
             max_lines=8, elem_id="memory-text",
@@ -548,10 +555,10 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             return heat(trace, wiring, _writes(trace, byte), *zoomed)
 
     def on_pick(event: gr.EventData, looked: Any, byte: float) -> float:
-        picked = (event._data or {}).get("at") if isinstance(event._data, dict) else None
-        if isinstance(picked, bool) or not isinstance(picked, int) or not 0 <= picked < MOST_BYTES or not looked:
+        picked = event._data.get("at") if isinstance(event._data, dict) else None
+        if isinstance(picked, bool) or not isinstance(picked, int) or not 1 <= picked <= MOST_BYTES or not looked:
             return byte
-        return picked + 1
+        return picked
 
     def on_compare(request: gr.Request, secret: str, looked: Any, other: str) -> Iterator[str]:
         if not looked:
@@ -590,9 +597,10 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             who = identify(secret, request)
             found = memories.places(model, who)
             words = "" if found else lab.without_places(registry.config(model, who))
+            met = _first(found)
         return [
-            gr.Dropdown(_layers(found), value=found[-1].name if found else None),
-            gr.Dropdown(_heads(found[-1] if found else None), value=0),
+            gr.Dropdown(_layers(found), value=met.name if met else None),
+            gr.Dropdown(_heads(met), value=_last_head(met)),
             gr.Markdown(words, visible=not found),
             gr.Column(visible=bool(found)),
             gr.Column(visible=False),
@@ -638,6 +646,16 @@ def _layers(places: Sequence[Place]) -> list[tuple[str, str]]:
     return [(place.title, place.name) for place in places]
 
 
+def _first(places: Sequence[Place]) -> Place | None:
+    """What is looked into if nobody chose: the last layer whose memory lasts."""
+    return next((place for place in reversed(places) if not place.span), None)
+
+
+def _last_head(place: Place | None) -> int:
+    """The head that is looked into if nobody chose: where heads are damped, the one that keeps most."""
+    return place.decay.index(max(place.decay)) if place and place.decay else 0
+
+
 def _heads(place: Place | None) -> list[tuple[str, int]]:
     if place is None:
         return [("1", 0)]
@@ -661,7 +679,7 @@ def _growth_note(trace: Trace) -> str:
     )
     fresh = f" It begins anew every {trace.place.span} bytes; shown are the first." if trace.place.span else ""
     return (
-        f'<div class="inspect"><p>The memory takes {size_text(trace.place.memory_bytes)} from the first byte to the '
+        f'<div class="inside"><p>The memory takes {size_text(trace.place.memory_bytes)} from the first byte to the '
         f"last; what changes is how much of it is in use. {damped if not fresh else fresh} The effective rank says how "
         "many directions of what is read are told apart.</p></div>"
     )
