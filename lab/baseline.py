@@ -1,4 +1,4 @@
-"""BDH beside the Transformer baseline: what is exactly zero, what memory grows with length, and where attention goes."""
+"""BDH beside the Transformer baseline: what is exactly zero, how memory grows with length, where attention goes."""
 
 from __future__ import annotations
 
@@ -139,9 +139,7 @@ def equal_transformer(config: Config, *, block_size: int = 256) -> TransformerCo
     """A Transformer with about as many parameters: as many layers and heads as a flat model, its width fitted."""
     if isinstance(config, (TransformerConfig, ComposedConfig)):
         raise DataError(f"a {config.kind} model was given; give one of BDH layers to be equalled")
-    layers = (
-        config.global_n_layer + config.local_n_layer if isinstance(config, HierarchicalConfig) else config.n_layer
-    )
+    layers = config.global_n_layer + config.local_n_layer if isinstance(config, HierarchicalConfig) else config.n_layer
     heads = config.global_n_head if isinstance(config, HierarchicalConfig) else config.n_head
     wanted, step = parameter_count(config), 2 * heads
     # 12 L D² + 256 D is nearly all of it.
@@ -188,7 +186,9 @@ def hebbian_reading(model: Model[Any], data: bytes, layer: str, head: int) -> Re
     """
     found = {place.name: place for place in places(model.config)}
     if layer not in found:
-        raise DataError(f"there is no layer {layer!r:.60} with a Hebbian memory; there are {', '.join(found) or 'none'}")
+        raise DataError(
+            f"there is no layer {layer!r:.60} with a Hebbian memory; there are {', '.join(found) or 'none'}"
+        )
     weights = listen(model, data, found[layer], head).attention_map()
     sums = weights.abs().sum(1, keepdim=True)
     shares = torch.where(sums > 0, weights / sums, weights)
@@ -234,7 +234,10 @@ def text_bits(model: Model[Any], data: bytes) -> float:
 def draw(path: Path, readings: dict[str, Reading]) -> None:
     """Write maps of attention as a picture, in one scale."""
     draw_maps(
-        {f"{name}: {one.title}": Map(one.shares, "what came before", "byte or patch") for name, one in readings.items()},
+        {
+            f"{name}: {one.title}": Map(one.shares, "what came before", "byte or patch")
+            for name, one in readings.items()
+        },
         path,
         label="part of what is read",
     )

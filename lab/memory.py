@@ -1,4 +1,4 @@
-"""What a Hebbian memory holds while a text is heard, taken apart: who wrote what, what is read, which synapses it makes.
+"""A Hebbian memory, taken apart while a text is heard: who wrote what, what is read, which synapses it makes.
 
 One head of one layer writes and asks by S_(t+1) = λ S_t + k_tᵀ ⊗ v_t and read_t = q_t · S_t. So its keys, queries and
 values say everything about its memory at any byte, and every number of it can be traced to the bytes that wrote it.
@@ -258,7 +258,7 @@ def _layer(model: Any, place: Place) -> Any:
 
 
 def turned(rows: Tensor, wiring: Wiring, position: int) -> Tensor:
-    """Rows of a memory (N, D) as a neuron finds them that fires at a position: q · S = x · turned(S)."""
+    """Rows of a memory (N, D) as neurons find them that fire at a position, so that q · S = x · turned S."""
     if wiring.increments is None:
         return rows
     cos, sin = rope.cos_sin(torch.tensor([position]), 1, wiring.increments)
@@ -317,7 +317,7 @@ def growth(trace: Trace, points: int = _GROWTH_POINTS) -> Growth:
 
 
 def effective_rank(memory: Tensor) -> float:
-    """e to the entropy of the singular values as parts of their sum; 0 of a memory of zeros."""
+    """The exponential of the entropy of singular values as parts of their sum; 0 of a memory of zeros."""
     wide = memory.double()
     gram = wide.mT @ wide if wide.shape[0] >= wide.shape[1] else wide @ wide.mT
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()

@@ -94,7 +94,7 @@ def test_the_bits_of_a_text_are_those_of_the_models_predictions() -> None:
 
 
 def test_what_cannot_be_compared_is_told_in_words() -> None:
-    with pytest.raises(DataError, match="no layer 'layer.9'"):
+    with pytest.raises(DataError, match=r"no layer 'layer\.9'"):
         baseline.hebbian_reading(zoo.model("flat"), TEXT, "layer.9", 0)
     with pytest.raises(DataError, match="this is a flat model"):
         baseline.softmax_reading(zoo.model("flat"), TEXT, 0, 0)

@@ -39,7 +39,9 @@ def state_of(name: str, place: Place, text: bytes) -> Any:
     scale, index = place.name.split(".")[-2:]
     tensors = states.named_tensors(state)
     member = f"members.{place.name.split('.')[1]}." if place.name.startswith("member") else ""
-    return tensors[member + {"layer": "memory", "global": "global_layers", "local": "local_layers"}[scale] + f".{index}"]
+    return tensors[
+        member + {"layer": "memory", "global": "global_layers", "local": "local_layers"}[scale] + f".{index}"
+    ]
 
 
 @pytest.mark.parametrize("name", HEBBIAN)

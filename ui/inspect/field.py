@@ -18,7 +18,7 @@ _FULL = 0.995
 
 
 def reach_of(*matrices: NDArray[Any]) -> float:
-    """What the fullest colour stands for: nearly the largest of the numbers, so that one alone does not hide the rest."""
+    """What the fullest colour stands for: nearly the largest number, so that one alone does not hide the rest."""
     sizes = np.concatenate([np.abs(one).ravel() for one in matrices])
     sizes = sizes[sizes > 0]
     return float(np.quantile(sizes, _FULL)) if len(sizes) else 1.0
@@ -59,7 +59,8 @@ def number(value: float) -> str:
 
 def scale(reach: float) -> str:
     """Markup that says what the colours stand for."""
-    return f'<span class="scale"><span>-{number(reach)}</span><i aria-hidden="true"></i><span>{number(reach)}</span></span>'
+    shown = number(reach)
+    return f'<span class="scale"><span>-{shown}</span><i aria-hidden="true"></i><span>{shown}</span></span>'
 
 
 CSS = f"""
