@@ -22,8 +22,8 @@ from .about import build_about
 from .chat import build_chat
 from .door import Door
 from .endpoints import build_endpoints
-from .limits import Limits
 from .inspect import build_inspect
+from .limits import Limits
 from .links import build_links
 from .mcp import only_tools
 from .merge import base_dropdown, build_merge, parents_dropdown
@@ -170,7 +170,8 @@ def launch_options(limits: Limits, data: Path, registry: Registry | None = None)
             **({"lifespan": only_tools()} if limits.mcp else {}),
         },
         "theme": theme(),
-        "css": CSS + "".join(part.CSS for part in (models, tint, train, lineage, kept, merge, inspect, publish, twice, about)),
+        "css": CSS
+        + "".join(part.CSS for part in (models, tint, train, lineage, kept, merge, inspect, publish, twice, about)),
         "js": twice.SCRIPT,
         "max_file_size": limits.max_upload_bytes,
         "blocked_paths": [str(data)],

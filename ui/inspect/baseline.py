@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -22,6 +20,7 @@ from ..kept import in_steps
 from ..limits import Limits
 from ..markup import bar
 from ..owner import identify, reported
+from ..parting import Folders
 from ..registry import Owner, Registry, compact
 from .compared import CSS, Comparison, Side, facts, maps, memory_chart, memory_note, zeros
 
@@ -201,7 +200,7 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     Args:
         model: the choice of the tab.
     """
-    comparer = Comparer(registry, limits)
+    comparer, folders = Comparer(registry, limits), Folders("baseline-")
     met = registry.default()
     choices = comparer.baselines(met, "") if met else []
     gr.Markdown(
@@ -312,7 +311,7 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     def on_data(looked: Any, measured: Any) -> Any:
         if not looked:
             return gr.skip()
-        path = Path(tempfile.mkdtemp(prefix="inspect-")) / "baseline.json"
+        path = folders.new() / "baseline.json"
         told = dict(zip(Look._fields, looked, strict=True))
         path.write_text(json.dumps({**told, **measured}, indent=1) + "\n", encoding="utf-8")
         return gr.File(str(path), visible=True)
@@ -321,7 +320,7 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
         if not looked:
             return gr.skip()
         with reported():
-            path = Path(tempfile.mkdtemp(prefix="inspect-")) / "attention.png"
+            path = folders.new() / "attention.png"
             lab.draw(path, chosen_readings(secret, request, looked, chosen))
             return gr.File(str(path), visible=True)
 

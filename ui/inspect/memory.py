@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -20,6 +18,7 @@ from ..kept import in_steps
 from ..limits import Limits
 from ..markup import bar
 from ..owner import identify, reported
+from ..parting import Folders
 from ..registry import Owner, Registry
 from .remembered import (
     ALL,
@@ -166,7 +165,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
     Args:
         model: the choice of the tab.
     """
-    memories = Memories(registry, limits)
+    memories, folders = Memories(registry, limits), Folders("memory-")
     first = lab.places(registry.config(registry.default(), "")) if registry.default() else ()
     met = _first(first)
     gr.Markdown(
@@ -306,7 +305,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             return gr.skip()
         with reported():
             trace, wiring = memories.heard(Look(*looked), identify(secret, request))
-            path = _new_file("memory.npz")
+            path = folders.new() / "memory.npz"
             lab.save(path, trace, wiring, _writes(trace, byte))
             return gr.File(str(path), visible=True)
 
@@ -315,7 +314,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             return gr.skip()
         with reported():
             trace, wiring = memories.heard(Look(*looked), identify(secret, request))
-            path, written = _new_file("memory.png"), _writes(trace, byte)
+            path, written = folders.new() / "memory.png", _writes(trace, byte)
             rows = lab.now(trace, wiring, written)
             title = f"{trace.place.title}, head {trace.head + 1}, after {written * trace.place.step_bytes:,} bytes"
             lab.draw(path, {title: rows}, neurons=ordered(rows, *zoomed))
@@ -398,8 +397,3 @@ def _writes(trace: Trace, byte: float | None) -> int:
     """The writes that a byte of the slider stands for, the one at it included."""
     wanted = int(byte) if isinstance(byte, (int, float)) and byte == byte else len(trace.data)
     return min(max(-(-wanted // trace.place.step_bytes), 1), trace.writes)
-
-
-def _new_file(name: str) -> Path:
-    """Where a file is made that the page serves a copy of."""
-    return Path(tempfile.mkdtemp(prefix="inspect-")) / name
