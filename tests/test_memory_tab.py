@@ -108,8 +108,8 @@ def test_a_picture_shows_the_neurons_that_were_asked_for() -> None:
 
 
 def test_a_text_is_cut_into_characters_or_patches_by_the_bytes_that_wrote_them() -> None:
-    assert remembered.units("añb".encode(), 1) == [(0, 1, "a"), (1, 3, "ñ"), (3, 4, "b")]
-    assert remembered.units(b"abcde", 2) == [(0, 1, "ab"), (1, 2, "cd")]
+    assert remembered.units("añb".encode(), 1) == ((0, 1, "a"), (1, 3, "ñ"), (3, 4, "b"))
+    assert remembered.units(b"abcde", 2) == ((0, 1, "ab"), (1, 2, "cd"))
 
 
 def test_a_fields_colour_says_the_sign_and_its_opacity_the_size() -> None:

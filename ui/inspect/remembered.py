@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+from bisect import bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,19 +84,20 @@ def heat(trace: Trace, wiring: Wiring, count: int, order: str, first: float | No
     )
 
 
-def units(data: bytes, step_bytes: int) -> list[tuple[int, int, str]]:
+@lru_cache(maxsize=32)
+def units(data: bytes, step_bytes: int) -> tuple[tuple[int, int, str], ...]:
     """A text in parts that are written together or are one character: first write, the one after the last, text."""
     if step_bytes > 1:
-        return [
+        return tuple(
             (start // step_bytes, start // step_bytes + 1, data[start : start + step_bytes].decode(errors="replace"))
             for start in range(0, len(data) - step_bytes + 1, step_bytes)
-        ]
+        )
     assembler, at = Utf8Assembler(), 0
     found = []
     for character in [one for byte in data for one in assembler.push(byte)] + list(assembler.flush()):
         found.append((at, at + len(character.raw), character.text))
         at += len(character.raw)
-    return found
+    return tuple(found)
 
 
 def visible(text: str) -> str:
@@ -114,10 +117,9 @@ def named_write(trace: Trace, write: int) -> str:
 
 
 def _text_at(trace: Trace, write: int) -> str:
-    for begin, end, text in units(trace.data, trace.place.step_bytes):
-        if begin <= write < end:
-            return text.replace(" ", "\u2423")
-    return ""
+    parts = units(trace.data, trace.place.step_bytes)
+    found = parts[bisect_right(parts, write, key=lambda part: part[0]) - 1]
+    return found[2].replace(" ", "\u2423")
 
 
 def strip(trace: Trace, write: int, weights: NDArray[Any]) -> str:
