@@ -100,6 +100,8 @@ def test_a_picture_shows_the_neurons_that_were_asked_for() -> None:
     assert remembered.ordered(rows, remembered.BY_NUMBER, 9, "16").tolist() == list(range(4, 20))
     assert remembered.ordered(rows, remembered.BY_NUMBER, 9, remembered.ALL).tolist() == list(range(20))
     assert remembered.ordered(rows, "?", None, "?").tolist() == list(range(20))
+    rows[5:] = 0
+    assert remembered.ordered(rows, remembered.BY_STRENGTH, 0, remembered.ALL).tolist() == [4, 3, 2, 1, 0]
     values, together = remembered.columns(rows, np.array([3, 1]))
     np.testing.assert_array_equal(values, [[6, 2], [7, 3]])
     assert together == 1

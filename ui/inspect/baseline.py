@@ -202,13 +202,14 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     """
     comparer, folders = Comparer(registry, limits), Folders("baseline-")
     met = registry.default()
-    choices = comparer.baselines(met, "") if met else []
+    choices = comparer.baselines(met, "") if met and not comparer.why_not(met, "") else []
     gr.Markdown(
         "The same text in a BDH model and in a Transformer: how many neurons are exactly zero, what each remembers as "
         "the text grows, and where each looks back to."
     )
-    none = gr.Markdown(visible=False, elem_id="baseline-none")
-    with gr.Column() as form:
+    without = comparer.why_not(met, "") if met else ""
+    none = gr.Markdown(without, visible=bool(without), elem_id="baseline-none")
+    with gr.Column(visible=not without) as form:
         other = gr.Dropdown(choices, value=choices[0][1] if choices else None, label="Transformer",
                             elem_id="baseline-other")  # fmt: skip
         text = gr.Textbox(

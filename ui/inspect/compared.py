@@ -90,7 +90,7 @@ def facts(found: Comparison) -> str:
     told = "".join(f"<p>{note}</p>" for note in notes)
     head = f"<th></th><th>{html.escape(bdh.title)}</th><th>{html.escape(other.title)}</th>"
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="report"><div class="wide">{table}</div>{told}</div>'
+    return f'<div class="report facts"><div class="wide">{table}</div>{told}</div>'
 
 
 def _zero(side: Side) -> str:
@@ -99,7 +99,7 @@ def _zero(side: Side) -> str:
     for kind in kinds:
         of_kind = [one for one in side.activity if one.kind == kind]
         total = sum(one.count for one in of_kind)
-        parts.append(f"{kind} {sum((1 - one.active) * one.count for one in of_kind) / total:.1%}")
+        parts.append(f"{html.escape(kind)}\u00a0{sum((1 - one.active) * one.count for one in of_kind) / total:.1%}")
     return " \u00b7 ".join(parts)
 
 
@@ -114,7 +114,7 @@ def zeros(found: Comparison) -> str:
                 f"<td>{one.count:,}</td><td>{_meter(1 - one.active)}</td><td>{_meter(one.small)}</td></tr>"
             )
     return (
-        '<div class="report"><div class="wide"><table><thead><tr><th>layer</th><th>numbers a byte</th>'
+        '<div class="report zeros"><div class="wide"><table><thead><tr><th>layer</th><th>numbers a byte</th>'
         f"<th>exactly 0</th><th>under {lab.SMALL:.0%} of the byte's largest</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div><p>BDH cuts at zero (ReLU), so a silent neuron is exactly 0 and "
         "what it would multiply can be left out. A Transformer's GELU makes small numbers, hardly ever zeros: the last "
@@ -219,7 +219,9 @@ def _steps(reading: lab.Reading) -> str:
 
 
 CSS = """
-.report .meter { position: relative; display: inline-block; width: 9rem; max-width: 100%; text-align: right;
+.report.facts .wide td { white-space: normal; }
+.report.zeros .wide thead th { white-space: normal; min-width: 0; }
+.report .meter { position: relative; display: inline-block; width: min(9rem, 18vw); text-align: right;
   padding: 0 6px; border-radius: 3px; background: var(--background-fill-secondary); overflow: hidden; }
 .report .meter i { position: absolute; inset: 0 auto 0 0; background: rgba(217, 98, 8, 0.35); }
 .report .meter b { position: relative; font-weight: 500; }

@@ -172,8 +172,9 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
         "A BDH model remembers in sums of outer products: each byte adds what its neurons stand for, and reads what "
         "earlier bytes left there. Choose a layer and a head, let it hear a text, and look at that memory at any byte."
     )
-    none = gr.Markdown(visible=False, elem_id="memory-none")
-    with gr.Column() as form:
+    without = lab.without_places(registry.config(registry.default(), "")) if registry.default() and not first else ""
+    none = gr.Markdown(without, visible=bool(without), elem_id="memory-none")
+    with gr.Column(visible=not without) as form:
         with gr.Row():
             layer = gr.Dropdown(
                 _layers(first), value=met.name if met else None, label="Layer", min_width=200, elem_id="memory-layer"

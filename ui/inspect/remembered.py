@@ -38,12 +38,13 @@ _INK = "#78879f"
 
 
 def ordered(rows: Tensor, order: str, first: float | None, shown: str) -> NDArray[np.int64]:
-    """The neurons that a picture shows, from left to right."""
-    count = len(rows)
+    """The neurons that a picture shows, from left to right; by strength, those that wrote anything."""
+    neurons = np.arange(len(rows))
     if order == BY_STRENGTH:
-        neurons = rows.norm(dim=1).argsort(descending=True, stable=True).numpy()
-    else:
-        neurons = np.arange(count)
+        norms = rows.norm(dim=1)
+        written = max(1, int((norms > 0).sum()))
+        neurons = norms.argsort(descending=True, stable=True).numpy()[:written]
+    count = len(neurons)
     size = count if shown == ALL or shown not in SHOWN else min(int(shown), count)
     start = min(max(int(first or 0), 0), count - size)
     return neurons[start : start + size].astype(np.int64)
@@ -68,9 +69,11 @@ def heat(trace: Trace, wiring: Wiring, count: int, order: str, first: float | No
     what = "neuron" if trace.place.excites else "query dimension"
     shared = f" {together} neighbours share a column: the root of their mean square." if together > 1 else ""
     span = f"{len(neurons):,} of {len(rows):,} {what}s" if len(neurons) < len(rows) else f"all {len(rows):,} {what}s"
+    silent = int((~rows.any(1)).sum())
+    span += f" ({silent:,} have written nothing)" if silent else ""
     meaning = (
         f"A column is an x neuron: what the layer would read now if that neuron alone fired, in {values.shape[0]} "
-        "dimensions from top to bottom. One without colour wrote nothing."
+        "dimensions from top to bottom."
         if trace.place.excites
         else f"A column is a dimension of the query, top to bottom the {values.shape[0]} dimensions of what is read."
     )
@@ -243,7 +246,8 @@ def _curve(heard: Sequence[int], values: Sequence[float], label: str) -> alt.Cha
 def beside(first: Tensor, second: Tensor, names: tuple[str, str]) -> str:
     """Markup of two memories of one head and of their difference, neurons in one order and colours in one scale."""
     alike = lab.likeness(first, second)
-    order = torch.maximum(first.norm(dim=1), second.norm(dim=1)).argsort(descending=True, stable=True).numpy()
+    strongest = torch.maximum(first.norm(dim=1), second.norm(dim=1))
+    order = ordered(strongest[:, None], BY_STRENGTH, 0, ALL)
     drawn = {f"after {names[0]}": first, f"after {names[1]}": second, "the second less the first": second - first}
     fields = {name: columns(rows, order)[0] for name, rows in drawn.items()}
     reach = field.reach_of(*fields.values())
@@ -256,7 +260,8 @@ def beside(first: Tensor, second: Tensor, names: tuple[str, str]) -> str:
     top = ", ".join(str(int(one)) for one in apart.topk(min(8, len(apart))).indices)
     return (
         f'<div class="inside">{pictures}<p>Neurons with the strongest rows stand left, in the same order in all '
-        f"three; {field.scale(reach)}</p><p>Cosine <b>{alike.cosine:.3f}</b> (1: the same direction, 0: nothing in "
+        f"three, without those that wrote nothing in both; {field.scale(reach)}</p>"
+        f"<p>Cosine <b>{alike.cosine:.3f}</b> (1: the same direction, 0: nothing in "
         f"common). Both have written {alike.both:.0%} of the rows, the first alone {alike.only[0]:.0%}, the second "
         f"alone {alike.only[1]:.0%}. Rows that differ most: {top}. Each memory is turned to the position that reads it "
         "next, so that texts of different lengths can be compared.</p></div>"
@@ -302,7 +307,7 @@ CSS = (
   color: var(--body-text-color-subdued); }
 .inside figure { margin: 0 0 10px; }
 .inside figcaption { font-size: var(--text-sm); margin-bottom: 3px; }
-.inside ol { margin: 4px 0; padding-left: 1.6em; columns: 2; font-size: var(--text-sm); list-style: decimal; }
+.inside ol { margin: 4px 0; padding-left: 1.6em; columns: 12rem 2; font-size: var(--text-sm); list-style: decimal; }
 .inside li small { color: var(--body-text-color-subdued); }
 .inside.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 16px; }
 .inside.strip { font-family: var(--font-mono); font-size: var(--text-md); line-height: 1.65; white-space: pre-wrap;
