@@ -228,8 +228,8 @@ def listen(
         layer: Any = _layer(model, place)
         key = key * layer.attn.eta.detach().float().cpu()
     count = len(data) // place.step_bytes
-    query = key if place.excites else activity
-    return Trace(place, head, data, query[:count], key[:count], value[:count], activity[:count])
+    key, value, activity = key[:count], value[:count], activity[:count]
+    return Trace(place, head, data, key if place.excites else activity, key, value, activity)
 
 
 def most_bytes(place: Place) -> int:
@@ -406,20 +406,21 @@ def likeness(first: Tensor, second: Tensor) -> Likeness:
 
 
 def save(path: Path, trace: Trace, wiring: Wiring, count: int) -> None:
-    """Write all that is known of a memory after `count` writes as an NPZ file."""
+    """Write all that is known of a memory after `count` writes as an NPZ file; `attention` is of the last of them."""
     arrays: dict[str, NDArray[Any]] = {
         "text": np.frombuffer(trace.data, np.uint8),
         "key": trace.key.numpy(),
-        "query": trace.query.numpy(),
         "value": trace.value.numpy(),
         "memory": trace.memory(count).numpy(),
         "memory_turned": now(trace, wiring, count).numpy(),
-        "attention": trace.attention_map().numpy(),
+        "attention": trace.attention(count - 1).numpy(),
         "decay": np.float32(trace.decay),
         "head": np.int64(trace.head),
         "writes": np.int64(count),
         "place": np.str_(trace.place.name),
     }
+    if trace.query is not trace.key:
+        arrays["query"] = trace.query.numpy()
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
 

@@ -142,6 +142,6 @@ def test_a_trace_is_saved_with_all_that_it_is_made_of_and_drawn(tmp_path: Path) 
     with np.load(tmp_path / "one.npz") as saved:
         assert bytes(saved["text"]) == TEXT and str(saved["place"]) == "layer.1" and int(saved["writes"]) == 9
         np.testing.assert_array_equal(saved["memory"], trace.memory(9).numpy())
-        np.testing.assert_array_equal(saved["attention"], trace.attention_map().numpy())
+        np.testing.assert_array_equal(saved["attention"], trace.attention(8).numpy())
     memory.draw(tmp_path / "one.png", {"memory": memory.now(trace, wiring, 9)}, neurons=np.array([3, 1]))
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")

@@ -189,7 +189,7 @@ class Ink:
 
 
 def legend(*, own: bool = False) -> str:
-    """Markup that explains the colours; `own`, of a text in which the model's bytes are marked instead of the prompt."""
+    """Markup that explains the colours; with `own`, not the prompt is marked but what the model wrote."""
     levels = "".join(f'<li><span class="s{level}">{name}</span></li>' for level, name in enumerate(LEVEL_NAMES))
     mark = '<span class="prompt">prompt</span> what you wrote'
     if own:

@@ -153,7 +153,7 @@ class Comparer:
         """Both models, until the stack is closed."""
         config = self.transformer(look, owner)
         model = stack.enter_context(self.registry.lease(look.model, owner))
-        stack.enter_context(self.registry.reserve(model.state_bytes() + state_bytes(config)))
+        stack.enter_context(self.registry.reserve(2 * (model.state_bytes() + state_bytes(config))))
         if look.baseline:
             return model, stack.enter_context(self.registry.lease(look.baseline, owner))
         return model, build(config, seed=0).to(self.registry.device).eval()

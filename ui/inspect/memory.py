@@ -107,7 +107,7 @@ class Memories:
             raise DataError(f"the head is {look.head!r:.40}; this layer has 1 to {place.heads}")
 
         def work(tell: Any, give: Any) -> None:
-            with self.registry.lease(look.model, owner) as model, self.registry.reserve(model.state_bytes()):
+            with self.registry.lease(look.model, owner) as model, self.registry.reserve(2 * model.state_bytes()):
                 wiring = lab.wiring(model, place, look.head)
                 key = (model.checksum(), place.name, look.head, data)
                 with self._lock:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from bdh import probe
 from bdh.errors import DataError
 from bdh.models import Model, skeleton
 from bdh.probe import Point
@@ -58,25 +57,34 @@ class Heard(NamedTuple):
     heard_bytes: int
 
 
-class Choices(NamedTuple):
-    """What can be looked at in a model."""
+class Choice(NamedTuple):
+    """What there is to choose from, and what is chosen."""
 
-    layers: list[tuple[str, str]]
-    kinds: list[tuple[str, str]]
-    heads: list[tuple[str, int]]
+    options: list[tuple[str, Any]]
+    value: Any
 
 
-def choices(points: Sequence[Point], layer: str | None = None, kind: str | None = None) -> Choices:
-    """Layers, the kinds of neuron in the chosen layer (the first if none is), and the heads there."""
+def choices(points: Sequence[Point], layer: Any = None, kind: Any = None, head: Any = None) -> tuple[Choice, ...]:
+    """Layers, the kinds of neuron in the chosen layer and its heads; what is not there gives way.
+
+    The last layer is chosen first: what fires in it depends most on what came before.
+    """
     patches = {point.place: point.bytes_per_row for point in points}
-    layers = [
-        (f"{place} · of patches of {patch} bytes" if patch > 1 else place, place) for place, patch in patches.items()
-    ]
-    layer = layer if layer in patches else layers[0][1]
-    here = [point for point in points if point.place == layer]
-    chosen = next((point for point in here if point.kind == kind), here[0])
-    heads = [(f"head {head}", head) for head in range(chosen.heads)] or [("no heads", 0)]
-    return Choices(layers, [(_KINDS[point.kind], point.kind) for point in here], heads)
+    layer = layer if layer in patches else next(reversed(patches))
+    here = {point.kind: point for point in points if point.place == layer}
+    kind = kind if kind in here else next(iter(here))
+    heads = here[kind].heads
+    return (
+        Choice(
+            [(f"{name}, hears {size} bytes at once" if size > 1 else name, name) for name, size in patches.items()],
+            layer,
+        ),
+        Choice([(_KINDS[name], name) for name in here], kind),
+        Choice(
+            [(f"head {index}", index) for index in range(heads)] or [("no heads", 0)],
+            head if head in range(heads) else 0,
+        ),
+    )
 
 
 class Inspector:
@@ -114,7 +122,7 @@ class Inspector:
             )
         return data, int(count)
 
-    def go_on(self, model: str | None, owner: Owner, data: bytes, count: int) -> Iterator[str | Heard]:
+    def go_on(self, model: str | None, owner: Owner, data: bytes, count: int) -> Generator[str | Heard, None, None]:
         """Let the model write after a text; how far it is, and at the end what there is to read."""
         written = bytearray()
         if count:
@@ -127,7 +135,7 @@ class Inspector:
 
     def read(
         self, model: str | None, owner: Owner, heard: Heard, layer: str, kind: str, head: int
-    ) -> Iterator[str | Reading]:
+    ) -> Generator[str | Reading, None, None]:
         """How far it is, and at the end the reading."""
         name = f"{layer}.{kind}"
         with self._leased(model, owner, len(heard.data)) as leased:
@@ -135,9 +143,9 @@ class Inspector:
 
     def find(
         self, model: str | None, owner: Owner, name: str, head: int, neuron: float | None, corpus: str
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Markup: how far it is, and at the end the bytes of shipped texts that fire a neuron."""
-        if isinstance(neuron, bool) or not isinstance(neuron, (int, float)) or int(neuron) != neuron:
+        if isinstance(neuron, bool) or not isinstance(neuron, (int, float)) or not float(neuron).is_integer():
             raise DataError("no neuron was chosen; give its number, or press one in the list")
         names = lab.corpus_names() if corpus == ALL_CORPORA else [corpus]
         if corpus != ALL_CORPORA and corpus not in lab.corpus_names():
@@ -145,7 +153,7 @@ class Inspector:
         found: dict[str, tuple[bytes, Any]] = {}
         done, total, markup = 0, CORPUS_BYTES // len(names) * len(names), ""
         with self._leased(model, owner, CORPUS_BYTES) as leased:
-            (point,) = probe.selected(leased, name)
+            point = lab.neuron_point(leased, name, _head(head))
             who = f"neuron {int(neuron)} of {name}" + (f", head {_head(head)}" if point.heads else "")
             for each in names:
                 data = lab.excerpt(each, CORPUS_BYTES // len(names))
@@ -203,7 +211,9 @@ def firings(who: str, point: Point, found: dict[str, tuple[bytes, Any]]) -> str:
         for row in values.nonzero()[0].tolist():
             if values[row] > 0:
                 counted[data[row * patch : (row + 1) * patch]] += 1
-    common = ", ".join(f"<code>{_text(raw)}</code> {count / active:.0%}" for raw, count in counted.most_common(6))
+    common = ", ".join(
+        f"<code>{_text(raw).replace(' ', '␣')}</code> {count / active:.0%}" for raw, count in counted.most_common(6)
+    )
     return (
         f'<div class="firings"><p><b>{html.escape(who)}</b> fires at {active:,} of {rows:,} {places} '
         f"({active / rows:.1%}) of {', '.join(html.escape(name) for name in found)}, held out from training. "
@@ -251,7 +261,7 @@ def active_bars(active: Sequence[Active]) -> str:
 def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, model: gr.Dropdown) -> gr.Textbox:
     """Lay out the view and wire it; returns the text that is read."""
     inspector = Inspector(registry, limits)
-    first = choices(inspector.points(registry.default(), "")) if registry.default() else Choices([], [], [])
+    first = choices(inspector.points(registry.default(), "")) if registry.default() else (Choice([], None),) * 3
     gr.Markdown(
         "Let a model read a text, and see which of its neurons fire at which byte. BDH's neurons are silent most of "
         "the time, so that each can be about something."
@@ -278,9 +288,12 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         api_visibility="private",
     )
     with gr.Row():
-        layer = _dropdown(first.layers, "Layer", "reading-layer")
-        kind = _dropdown(first.kinds, "Neurons", "reading-kind")
-        head = _dropdown(first.heads, "Head", "reading-head")
+        layer, kind, head = (
+            gr.Dropdown(
+                choice.options, value=choice.value, label=label, min_width=140, elem_id=f"reading-{label.lower()}"
+            )
+            for choice, label in zip(first, ("Layer", "Neurons", "Head"), strict=True)
+        )
     told = gr.HTML(_line("Nothing was read yet."), elem_classes="flush", elem_id="reading-told")
     shown = gr.HTML(
         None,
@@ -312,7 +325,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
 
     def looked_at(
         id: str | None, visitor: Owner, heard: Heard, layer: str, kind: str, head: int
-    ) -> Iterator[tuple[Any, ...]]:
+    ) -> Generator[tuple[Any, ...], None, None]:
         for told in inspector.read(id, visitor, heard, layer, kind, head):
             if isinstance(told, str):
                 yield _line(told), *(gr.skip(),) * 6
@@ -353,8 +366,8 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
 
     def on_model(request: gr.Request, secret: str, id: str | None, layer: str, kind: str, head: int) -> tuple[Any, ...]:
         with reported():
-            can = choices(inspector.points(id, identify(secret, request)), layer, kind)
-        return tuple(_renewed(have, value) for have, value in zip(can, (layer, kind, head), strict=True))
+            can = choices(inspector.points(id, identify(secret, request)), layer, kind, head)
+        return tuple(gr.Dropdown(choices=choice.options, value=choice.value) for choice in can)
 
     def on_find(
         request: gr.Request, secret: str, id: str | None, layer: str, kind: str, head: int, neuron: float | None,
@@ -405,11 +418,12 @@ def _pointed(event: gr.EventData) -> int:
     return neuron if isinstance(neuron, int) else 0
 
 
-def _told(parts: Iterator[Any], total: int, before: int = 0) -> Iterator[Any]:
+def _told(parts: Iterator[Any], total: int, before: int = 0) -> Generator[Any, None, None]:
     """What comes of hearing, in turn with other visitors' work: words about how far it is, and the last part."""
-    for batch in batched(parts):
-        for part in batch:
-            yield f"reading: {before + part:,} of {total:,} bytes" if isinstance(part, int) else part
+    with closing(batched(parts)) as batches:
+        for batch in batches:
+            for part in batch:
+                yield f"reading: {before + part:,} of {total:,} bytes" if isinstance(part, int) else part
 
 
 def _known(model: str | None) -> str:
@@ -420,16 +434,6 @@ def _known(model: str | None) -> str:
 
 def _head(head: Any) -> int:
     return head if isinstance(head, int) else 0
-
-
-def _dropdown(options: list[Any], label: str, elem_id: str) -> gr.Dropdown:
-    value = options[0][1] if options else None
-    return gr.Dropdown(options, value=value, label=label, min_width=140, elem_id=elem_id)
-
-
-def _renewed(options: list[Any], value: Any) -> gr.Dropdown:
-    known = [id for _, id in options]
-    return gr.Dropdown(choices=options, value=value if value in known else known[0])
 
 
 def _line(words: str) -> str:
@@ -447,12 +451,14 @@ CSS = """
   margin: 8px 0; font-size: var(--text-sm); }
 .active-bars h4 { margin: 0 0 4px; font-size: var(--text-sm); font-weight: 600; }
 .active-bars ul { list-style: none; margin: 0; padding: 0; }
-.active-bars li { display: grid; grid-template-columns: 8.5rem 1fr 3.5rem; gap: 8px; align-items: center; margin: 2px 0; }
+.active-bars li { display: grid; grid-template-columns: 8.5rem 1fr 3.5rem; gap: 8px; align-items: center;
+  margin: 2px 0; }
 .active-bars li i { height: 10px; border-radius: 2px; background: var(--color-accent); justify-self: start; }
 .active-bars li b { font-weight: 400; text-align: right; font-variant-numeric: tabular-nums; }
 .firings { font-size: var(--text-sm); overflow-x: auto; }
 .firings p { margin: 8px 0; overflow-wrap: anywhere; }
 .firings table { width: 100%; border-collapse: collapse; border: none !important; }
+.firings tr { border: none !important; background: none !important; }
 .firings th, .firings td { text-align: left; padding: 3px 8px; border: none !important;
   border-bottom: 1px solid var(--border-color-primary) !important; }
 .firings td:first-child { white-space: pre; }
