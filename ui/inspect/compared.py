@@ -100,7 +100,7 @@ def _zero(side: Side) -> str:
         of_kind = [one for one in side.activity if one.kind == kind]
         total = sum(one.count for one in of_kind)
         parts.append(f"{html.escape(kind)}\u00a0{sum((1 - one.active) * one.count for one in of_kind) / total:.1%}")
-    return " \u00b7 ".join(parts)
+    return "<br>".join(parts)
 
 
 def zeros(found: Comparison) -> str:
@@ -219,8 +219,9 @@ def _steps(reading: lab.Reading) -> str:
 
 
 CSS = """
-.report.facts .wide td { white-space: normal; }
-.report.zeros .wide thead th { white-space: normal; min-width: 0; }
+.report.facts .wide :is(th, td), .report.zeros .wide thead th { white-space: normal; overflow-wrap: break-word; }
+.report:is(.facts, .zeros) .wide th:first-child { min-width: 4.5rem; }
+@media (max-width: 500px) { .report:is(.facts, .zeros) .wide :is(th, td) { padding: 5px 4px; } }
 .report .meter { position: relative; display: inline-block; width: min(9rem, 18vw); text-align: right;
   padding: 0 6px; border-radius: 3px; background: var(--background-fill-secondary); overflow: hidden; }
 .report .meter i { position: absolute; inset: 0 auto 0 0; background: rgba(217, 98, 8, 0.35); }

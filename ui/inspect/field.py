@@ -37,7 +37,7 @@ def picture(values: NDArray[Any], reach: float, label: str, *, height_rem: float
     pixels[..., :3] = np.where(values[..., None] < 0, NEGATIVE, POSITIVE)
     pixels[..., 3] = np.round(255 * parts)
     file = io.BytesIO()
-    Image.fromarray(pixels, "RGBA").save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()
     edges = "pixelated" if crisp else "auto"
     return (

@@ -267,6 +267,12 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
                         **idle(),
                     }
 
+    def on_other_head(request: gr.Request, secret: str, seen: Any, *given: Any) -> Iterator[dict[Any, Any]]:
+        if seen:
+            yield from on_look(request, secret, *given)
+        else:  # nothing was looked into that another head could be seen of
+            yield {line: ""}
+
     def idle() -> dict[Any, Any]:
         return {go: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
 
@@ -347,17 +353,18 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     quick: dict[str, Any] = {**private, "concurrency_limit": None}
     some: dict[str, Any] = {**private, "concurrency_limit": 2, "concurrency_id": "looking"}
-    looking = gr.on(
-        [go.click, text.submit],
-        on_look,
-        [owner, model, layer, head, text, *zoom],
-        [line, looked, at, start, *views, *curves, grown, both, file, shown, go, stop],
-        **some,
-    )
-    looking.failure(lambda: [*_idle(), ""], None, [go, stop, line], **quick)
-    stop.click(lambda: [*_idle(), ""], None, [go, stop, line], cancels=[looking], **quick)
+    asked = [model, layer, head, text, *zoom]
+    told_of = [line, looked, at, start, *views, *curves, grown, both, file, shown, go, stop]
+    looking = gr.on([go.click, text.submit], on_look, [owner, *asked], told_of, **some)
+    other_layer = layer.input(on_layer, [owner, model, layer, head], head, **quick)
+    others = [
+        head.input(on_other_head, [owner, looked, *asked], told_of, **some),
+        other_layer.then(on_other_head, [owner, looked, *asked], told_of, **some),
+    ]
+    for event in (looking, *others):
+        event.failure(lambda: [*_idle(), ""], None, [go, stop, line], **quick)
+    stop.click(lambda: [*_idle(), ""], None, [go, stop, line], cancels=[looking, *others], **quick)
     model.change(on_model, [owner, model], [layer, head, none, form, shown, line, looked], **quick)
-    layer.input(on_layer, [owner, model, layer, head], head, **quick)
     moved: dict[str, Any] = {**some, "trigger_mode": "always_last"}
     at.change(on_at, [owner, looked, at, *zoom], views, **moved)
     paper.click(on_pick, [looked, at], at, **quick)
