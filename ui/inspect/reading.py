@@ -276,7 +276,14 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
     )
     with gr.Row(equal_height=True):
         count = gr.Slider(
-            0, MOST_WRITTEN, 0, step=10, label="Then let the model write, bytes", scale=3, elem_id="reading-count"
+            0,
+            MOST_WRITTEN,
+            0,
+            step=10,
+            label="Then let the model write, bytes",
+            info="the same each time after the same text",
+            scale=3,
+            elem_id="reading-count",
         )
         go = gr.Button("Read", variant="primary", min_width=120, elem_id="reading-go")
         stop = gr.Button("Stop", variant="stop", min_width=90, interactive=False, elem_id="reading-stop")
