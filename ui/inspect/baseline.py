@@ -16,12 +16,12 @@ from bdh.models import Model, build, parameter_count, state_bytes
 from lab import baseline as lab
 from lab.memory import Place, places, without_places
 
-from ..kept import in_steps
 from ..limits import Limits
 from ..markup import bar
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry, compact
+from ..steps import in_steps
 from .compared import CSS, Comparison, Side, facts, maps, memory_chart, memory_note, zeros
 
 __all__ = ["CSS", "build_baseline"]

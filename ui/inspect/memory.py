@@ -14,12 +14,12 @@ from bdh.errors import DataError, HatcheryError
 from lab import memory as lab
 from lab.memory import Place, Trace, Wiring
 
-from ..kept import in_steps
 from ..limits import Limits
 from ..markup import bar
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
+from ..steps import in_steps
 from .remembered import (
     ALL,
     BY_NUMBER,
