@@ -8,10 +8,12 @@ import gradio as gr
 
 from ..limits import Limits
 from ..registry import Registry
-from . import reader, reading
+from . import baseline, memory, reader, reading
+from .baseline import build_baseline
+from .memory import build_memory
 from .reading import build_reading
 
-CSS = "".join(part.CSS for part in (reader, reading))
+CSS = "".join(part.CSS for part in (reader, reading, memory, baseline))
 
 
 @dataclass
@@ -31,6 +33,11 @@ def build_inspect(registry: Registry, owner: gr.BrowserState, limits: Limits) ->
         min_width=280,
         elem_id="inspect-model",
     )
-    with gr.Tabs(elem_id="inspect-views"), gr.Tab("Reading", id="reading"):
-        text = build_reading(registry, owner, limits, model)
+    with gr.Tabs(elem_id="inspect-views"):
+        with gr.Tab("Reading", id="reading"):
+            text = build_reading(registry, owner, limits, model)
+        with gr.Tab("Memory", id="memory"):
+            build_memory(registry, owner, limits, model)
+        with gr.Tab("Baseline", id="baseline"):
+            build_baseline(registry, owner, limits, model)
     return InspectTab(model, text)
