@@ -21,7 +21,7 @@ from ..markup import bar
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry, compact
-from ..steps import in_steps
+from ..steps import in_steps, whole
 from .compared import CSS, Comparison, Side, facts, maps, memory_chart, memory_note, zeros
 
 __all__ = ["CSS", "build_baseline"]
@@ -251,6 +251,7 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     measured = gr.State(None)
     heads = [layer, head, other_layer, other_head]
 
+    @whole
     def on_go(request: gr.Request, secret: str, model: str, other: str | None, text: str) -> Iterator[dict[Any, Any]]:
         with reported():
             yield {line: bar(0, "getting ready"), go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}

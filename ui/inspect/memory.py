@@ -19,7 +19,7 @@ from ..markup import bar
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
-from ..steps import in_steps
+from ..steps import in_steps, whole
 from .remembered import (
     ALL,
     BY_NUMBER,
@@ -238,6 +238,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             synapse_table(trace, wiring, written),
         ]
 
+    @whole
     def on_look(
         request: gr.Request, secret: str, model: str, layer: str, head: int, text: str, *zoomed: Any
     ) -> Iterator[dict[Any, Any]]:

@@ -24,6 +24,7 @@ from ..limits import Limits
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
+from ..steps import whole
 from ..writing import batched, hear_and_write
 from . import reader
 
@@ -348,6 +349,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
                 active_bars(told.active), gr.Row(visible=True), gr.Column(visible=True), gr.File(visible=False), heard,
             )  # fmt: skip
 
+    @whole
     def on_read(
         request: gr.Request, secret: str, id: str | None, text: str, count: float | None, layer: str, kind: str,
         head: int,
