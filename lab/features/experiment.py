@@ -117,19 +117,21 @@ class Meter:
 
     def __init__(self, say: Say, planned_s: float) -> None:
         self._say, self._left_s, self._done_s = say, planned_s, 0.0
-        self._begun = self._said = time.monotonic()
+        self._begun = self._said = self._last = time.monotonic()
         self._what, self._what_begun, self._count = "", self._begun, 0
 
     def skip(self, cost_s: float, what: str) -> None:
         """That was done before."""
         self._left_s -= cost_s
+        self._last = time.monotonic()
         self._say(f"{what}: done before")
 
     def add(self, what: str, count: int, total: int, unit: str, cost_s: float) -> None:
         """So many more of `total` units are done, at a planned cost each."""
         now = time.monotonic()
         if what != self._what:
-            self._what, self._what_begun, self._count = what, now, 0
+            self._what, self._what_begun, self._count = what, self._last, 0
+        self._last = now
         self._count += count
         self._left_s, self._done_s = self._left_s - count * cost_s, self._done_s + count * cost_s
         if now - self._said > _SAY_S:

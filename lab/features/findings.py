@@ -323,9 +323,9 @@ def _markdown(found: Report) -> Iterator[str]:
     yield listed(codes_table(found))
     yield (
         "Active: features above 1 % of their largest strength, mean over places. Dead: never active. Variance: the "
-        "part that the reconstruction explains. Recovered: of the bits that the mean alone loses. Reuse: mean number of "
-        "features that use a part; a part is used by a feature if it is active in at least half of the 20 places where "
-        "the feature is strongest, and at least twice as often as everywhere. The parts of the compositional "
+        "part that the reconstruction explains. Recovered: of the bits that the mean alone loses. Reuse: mean number "
+        "of features that use a part; a part is used by a feature if it is active in at least half of the 20 places "
+        "where the feature is strongest, and at least twice as often as everywhere. The parts of the compositional "
         "autoencoder are its extracted features, those of others are their features themselves."
     )
     yield f"![reuse]({REUSE})"

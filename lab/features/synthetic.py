@@ -64,8 +64,8 @@ def grammar(rng: np.random.Generator, count: int) -> tuple[Facts, Facts]:
     while len(rows) < count:
         numbers = rng.integers(2, size=2)
         for role in range(1 + int(rng.random() < 0.6)):
-            classes = [determiner, *([adjective] if rng.random() < 0.4 else []), noun]
-            rows += [(one, int(numbers[role]), role, int(rng.integers(4))) for one in classes]
+            phrase = [determiner, *([adjective] if rng.random() < 0.4 else []), noun]
+            rows += [(one, int(numbers[role]), role, int(rng.integers(4))) for one in phrase]
             if role == 0:
                 rows.append((verb, int(numbers[0]), 0, int(rng.integers(4))))
     kind, plural, role, word = np.array(rows[:count]).T
