@@ -88,7 +88,7 @@ class Experiment:
     heads: int = 8
     k: int = 32
     training: Training = field(default_factory=Training)
-    task_steps: int = 500
+    task_steps: int = 600
     """Steps on each synthetic task."""
     most_active: int = 64
     """Features of each method that are compared and shown."""
@@ -188,7 +188,13 @@ class _Work:
         )
         neurons = own_neurons(self.model, place)
         heard, own = hear_with_neurons(
-            self.model, text.measured[:-1], place, scale, neurons, self._hearing("hearing what is measured")
+            self.model,
+            text.measured[:-1],
+            place,
+            scale,
+            neurons,
+            self.folder / "heard",
+            self._hearing("hearing what is measured"),
         )
         seen = _Seen(text.measured, asked.most_active)
         sets = {point.name: seen.described(own[point.name], point.width if point.heads else 0) for point in neurons}
@@ -327,7 +333,7 @@ class _Seen:
             shown: how many are shown with examples; None is all that are compared.
         """
         most, live = found.most_active(self._count), found.live()
-        places = found.places.T.numpy()
+        places = found.places.numpy()
         pure = {
             name: (purity(labels[places[most]]), purity(labels[places[live]])) for name, labels in self._labels.items()
         }
@@ -336,7 +342,7 @@ class _Seen:
             self._feature(found, int(number), head_width, float(pure[LABELS[0]][0][i])) for i, number in enumerate(rows)
         ]
         return FeatureSet(
-            count=found.places.shape[1],
+            count=len(found.places),
             live=len(live),
             active=found.active_each,
             purity={
@@ -353,7 +359,7 @@ class _Seen:
         return {name: dataclasses.asdict(interval(purity(labels[drawn]))) for name, labels in self._labels.items()}
 
     def _feature(self, found: Strongest, number: int, head_width: int, pure: float) -> Feature:
-        places = found.places[:, number].tolist()
+        places = found.places[number].tolist()
         heard = [self._data[place] for place in places]
         return Feature(
             name=f"{number // head_width}:{number % head_width}" if head_width else str(number),
@@ -367,7 +373,7 @@ class _Seen:
                     shown_bytes(self._data[place + 1 : place + 1 + _AFTER_BYTES]),
                     round(float(strength), 3),
                 )
-                for place, strength in zip(places[:_EXAMPLES], found.values[:_EXAMPLES, number].tolist(), strict=True)
+                for place, strength in zip(places[:_EXAMPLES], found.values[number, :_EXAMPLES].tolist(), strict=True)
             ],
         )
 
