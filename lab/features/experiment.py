@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bdh import checkpoint, probe
@@ -25,8 +26,19 @@ from train.sources import is_shipped
 
 from .autoencoders import ABLATIONS, COMPOSITIONAL, NO_ATTENTION, STANDARD, Coder, Compositional, Shape
 from .baselines import NMF, PCA, check_installed, fitted
-from .findings import EXTRACTED, LABELS, Code, Example, Feature, FeatureSet, Purity, Report, write_report
-from .measures import STRONGEST, active, codes_of, explained_variance, interval, purity, recovery, reuse
+from .findings import COMPARISONS, EXTRACTED, LABELS, Code, Example, Feature, FeatureSet, Purity, Report, write_report
+from .measures import (
+    STRONGEST,
+    Interval,
+    active,
+    codes_of,
+    difference,
+    explained_variance,
+    interval,
+    purity,
+    recovery,
+    reuse,
+)
 from .recording import (
     STREAMS,
     Heard,
@@ -201,6 +213,7 @@ class _Work:
         before = self._bits(_ORIGINAL, [])
         nothing = self._bits(_NOTHING, [put_back(place, scale, None)])
         codes: dict[str, Code] = {}
+        autoencoders: dict[str, Strongest] = {}
         attention: tuple[list[int], list[list[list[float]]]] = ([], [])
         for method in METHODS:
             coder = self._made(method, _TEXT, samples, asked.shape(place.width, asked.k), asked.training)
@@ -217,7 +230,10 @@ class _Work:
                 numbers=sum(tensor.numel() for tensor in coder.state_dict().values()),
             )
             shown = asked.most_active if method in (STANDARD, COMPOSITIONAL) else 0
-            sets[method] = seen.described(Strongest.of_code(code, heard.at), 0, shown)
+            strongest = Strongest.of_code(code, heard.at)
+            sets[method] = seen.described(strongest, 0, shown)
+            if shown:
+                autoencoders[method] = strongest
             if isinstance(coder, Compositional) and method == COMPOSITIONAL:
                 found = Strongest.of_code(parts, heard.at)
                 sets[EXTRACTED] = seen.described(found, 0)
@@ -236,6 +252,7 @@ class _Work:
             nothing=nothing,
             codes=codes,
             sets=sets,
+            against=seen.against(own[neurons[0].name], autoencoders) if neurons else {},
             random=seen.random(asked.training.seed),
             tasks=tasks,
             attention_of=attention[0],
@@ -349,14 +366,34 @@ class _Seen:
                 name: Purity(interval(of_most), interval(of_live)) if len(most) else None
                 for name, (of_most, of_live) in pure.items()
             },
-            values={name: [float(value) for value in of_most] for name, (of_most, _) in pure.items()},
             features=features,
         )
 
-    def random(self, seed: int) -> dict[str, Any]:
+    def against(self, own: Strongest, others: dict[str, Strongest]) -> dict[str, dict[str, Interval]]:
+        """How much purer own neurons are than features, by `COMPARISONS` and method; nothing where too few are live."""
+        label = self._labels[LABELS[0]]
+
+        def pure(found: Strongest, which: NDArray[np.int64]) -> NDArray[np.float64]:
+            return purity(label[found.places[which].numpy()])
+
+        if any(len(found.live()) < 2 for found in (own, *others.values())):
+            return {}
+        gaps: dict[str, dict[str, Interval]] = {which: {} for which in COMPARISONS}
+        for name, other in others.items():
+            same = min(self._count, len(own.live()), len(other.live()))
+            shown = other.most_active(same)
+            beside = _as_often(own, other, shown)
+            pairs = (own.most_active(same), shown), (own.live(), other.live())
+            most, live = (difference(pure(own, mine), pure(other, theirs)) for mine, theirs in pairs)
+            often = interval(pure(own, beside) - pure(other, shown))
+            for which, gap in zip(COMPARISONS, (most, often, live), strict=True):
+                gaps[which][name] = gap
+        return gaps
+
+    def random(self, seed: int) -> dict[str, Interval]:
         """Purity of as many places drawn at random: what knowing nothing gives."""
         drawn = np.random.default_rng(seed).integers(len(self._data) - 1, size=(1000, STRONGEST))
-        return {name: dataclasses.asdict(interval(purity(labels[drawn]))) for name, labels in self._labels.items()}
+        return {name: interval(purity(labels[drawn])) for name, labels in self._labels.items()}
 
     def _feature(self, found: Strongest, number: int, head_width: int, pure: float) -> Feature:
         places = found.places[number].tolist()
@@ -376,6 +413,18 @@ class _Seen:
                 for place, strength in zip(places[:_EXAMPLES], found.values[number, :_EXAMPLES].tolist(), strict=True)
             ],
         )
+
+
+def _as_often(own: Strongest, other: Strongest, features: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each feature the live neuron that is active nearest as often and was not yet taken."""
+    live = own.live()
+    rates = own.fired[live].numpy() / own.rows
+    taken = []
+    for feature in features:
+        nearest = int(np.abs(rates - float(other.fired[feature]) / other.rows).argmin())
+        taken.append(live[nearest])
+        rates[nearest] = np.inf
+    return np.array(taken)
 
 
 def shown_bytes(data: bytes) -> str:

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from bdh.errors import DataError
 from train.folder import environment
 from train.plots import draw_bars, draw_counts, draw_heat, draw_maps
 
 from .autoencoders import ABLATIONS, COMPOSITIONAL, STANDARD
 from .baselines import NMF, PCA
-from .measures import Interval, difference
+from .measures import Interval
 
 REPORT, RESULT = "report.md", "report.json"
 BARS, ATTENTION, REUSE, RECOVERED = "purity.png", "attention.png", "reuse.png", "recovered.png"
@@ -26,11 +25,20 @@ EXTRACTED = "extracted features"
 """What the compositional autoencoder composes: features of its own kind, shown and measured beside its code."""
 LABELS = ("byte", "two bytes", "next byte")
 """What a place is labelled by: the byte heard there, that with the one before, and the byte after it."""
+COMPARISONS = {
+    "most active": "the {count} most active of each",
+    "as often active": "each of the autoencoder's {count} most active beside the neuron active nearest as often",
+    "all live": "all that are live",
+}
+"""Which own neurons are held against which features: where there are many more neurons, it matters."""
 MARGIN = 0.05
 """Parts of the bits that a reconstruction costs, and of F1, that count as a difference."""
 FAITHFUL, PARTLY_FAITHFUL = 0.9, 0.75
 """Parts of the lost bits that a reconstruction must recover."""
 MARKDOWN_FEATURES = 8
+REUSED = (STANDARD, COMPOSITIONAL, PCA, NMF)
+"""Methods whose reuse is drawn."""
+MOST_REPORT_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,6 @@ class FeatureSet:
     """In a place, mean."""
     purity: dict[str, Purity | None]
     """By label; None if none is live."""
-    values: dict[str, list[float]]
-    """By label, the purity of each of the most active ones."""
     features: list[Feature]
     """Some of the most active ones, most active first."""
 
@@ -125,7 +131,9 @@ class Report:
     codes: dict[str, Code]
     sets: dict[str, FeatureSet]
     """By the name of a method, or of a point of own neurons."""
-    random: dict[str, Any]
+    against: dict[str, dict[str, Interval]]
+    """By `COMPARISONS` and method, how much purer by the byte heard the own neurons of the verdict are."""
+    random: dict[str, Interval]
     """Purity of places drawn at random, by label."""
     tasks: dict[str, dict[str, dict[str, Any]]]
     """By task and method, what was recovered of known features."""
@@ -146,8 +154,8 @@ class Verdict(NamedTuple):
 
 def verdicts(found: Report) -> Iterator[Verdict]:
     """Every question with its answer."""
-    if found.headline:
-        yield _neurons(found)
+    for which in found.against:
+        yield _neurons(found, which)
     yield _composing(found)
     for method in (STANDARD, COMPOSITIONAL):
         part = found.codes[method].recovered
@@ -155,7 +163,7 @@ def verdicts(found: Report) -> Iterator[Verdict]:
             f"Is the {method} autoencoder's reconstruction what the model goes on with?",
             f"yes if it recovers {FAITHFUL:.0%} of the bits that the mean alone loses, partly from "
             f"{PARTLY_FAITHFUL:.0%}",
-            f"{part:.1%}",
+            f"{part:.1%} recovered",
             "yes" if part >= FAITHFUL else "partly" if part >= PARTLY_FAITHFUL else "no",
         )
     cost = _cost(found, COMPOSITIONAL)
@@ -164,29 +172,21 @@ def verdicts(found: Report) -> Iterator[Verdict]:
         yield Verdict(
             f"Does the compositional autoencoder need its {method.removeprefix('no ')}?",
             f"yes if the bits it costs rise by {MARGIN:.0%} without it; harmful if they fall by as much (one seed)",
-            f"{more:+.1%}",
+            f"{more:+.1%} bits without it",
             "yes" if more >= MARGIN else "harmful" if more <= -MARGIN else "no difference seen",
         )
 
 
-def _neurons(found: Report) -> Verdict:
-    own = np.array(found.sets[found.headline].values[LABELS[0]])
-    against = {name: np.array(found.sets[name].values[LABELS[0]]) for name in (STANDARD, COMPOSITIONAL)}
-    same = min(len(values) for values in (own, *against.values()))
-    threshold = (
-        "yes if the 95 % interval of the difference in purity lies above 0 against both, no if below against one"
-    )
-    if same < 2:
-        return Verdict(_QUESTION, threshold, "too few neurons or features are live", "not decided")
-    gaps = {name: difference(own[:same], values[:same]) for name, values in against.items()}
-    measured = "; ".join(
-        f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f}) against {name}" for name, gap in gaps.items()
-    )
+def _neurons(found: Report, which: str) -> Verdict:
+    gaps = {method: found.against[which][method] for method in (STANDARD, COMPOSITIONAL)}
     won, lost = all(gap.low > 0 for gap in gaps.values()), any(gap.high < 0 for gap in gaps.values())
-    return Verdict(_QUESTION, threshold, f"{same} each: {measured}", "yes" if won else "no" if lost else "not decided")
-
-
-_QUESTION = "Are the model's own neurons more about one thing than the autoencoders' features?"
+    return Verdict(
+        f"Are the neurons {found.headline} more about one thing than the autoencoders' features, "
+        f"{COMPARISONS[which].format(count=found.settings['most_active'])}?",
+        "yes if the 95 % interval of the difference in purity lies above 0 against both, no if below against one",
+        "; ".join(f"{gap.mean:+.3f} ({gap.low:+.3f} to {gap.high:+.3f}) against {name}" for name, gap in gaps.items()),
+        "yes" if won else "no" if lost else "not decided",
+    )
 
 
 def _composing(found: Report) -> Verdict:
@@ -199,7 +199,7 @@ def _composing(found: Report) -> Verdict:
         "Is composing worth it against the standard autoencoder?",
         f"yes if its reconstruction costs {MARGIN:.0%} fewer bits and its F1 on combined features is {MARGIN} higher; "
         "partly if one of them and the other no worse by as much",
-        f"{cheaper:+.1%} cheaper, F1 {gain:+.3f}",
+        f"{-cheaper:+.1%} bits, {gain:+.3f} F1",
         "yes" if both else "partly" if one else "no",
     )
 
@@ -240,7 +240,7 @@ def purity_table(found: Report) -> list[list[str]]:
         cells = [_interval(purity.most) if purity else "–" for purity in of]
         every = _interval(of[0].live) if of[0] else "–"
         rows.append([name, f"{one.count:,}", f"{one.live:,}", f"{one.active:.1f}", *cells, every])
-    chance = [f"{found.random[label]['mean']:.3f}" for label in LABELS]
+    chance = [f"{found.random[label].mean:.3f}" for label in LABELS]
     rows.append(["places at random", "", "", "", *chance, chance[0]])
     return rows
 
@@ -266,45 +266,87 @@ def write_report(found: Report, folder: Path) -> None:
     """Write report, numbers and drawings into the folder."""
     fields = dataclasses.asdict(found) | environment() | {"verdicts": [one._asdict() for one in verdicts(found)]}
     fields["settings"]["text"] = found.text  # no paths of this machine
+    draw_report(found, folder)
+    (folder / REPORT).write_text("\n\n".join(_markdown(found)) + "\n", encoding="utf-8")
     written = folder / f"{RESULT}.part"
     written.write_text(json.dumps(fields, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(written, folder / RESULT)
-    (folder / REPORT).write_text("\n\n".join(_markdown(found)) + "\n", encoding="utf-8")
+
+
+def read_report(path: Path) -> Report:
+    """The report in a file that `write_report` wrote.
+
+    Raises:
+        DataError: it is none, or of another version.
+    """
+    try:
+        if path.stat().st_size > MOST_REPORT_BYTES:
+            raise DataError(
+                f"{path.name[:100]} has {path.stat().st_size:,} bytes; a report has at most {MOST_REPORT_BYTES:,}"
+            )
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name for field in dataclasses.fields(Report)}
+        told = {name: value for name, value in fields.items() if name in known}
+        told["codes"] = {name: Code(**code) for name, code in told["codes"].items()}
+        told["sets"] = {name: _feature_set(one) for name, one in told["sets"].items()}
+        told["random"] = {name: Interval(**one) for name, one in told["random"].items()}
+        told["against"] = {
+            which: {name: Interval(**one) for name, one in gaps.items()} for which, gaps in told["against"].items()
+        }
+        found = Report(**told)
+        # What every table needs.
+        for said in (codes_table, purity_table, tasks_table, _markdown):
+            list(said(found))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path.name[:100]} is no report of features that this version reads; make it again") from error
+    return found
+
+
+def _feature_set(fields: dict[str, Any]) -> FeatureSet:
+    purity = {
+        label: Purity(Interval(**one["most"]), Interval(**one["live"])) if one else None
+        for label, one in fields["purity"].items()
+    }
+    features = [
+        Feature(**one | {"examples": [Example(**each) for each in one["examples"]]}) for one in fields["features"]
+    ]
+    return FeatureSet(**fields | {"purity": purity, "features": features})
+
+
+def draw_report(found: Report, folder: Path) -> list[Path]:
+    """Write the drawings into the folder; their paths."""
     bars = {}
     for name, one in found.sets.items():
         of = {label: one.purity[label] for label in LABELS}
         if all(of.values()):
             bars[name] = {label: dataclasses.astuple(purity.most) for label, purity in of.items() if purity}
-    draw_bars(bars, "purity of the most active: 1 is always the same", folder / BARS)
+    drawn = []
+    if bars:
+        draw_bars(bars, "purity of the most active: 1 is always the same", folder / BARS)
+        drawn.append(folder / BARS)
     if found.attention_of:
-        of_extracted = {one.name: one.byte for one in found.sets[EXTRACTED].features}
-        names = [f"{number} {of_extracted.get(str(number), '')!r}" for number in found.attention_of]
         panels = {f"head {head + 1}": rows for head, rows in enumerate(found.attention)}
-        draw_maps(panels, names, "row attends to column", folder / ATTENTION)
-    draw_counts(
-        {
-            name: [count for count in found.codes[name].reuse if count >= 0]
-            for name in (STANDARD, COMPOSITIONAL, PCA, NMF)
-        },
-        "features that use a part",
-        "parts, %",
-        folder / REUSE,
-    )
+        draw_maps(panels, attention_names(found), "row attends to column", folder / ATTENTION)
+        drawn.append(folder / ATTENTION)
+    counts = {name: [count for count in found.codes[name].reuse if count >= 0] for name in REUSED}
+    draw_counts(counts, "features that use a part", "parts, %", folder / REUSE)
     heat = {
-        name: {
-            f"{task}, {what}": of[name][f"{what}_f1"]
-            for task, of in found.tasks.items()
-            for what in ("simple", "combined")
-        }
-        for name in next(iter(found.tasks.values()))
-    }
-    wide = {
         f"F1 on {what} features": {
-            n: {c.split(",")[0]: v for c, v in row.items() if c.endswith(what)} for n, row in heat.items()
+            name: {task: of[name][f"{what}_f1"] for task, of in found.tasks.items()}
+            for name in next(iter(found.tasks.values()))
         }
         for what in ("simple", "combined")
     }
-    draw_heat(wide, "F1", folder / RECOVERED, span=(0, 1))
+    draw_heat(heat, "F1", folder / RECOVERED, span=(0, 1))
+    return [*drawn, folder / REUSE, folder / RECOVERED]
+
+
+def attention_names(found: Report) -> list[str]:
+    """The extracted features that attention is shown of, each with the byte that it is strongest for."""
+    bytes_of = {one.name: one.byte for one in found.sets[EXTRACTED].features}
+    return [f"{number} {bytes_of.get(str(number), '')!r}" for number in found.attention_of]
 
 
 def _markdown(found: Report) -> Iterator[str]:
