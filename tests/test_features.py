@@ -82,11 +82,11 @@ def test_a_feature_attends_to_so_many_features_of_its_sample(combined: int) -> N
     coder = Compositional(SHAPE)
     values, which = coder.parts(torch.from_numpy(samples())).topk(SHAPE.k, dim=-1)
     weights = coder._weights(values, which, combined)
-    active = (values > 0).sum(1)
+    active = values > 0
     assert torch.allclose(weights.sum(-1), torch.ones(()))
-    attended = ((weights > 0) & (values > 0)[:, None, None, :]).sum(-1)
-    expected = active.clamp(max=combined)[:, None, None].expand_as(attended)
-    assert torch.equal(attended[active > 0], expected[active > 0])
+    attended = ((weights > 0) & active[:, None, None, :]).sum(-1).transpose(1, 2)
+    expected = active.sum(1).clamp(max=combined)[:, None, None].expand_as(attended)
+    assert torch.equal(attended[active], expected[active])
 
 
 def test_attention_is_the_ordinary_one_over_tokens_of_one_sample() -> None:
@@ -312,30 +312,34 @@ def test_own_neurons_are_those_that_read_the_vector_or_those_learned_themselves(
     names = [point.name for point in recording.own_neurons(flat, recording.find_place(flat, "", None))]
     assert names == ["layer.1.x_sparse", "layer.0.gate"]
     place = recording.find_place(flat, "layer.1.gate", 0)
-    assert recording.own_neurons(flat, place) == (place.point,) and recording._count(place.point, place) == 16
+    assert recording.own_neurons(flat, place) == (place.point,) and recording._count(place.point, place) == 32
     transformer = zoo.model("transformer")
     mlp = recording.own_neurons(transformer, recording.find_place(transformer, "", None))
     assert [point.name for point in mlp] == ["layer.0.mlp"]
 
 
-@pytest.mark.parametrize("name", ["flat-damped", "hierarchical", "hebbian", "transformer", "average"])
-def test_every_kind_of_model_can_be_looked_into(name: str, few: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["hierarchical", "transformer", "average"])
+def test_every_kind_of_model_can_be_looked_into(
+    name: str, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "draw_report", lambda found, folder: [])
     model = zoo.fresh(name).save_pretrained(tmp_path / "other")
     found = experiment.experiment(
         dataclasses.replace(asked(tmp_path), checkpoint=str(model)), tmp_path / "out", say=lambda line: None
     )
     assert set(found.codes) == set(experiment.METHODS) and found.headline in found.sets
-    again = findings.read_report(tmp_path / "out" / findings.RESULT)
-    assert again == found
-    for drawing in (findings.BARS, findings.ATTENTION, findings.REUSE, findings.RECOVERED):
-        assert not (tmp_path / "out" / drawing).exists() or (
-            (tmp_path / "out" / drawing).read_bytes().startswith(b"\x89PNG")
-        )
+    same = findings.read_report(tmp_path / "out" / findings.RESULT) == found
+    assert same  # to say how two reports differ would take minutes
 
 
-def test_an_experiment_that_was_killed_goes_on_to_the_same_report(few: None, tmp_path: Path) -> None:
+def test_an_experiment_that_was_killed_goes_on_to_the_same_report(
+    few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wish = asked(tmp_path, point="layer.1.x_sparse", head=1)
     whole = experiment.experiment(wish, tmp_path / "whole", say=lambda line: None)
+    drawings = [tmp_path / "whole" / name for name in (findings.BARS, findings.REUSE, findings.RECOVERED)]
+    assert all(drawing.read_bytes().startswith(b"\x89PNG") for drawing in drawings)
+    monkeypatch.setattr(findings, "draw_report", lambda found, folder: [])
 
     def kill(line: str) -> None:
         if line == "logic, PCA: fitting":
@@ -345,7 +349,8 @@ def test_an_experiment_that_was_killed_goes_on_to_the_same_report(few: None, tmp
         experiment.experiment(wish, tmp_path / "again", say=kill)
     trained_at = {path: path.stat().st_mtime_ns for path in (tmp_path / "again" / "trained").glob("text/*")}
     lines: list[str] = []
-    assert experiment.experiment(wish, tmp_path / "again", say=lines.append) == whole
+    same = experiment.experiment(wish, tmp_path / "again", say=lines.append) == whole
+    assert same
     assert trained_at == {path: path.stat().st_mtime_ns for path in trained_at} and len(trained_at) == 7
     assert "text, compositional: done before" in lines and "compositional put back: done before" in lines
     with pytest.raises(ConfigError, match="holds an experiment with another checkpoint or other options"):

@@ -247,7 +247,8 @@ class _Work:
             start_bytes=text.start_bytes,
             place=place.name,
             headline=neurons[0].name if neurons else "",
-            settings={name: value for name, value in dataclasses.asdict(asked).items() if name != "checkpoint"},
+            # As others may read them: no paths of this machine.
+            settings=dataclasses.asdict(asked) | {"checkpoint": Path(asked.checkpoint).name, "text": text.name},
             before=before,
             nothing=nothing,
             codes=codes,

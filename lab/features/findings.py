@@ -265,7 +265,6 @@ def tasks_table(found: Report) -> list[list[str]]:
 def write_report(found: Report, folder: Path) -> None:
     """Write report, numbers and drawings into the folder."""
     fields = dataclasses.asdict(found) | environment() | {"verdicts": [one._asdict() for one in verdicts(found)]}
-    fields["settings"]["text"] = found.text  # no paths of this machine
     draw_report(found, folder)
     (folder / REPORT).write_text("\n\n".join(_markdown(found)) + "\n", encoding="utf-8")
     written = folder / f"{RESULT}.part"

@@ -229,28 +229,39 @@ def hear_with_neurons(
 ) -> tuple[Heard, dict[str, Strongest]]:
     """Samples to measure on, and the model's own neurons on the same bytes; what is on disk is not heard again."""
     kept = folder / "measured.safetensors"
-    if kept.is_file():
-        tensors = load_file(kept)
-        own = {
-            point.name: Strongest(*(tensors[f"{point.name}.{part}"] for part in _PARTS), len(tensors["at"]))
-            for point in neurons
-        }
-        return Heard(tensors["samples"].numpy(), tensors["at"]), own
+    if not kept.is_file():
+        _hear_with_neurons(model, text, place, scale, neurons, kept, progress)
+    # Read back in any case: how sums come out depends on where in memory their terms lie.
+    tensors = load_file(kept)
+    own = {
+        point.name: Strongest(*(tensors[f"{point.name}.{part}"] for part in _PARTS), len(tensors["at"]))
+        for point in neurons
+    }
+    return Heard(tensors["samples"].numpy(), tensors["at"]), own
+
+
+def _hear_with_neurons(
+    model: Model[Any],
+    text: Bytes,
+    place: Place,
+    scale: Scale,
+    neurons: Sequence[probe.Point],
+    kept: Path,
+    progress: Progress | None,
+) -> None:
     found = {point.name: Strongest.of(_count(point, place)) for point in neurons}
-    rows, where = [], []
+    samples, where = [], []
     for values, at, own in _pieces(model, text, place, neurons, progress):
-        rows.append(scale.samples(values).numpy())
+        samples.append(scale.samples(values))
         where.append(at)
         for name, strengths in own.items():
             found[name].take(strengths, at)
-    heard = Heard(np.concatenate(rows), torch.cat(where))
-    tensors = {"samples": torch.from_numpy(heard.samples), "at": heard.at}
+    tensors = {"samples": torch.cat(samples), "at": torch.cat(where)}
     for name, one in found.items():
-        tensors |= {f"{name}.{part}": getattr(one, part) for part in _PARTS}
+        tensors |= {f"{name}.{part}": getattr(one, part).contiguous() for part in _PARTS}
     written = kept.with_suffix(".part")
     save_file(tensors, written)
     os.replace(written, kept)
-    return heard, found
 
 
 def put_back(place: Place, scale: Scale, coder: Coder | None) -> probe.Replace:
