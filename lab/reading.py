@@ -88,6 +88,24 @@ def neuron_points(model: Model[Any]) -> tuple[Point, ...]:
     return tuple(point for point in probe.points(model) if point.is_neurons)
 
 
+def neuron_point(model: Model[Any], name: str, head: int) -> Point:
+    """A point whose numbers are neurons', and which has the head, if it has any.
+
+    Raises:
+        DataError: it is not there.
+    """
+    known = {point.name: point for point in neuron_points(model)}
+    if name not in known:
+        raise DataError(
+            f"{name!r:.100} is no place of neurons in this {model.config.kind} model; there are {', '.join(known)}"[
+                :500
+            ]
+        )
+    if known[name].heads and (isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < known[name].heads):
+        raise DataError(f"{name} has no head {head!r:.40}; its heads are 0 to {known[name].heads - 1}")
+    return known[name]
+
+
 def read(model: Model[Any], data: bytes, name: str, head: int = 0) -> Iterator[int | Reading]:
     """Hear a text from an empty memory; how many bytes were heard so far, and at the end the reading.
 
@@ -97,7 +115,7 @@ def read(model: Model[Any], data: bytes, name: str, head: int = 0) -> Iterator[i
     Raises:
         DataError: no bytes, or no such point or head.
     """
-    (point,) = probe.selected(model, name)
+    point = neuron_point(model, name, head)
     counted = [one for one in neuron_points(model) if one.kind != "gate"]
     above: dict[str, list[float]] = {one.name: [0.0, 0.0] for one in counted}
     rows, costs, likeliest, chances = [], [], [], []
@@ -108,7 +126,7 @@ def read(model: Model[Any], data: bytes, name: str, head: int = 0) -> Iterator[i
             above[one.name][0] += float((values > 0).sum())
             above[one.name][1] += values.numel()
         mine = heard.values[point.name]
-        rows.append((mine[head] if point.heads else mine).numpy())
+        rows.append((mine[head] if point.heads else mine).numpy().copy())
         logits = heard.logits.double().numpy()
         _check(logits)
         piece = np.frombuffer(data, np.uint8)[start : start + len(logits)]
@@ -142,7 +160,7 @@ def fire(model: Model[Any], data: bytes, name: str, head: int, neuron: int) -> I
     Raises:
         DataError: no such point, head or neuron.
     """
-    (point,) = probe.selected(model, name)
+    point = neuron_point(model, name, head)
     if isinstance(neuron, bool) or not isinstance(neuron, int) or not 0 <= neuron < point.width:
         raise DataError(f"there is no neuron {neuron!r:.40} at {name}; they are 0 to {point.width - 1}")
     rows = []
@@ -183,21 +201,15 @@ def together(values: Floats) -> Whole:
     return np.argsort(slowest, kind="stable")
 
 
-def loudest_at(reading: Reading, byte: int, count: int) -> list[tuple[int, float]]:
-    """The neurons that fire most at a byte, with what they say; fewer where fewer fire."""
-    values = reading.values[byte]
-    best = np.argsort(-values, kind="stable")[:count]
-    return [(int(neuron), float(values[neuron])) for neuron in best if values[neuron] > 0]
+def loudest(reading: Reading, count: int) -> list[list[tuple[int, float]]]:
+    """At each byte the neurons that fire most, with what they say; fewer where fewer fire."""
+    return _most(reading.values, reading.values, count)
 
 
 def standing_out(reading: Reading, count: int) -> list[list[tuple[int, float]]]:
     """At each byte the neurons that fire most above their own mean over the text, with what they say."""
     above = np.where(reading.values > 0, reading.values - reading.values.mean(0), 0)
-    best = np.argsort(-above, axis=1, kind="stable")[:, :count]
-    return [
-        [(neuron, float(reading.values[byte, neuron])) for neuron in neurons if above[byte, neuron] > 0]
-        for byte, neurons in enumerate(best.tolist())
-    ]
+    return _most(above, reading.values, count)
 
 
 def strongest_firings(values: Floats, bytes_per_row: int = 1, *, count: int = 12, apart: int = 16) -> list[Firing]:
@@ -249,8 +261,8 @@ def save(reading: Reading, folder: Path) -> list[Path]:
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "byte", "bits", "neurons_firing", "strongest_neurons", "likeliest_next"])
-        for index, byte in enumerate(reading.data):
-            loud = " ".join(f"{neuron}:{value:.4g}" for neuron, value in loudest_at(reading, index, 5))
+        for index, (byte, found) in enumerate(zip(reading.data, loudest(reading, 5), strict=True)):
+            loud = " ".join(f"{neuron}:{value:.4g}" for neuron, value in found)
             coming = " ".join(
                 f"{next_byte}:{chance:.3f}"
                 for next_byte, chance in zip(
@@ -267,6 +279,17 @@ def save(reading: Reading, folder: Path) -> list[Path]:
 def title(reading: Reading) -> str:
     """What is shown, such as `layer.0.x_sparse, head 2`."""
     return reading.point.name + ("" if reading.head is None else f", head {reading.head}")
+
+
+def _most(order: Floats, values: Floats, count: int) -> list[list[tuple[int, float]]]:
+    """Of each row the places where `order` is largest and above 0, with the values there."""
+    count = min(count, order.shape[1])
+    best = np.argpartition(-order, count - 1, axis=1)[:, :count]
+    best = np.take_along_axis(best, np.argsort(-np.take_along_axis(order, best, 1), axis=1, kind="stable"), 1)
+    return [
+        [(place, float(values[row, place])) for place in places if order[row, place] > 0]
+        for row, places in enumerate(best.tolist())
+    ]
 
 
 def _pieces(

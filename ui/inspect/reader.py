@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lab.reading import Raster, Reading, loudest_at, standing_out
+from lab.reading import Raster, Reading, loudest, standing_out
 
 from .. import tint
 
@@ -42,13 +42,8 @@ def drawn(reading: Reading, raster: Raster, heard_bytes: int) -> dict[str, Any]:
         "glyphs": glyphs,
         "image": _image(raster),
         "neurons": raster.neurons.tolist(),
-        "loudest": [
-            [[neuron, round(value, 4)] for neuron, value in loudest_at(reading, byte, _LOUDEST)]
-            for byte in range(len(reading.data))
-        ],
-        "special": [
-            [[neuron, round(value, 4)] for neuron, value in found] for found in standing_out(reading, _LOUDEST)
-        ],
+        "loudest": _pairs(loudest(reading, _LOUDEST)),
+        "special": _pairs(standing_out(reading, _LOUDEST)),
         "firing": (reading.values > 0).sum(1).tolist(),
         "width": reading.point.width,
         "patch": reading.point.bytes_per_row,
@@ -57,6 +52,10 @@ def drawn(reading: Reading, raster: Raster, heard_bytes: int) -> dict[str, Any]:
             for at_byte in zip(reading.likeliest.tolist(), reading.chances.tolist(), strict=True)
         ],
     }
+
+
+def _pairs(found: list[list[tuple[int, float]]]) -> list[list[list[float]]]:
+    return [[[neuron, round(value, 4)] for neuron, value in at_byte] for at_byte in found]
 
 
 def _image(raster: Raster) -> str:
@@ -73,8 +72,9 @@ def _image(raster: Raster) -> str:
 
 TEMPLATE = """
 <div class="reader" hidden>
-  <div class="raster" title="A line is a neuron, a column a byte; click for a byte and its neuron">
-    <img alt="Neurons that fire, a line each, over the bytes of the text"><i class="here"></i>
+  <div class="raster">
+    <img alt="Neurons that fire, a line each, over the bytes of the text">
+    <i class="here"></i><i class="line" hidden></i>
   </div>
   <p class="none" hidden>No neuron of this place fires at any byte of the text.</p>
   <div class="steps">
@@ -97,7 +97,7 @@ TEMPLATE = """
 DRAW = """
 const whole = element.querySelector('.reader');
 const find = (name) => whole.querySelector(name);
-const image = find('img'), here = find('.here'), slider = find('input'), text = find('.written');
+const image = find('img'), here = find('.here'), line = find('.line'), slider = find('input'), text = find('.written');
 let value = null, at = 0;
 const named = { 9: 'tab', 10: 'line break', 13: 'carriage return', 32: 'space' };
 const label = (byte) => named[byte] || (byte > 32 && byte < 127 ? String.fromCharCode(byte)
@@ -156,6 +156,7 @@ const draw = () => {
   value = props.value;
   whole.hidden = !value;
   if (!value) return;
+  line.hidden = true;
   find('.raster').hidden = !value.image;
   find('.none').hidden = !!value.image;
   image.src = value.image || '';
@@ -178,12 +179,22 @@ whole.addEventListener('click', (event) => {
   if (step) go(at + Number(step.dataset.step));
   if (span) go(Number(span.dataset.at));
 });
-find('.raster').addEventListener('click', (event) => {
-  const box = image.getBoundingClientRect();
-  const row = Math.floor(value.neurons.length * (event.clientY - box.top) / box.height);
-  go(Math.floor(value.bytes.length * (event.clientX - box.left) / box.width));
-  const neuron = value.neurons[Math.max(0, Math.min(value.neurons.length - 1, row))];
-  trigger('select', { neuron });
+const pointed = (event) => {
+  const box = image.getBoundingClientRect(), within = (part, size, count) =>
+    Math.max(0, Math.min(count - 1, Math.floor(count * part / size)));
+  return [within(event.clientY - box.top, box.height, value.neurons.length),
+    within(event.clientX - box.left, box.width, value.bytes.length)];
+};
+image.addEventListener('mousemove', (event) => {
+  const [row, byte] = pointed(event);
+  image.title = `neuron ${value.neurons[row]} at byte ${byte + 1}: ${label(value.bytes[byte])}`;
+});
+image.addEventListener('click', (event) => {
+  const [row, byte] = pointed(event);
+  go(byte);
+  line.hidden = false;
+  line.style.top = `${100 * (row + 0.5) / value.neurons.length}%`;
+  trigger('select', { neuron: value.neurons[row] });
 });
 text.addEventListener('keydown', (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -201,6 +212,8 @@ CSS = """
 .reader .raster img { display: block; width: 100%; margin: 0; image-rendering: pixelated; }
 .dark .reader .raster img { filter: invert(1); }
 .reader .here { position: absolute; top: 0; bottom: 0; min-width: 2px; background: var(--color-accent); opacity: 0.55;
+  pointer-events: none; }
+.reader .line { position: absolute; left: 0; right: 0; height: 1px; background: var(--color-accent);
   pointer-events: none; }
 .reader .none { margin: 0; }
 .reader .steps { display: flex; gap: 8px; align-items: center; margin: 6px 0 10px; }

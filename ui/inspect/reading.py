@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from bdh import probe
 from bdh.errors import DataError
 from bdh.models import Model, skeleton
 from bdh.probe import Point
@@ -146,7 +145,7 @@ class Inspector:
         self, model: str | None, owner: Owner, name: str, head: int, neuron: float | None, corpus: str
     ) -> Generator[str, None, None]:
         """Markup: how far it is, and at the end the bytes of shipped texts that fire a neuron."""
-        if isinstance(neuron, bool) or not isinstance(neuron, (int, float)) or int(neuron) != neuron:
+        if isinstance(neuron, bool) or not isinstance(neuron, (int, float)) or not float(neuron).is_integer():
             raise DataError("no neuron was chosen; give its number, or press one in the list")
         names = lab.corpus_names() if corpus == ALL_CORPORA else [corpus]
         if corpus != ALL_CORPORA and corpus not in lab.corpus_names():
@@ -154,7 +153,7 @@ class Inspector:
         found: dict[str, tuple[bytes, Any]] = {}
         done, total, markup = 0, CORPUS_BYTES // len(names) * len(names), ""
         with self._leased(model, owner, CORPUS_BYTES) as leased:
-            (point,) = probe.selected(leased, name)
+            point = lab.neuron_point(leased, name, _head(head))
             who = f"neuron {int(neuron)} of {name}" + (f", head {_head(head)}" if point.heads else "")
             for each in names:
                 data = lab.excerpt(each, CORPUS_BYTES // len(names))
@@ -212,7 +211,9 @@ def firings(who: str, point: Point, found: dict[str, tuple[bytes, Any]]) -> str:
         for row in values.nonzero()[0].tolist():
             if values[row] > 0:
                 counted[data[row * patch : (row + 1) * patch]] += 1
-    common = ", ".join(f"<code>{_text(raw)}</code> {count / active:.0%}" for raw, count in counted.most_common(6))
+    common = ", ".join(
+        f"<code>{_text(raw).replace(' ', '␣')}</code> {count / active:.0%}" for raw, count in counted.most_common(6)
+    )
     return (
         f'<div class="firings"><p><b>{html.escape(who)}</b> fires at {active:,} of {rows:,} {places} '
         f"({active / rows:.1%}) of {', '.join(html.escape(name) for name in found)}, held out from training. "
@@ -275,7 +276,14 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
     )
     with gr.Row(equal_height=True):
         count = gr.Slider(
-            0, MOST_WRITTEN, 0, step=10, label="Then let the model write, bytes", scale=3, elem_id="reading-count"
+            0,
+            MOST_WRITTEN,
+            0,
+            step=10,
+            label="Then let the model write, bytes",
+            info="the same each time after the same text",
+            scale=3,
+            elem_id="reading-count",
         )
         go = gr.Button("Read", variant="primary", min_width=120, elem_id="reading-go")
         stop = gr.Button("Stop", variant="stop", min_width=90, interactive=False, elem_id="reading-stop")
@@ -450,7 +458,8 @@ CSS = """
   margin: 8px 0; font-size: var(--text-sm); }
 .active-bars h4 { margin: 0 0 4px; font-size: var(--text-sm); font-weight: 600; }
 .active-bars ul { list-style: none; margin: 0; padding: 0; }
-.active-bars li { display: grid; grid-template-columns: 8.5rem 1fr 3.5rem; gap: 8px; align-items: center; margin: 2px 0; }
+.active-bars li { display: grid; grid-template-columns: 8.5rem 1fr 3.5rem; gap: 8px; align-items: center;
+  margin: 2px 0; }
 .active-bars li i { height: 10px; border-radius: 2px; background: var(--color-accent); justify-self: start; }
 .active-bars li b { font-weight: 400; text-align: right; font-variant-numeric: tabular-nums; }
 .firings { font-size: var(--text-sm); overflow-x: auto; }
