@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .autoencoders import Coder
@@ -116,6 +115,9 @@ def recovery(
     combined: Sequence[bool],
 ) -> Recovery:  # fmt: skip
     """Match and choose thresholds on some samples, and measure on others."""
+    # The page reads reports without it.
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415
+
     correlation = _correlation(known, code.numpy())
     rows, columns = linear_sum_assignment(-correlation)
     matched = dict(zip(rows.tolist(), columns.tolist(), strict=True))
