@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,7 +29,6 @@ STREAMS = 8
 """In which a text is heard with something put back."""
 _PIECE_BYTES = 64 << 20
 _LONGEST_PIECE = 1024
-_PARTS = ("values", "places", "total", "fired")
 _FIRING = ("x_sparse", "y_sparse", "gate")
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -139,6 +138,17 @@ class Strongest:
         found.fired = (code > (ACTIVE * code.amax(0)).clamp_min(1e-9)).sum(0).float()
         return found
 
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """What `read` takes, under this name."""
+        parts = {"values": self.values, "places": self.places, "total": self.total, "fired": self.fired}
+        return {f"{name}.{part}": tensor.contiguous() for part, tensor in parts.items()}
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], name: str) -> Strongest:
+        """What was kept under a name, beside the bytes `at` that were heard."""
+        values, places, total, fired = (tensors[f"{name}.{part}"] for part in ("values", "places", "total", "fired"))
+        return cls(values, places, total, fired, len(tensors["at"]))
+
     def most_active(self, count: int) -> NDArray[np.int64]:
         """Numbers of the features of most strength in all, of those active in as many places as they are judged by."""
         live = self.live()
@@ -233,10 +243,7 @@ def hear_with_neurons(
         _hear_with_neurons(model, text, place, scale, neurons, kept, progress)
     # Read back in any case: how sums come out depends on where in memory their terms lie.
     tensors = load_file(kept)
-    own = {
-        point.name: Strongest(*(tensors[f"{point.name}.{part}"] for part in _PARTS), len(tensors["at"]))
-        for point in neurons
-    }
+    own = {point.name: Strongest.read(tensors, point.name) for point in neurons}
     return Heard(tensors["samples"].numpy(), tensors["at"]), own
 
 
@@ -258,7 +265,7 @@ def _hear_with_neurons(
             found[name].take(strengths, at)
     tensors = {"samples": torch.cat(samples), "at": torch.cat(where)}
     for name, one in found.items():
-        tensors |= {f"{name}.{part}": getattr(one, part).contiguous() for part in _PARTS}
+        tensors |= one.tensors(name)
     written = kept.with_suffix(".part")
     save_file(tensors, written)
     os.replace(written, kept)

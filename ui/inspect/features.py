@@ -162,7 +162,7 @@ def _missing(title: str, names: Sequence[tuple[str, str]], limits: Limits) -> st
         return ""
     said = f"There is no report on {html.escape(title)} yet; below is another model's."
     if not limits.public:
-        said += f" <code>{COMMAND} {html.escape(title)}</code> makes one in about a quarter of an hour."
+        said += f" <code>{COMMAND} {html.escape(title)}</code> makes one, in minutes."
     return line(said)
 
 
