@@ -6,9 +6,9 @@ import sys
 
 from train.__main__ import keep_freed_memory
 
-from . import composability, sparsity
+from . import composability, features, sparsity
 
-EXPERIMENTS = {"composability": composability, "sparsity": sparsity}
+EXPERIMENTS = {"composability": composability, "features": features, "sparsity": sparsity}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -236,6 +236,79 @@ def draw_heat(
         _save(figure, path)
 
 
+def draw_squares(panels: Mapping[str, Sequence[Sequence[float]]], names: Sequence[str], label: str, path: Path) -> None:
+    """Write a square of colours for each table, without numbers in its fields; rows and columns have the same names.
+
+    Args:
+        panels: by title, rows of values from 0 up.
+        label: of the values.
+
+    Raises:
+        DataError: there is nothing to draw, or the file cannot be written.
+    """
+    check_file(path)
+    if not panels or not names:
+        raise DataError("there is nothing to draw: nothing was measured")
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    most = max(value for rows in panels.values() for row in rows for value in row)
+    with rc_context(_STYLE):
+        size = 1.2 + 0.16 * len(names)
+        figure = Figure(figsize=(columns * size, lines * size), layout="constrained")
+        places = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+        for axes in places.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (title, rows) in zip(places.flat, panels.items(), strict=False):
+            image = axes.pcolormesh(rows, cmap="cividis", vmin=0, vmax=most or 1)
+            axes.set_title(title, loc="left")
+            axes.set_xticks([place + 0.5 for place in range(len(names))], names, rotation=90, fontsize=6)
+            axes.set_yticks([place + 0.5 for place in range(len(names))], names, fontsize=6)
+            axes.tick_params(length=0)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+        places[0, 0].invert_yaxis()
+        bar = figure.colorbar(image, ax=list(places.flat), label=label, shrink=0.5)
+        bar.outline.set_visible(False)
+        _save(figure, path, dpi=160)
+
+
+def draw_counts(counts: Mapping[str, Sequence[int]], x: str, y: str, path: Path, *, most: int = 20) -> None:
+    """Write one panel of steps: for each name, which part of its counts is 0, 1, 2 and so on, in per cent.
+
+    Args:
+        most: what is larger is counted with it.
+
+    Raises:
+        DataError: there is nothing to draw, or the file cannot be written.
+    """
+    check_file(path)
+    if not any(counts.values()):
+        raise DataError("there is nothing to draw: nothing was counted")
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH_INCHES, _PANEL_INCHES), layout="constrained")
+        axes = figure.subplots()
+        for index, (name, values) in enumerate(counts.items()):
+            parts = [0.0] * (most + 1)
+            for value in values:
+                parts[min(value, most)] += 100 / len(values)
+            colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+            axes.plot(range(most + 1), parts, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
+        ticks = list(range(0, most + 1, max(1, most // 5)))
+        axes.set_xticks(ticks, [f"{tick} or more" if tick == most else str(tick) for tick in ticks])
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.grid(True, color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False)
+        _save(figure, path)
+
+
 class Map(NamedTuple):
     """A matrix to draw, with what its columns and rows are."""
 

@@ -8,12 +8,13 @@ import gradio as gr
 
 from ..limits import Limits
 from ..registry import Registry
-from . import baseline, memory, reader, reading
+from . import baseline, features, memory, reader, reading
 from .baseline import build_baseline
+from .features import build_features
 from .memory import build_memory
 from .reading import build_reading
 
-CSS = "".join(part.CSS for part in (reader, reading, memory, baseline))
+CSS = "".join(part.CSS for part in (reader, reading, memory, baseline, features))
 
 
 @dataclass
@@ -40,4 +41,6 @@ def build_inspect(registry: Registry, owner: gr.BrowserState, limits: Limits) ->
             build_memory(registry, owner, limits, model)
         with gr.Tab("Baseline", id="baseline"):
             build_baseline(registry, owner, limits, model)
+        with gr.Tab("Features", id="features"):
+            build_features(registry, owner, limits, model)
     return InspectTab(model, text)
