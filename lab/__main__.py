@@ -6,9 +6,14 @@ import sys
 
 from train.__main__ import keep_freed_memory
 
-from . import composability, sparsity
+from . import composability, concept_experiment, network_experiment, sparsity
 
-EXPERIMENTS = {"composability": composability, "sparsity": sparsity}
+EXPERIMENTS = {
+    "composability": composability,
+    "concept": concept_experiment,
+    "network": network_experiment,
+    "sparsity": sparsity,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Which neurons and synapses tell sentences about a concept from others, and what a model does without them.
+"""Which neurons and synapses tell sentences about a concept from others.
 
 Half of the sentences are searched, the rest held out; the split is fixed by a seed before anything is heard. Thousands
 of neurons on few sentences always find something, so beside the best find stands what shuffled labels find, and every
@@ -7,7 +7,6 @@ find is measured again on the sentences that were held out.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,18 +23,17 @@ from bdh.errors import DataError
 from bdh.merge.axes import groups
 from bdh.models import Model
 from bdh.models.observe import Scaling, probing
-from bdh.sampling import Sampling
-from bdh.stream import Stream
+from bdh.ops import rope
 from train.evaluate.hearing import evaluating
 
 from .sentences import Sentences
-from .separation import Floats, Ranked, Separation, benjamini_hochberg, best_by_chance, bonferroni, ranked, separation
+from .separation import Floats, Separation, benjamini_hochberg, best_by_chance, bonferroni, ranked, separation
 
 Values = NDArray[np.float32]
 Tell: TypeAlias = Callable[[float, str], None]
 """Called with the part done and what is done next; raises if the work is to stop."""
 
-SUMMARIES = {"mean": "mean over the sentence", "last": "at its last byte"}
+SUMMARIES = {"mean": "mean over the sentence", "max": "highest in the sentence", "last": "at its last byte"}
 """How a neuron's activations in a sentence become one number."""
 SHUFFLES = 200
 SHOWN = 24
@@ -54,8 +51,12 @@ MOST_VALUES_BYTES = 512 << 20
 _BATCH_BYTES = 128 << 20
 """Of the activations of one layer, or of the memories, of sentences heard side by side."""
 _MOST_ROWS = 32
-_LIKE = 16
-"""A silenced neuron's stand-in is one of so many that are nearly as active."""
+_CLASSES: dict[str, Callable[[str], bool]] = {
+    "capitals": lambda one: "A" <= one <= "Z",
+    "digits": str.isdecimal,
+    "marks": lambda one: one.isascii() and one.isprintable() and not one.isalnum() and one != " ",
+    "bytes beyond ASCII": lambda one: not one.isascii(),
+}
 
 
 class Neuron(NamedTuple):
@@ -64,11 +65,11 @@ class Neuron(NamedTuple):
     point: str
     """As in `probe.points`, such as `layer.0.x_sparse`."""
     head: int
-    index: int
+    number: int
 
     def __str__(self) -> str:
         """Such as layer.0.x_sparse 1:337."""
-        return f"{self.point} {self.head}:{self.index}"
+        return f"{self.point} {self.head}:{self.number}"
 
 
 class Synapse(NamedTuple):
@@ -153,12 +154,11 @@ class Search:
     """Of `sentences.all`, those looked at."""
     neurons: Finds
     baselines: tuple[Baseline, ...]
+    columns: Columns
     activity: Values
     """Of every neuron, its mean over the concept's sentences that were searched."""
-    columns: Columns
-    synapses: Finds | None
-    without_synapses: str
-    """Why no synapses were searched."""
+    effects: Floats
+    """Of every neuron, on the sentences that were searched."""
 
 
 class Columns:
@@ -181,7 +181,7 @@ class Columns:
     def column(self, neuron: Neuron) -> int:
         """The column of a neuron."""
         place = next(i for i, point in enumerate(self.points) if point.name == neuron.point)
-        return int(self.starts[place]) + neuron.head * self.points[place].width + neuron.index
+        return int(self.starts[place]) + neuron.head * self.points[place].width + neuron.number
 
     def of_point(self, name: str) -> slice:
         """The columns of a point."""
@@ -196,10 +196,9 @@ def search(
     summary: str = "mean",
     seed: int = 0,
     shuffles: int = SHUFFLES,
-    synapses: bool = True,
     tell: Tell = lambda part, note: None,
 ) -> Search:
-    """Search neurons, and the synapses between the best of them.
+    """Search all neurons.
 
     Raises:
         DataError: an unknown summary, or more neurons times sentences than memory is given for.
@@ -216,22 +215,33 @@ def search(
         )
 
     def hearing(part: float) -> None:
-        tell(0.5 * part, f"hearing {len(first)} sentences")
+        tell(0.8 * part, f"hearing {len(first)} sentences")
 
+    hearing(0.0)
     values = activities(model, sentences.all, columns, summary, hearing)
-    tell(0.5, f"ranking {len(columns):,} neurons")
-    found, neurons = _finds(values, first, searched, shuffles, seed, lambda column: columns.neuron(column))
-    between, why = None, "synapses were not asked for"
-    if synapses:
-        pool, why = _pool(model, columns, found), "this model has no BDH layer that remembers a whole sentence"
-        if pool:
-            strengths, named = _strengths(model, sentences.all, pool, lambda part: tell(0.65 + 0.3 * part, "synapses"))
-            between, why = _finds(strengths, first, searched, shuffles, seed, named.__getitem__)[1], ""
-    tell(1.0, "done")
+    tell(0.8, f"ranking {len(columns):,} neurons")
+    found, neurons = _finds(values, first, searched, shuffles, seed, columns.neuron)
     activity = values[searched & first].mean(axis=0)
-    return Search(
-        sentences, summary, seed, searched, neurons, _baselines(sentences, searched), activity, columns, between, why
+    baselines = _baselines(sentences, searched)
+    return Search(sentences, summary, seed, searched, neurons, baselines, columns, activity, found.effect)
+
+
+def search_synapses(
+    model: Model[Any], found: Search, *, shuffles: int = SHUFFLES, tell: Tell = lambda part, note: None
+) -> Finds | None:
+    """Search the synapses between the most separating x and y neurons of each head; None if the model has none.
+
+    σ(i, j) is what x neuron i, firing after the sentence, adds to y neuron j: see `probe.synapses`. The pool was chosen
+    on the sentences that are searched, so only what the others say is evidence.
+    """
+    pool = _pool(found)
+    if not pool:
+        return None
+    strengths, named = _strengths(
+        model, found.sentences.all, pool, lambda part: tell(0.9 * part, "synapses after each sentence")
     )
+    first = found.sentences.is_concept
+    return _finds(strengths, first, found.searched, shuffles, found.seed, named.__getitem__)[1]
 
 
 def _finds(
@@ -289,16 +299,18 @@ def _best(found: Separation, values: Values, first: NDArray[np.bool_]) -> NDArra
 
 
 def _baselines(sentences: Sentences, searched: NDArray[np.bool_]) -> tuple[Baseline, ...]:
-    """The length, and the one byte that separates best by how often it stands in a sentence."""
+    """The length, and the byte or class of bytes that separates best by its share of a sentence."""
     first = sentences.is_concept
     lengths = np.array([[len(one)] for one in sentences.all], np.float32)
     counts = np.stack([np.bincount(np.frombuffer(one, np.uint8), minlength=256) for one in sentences.all])
+    named = [repr(chr(byte)) if 32 <= byte < 127 else f"byte {byte}" for byte in range(256)]
+    for name, kind in _CLASSES.items():
+        counts = np.concatenate([counts, counts[:, [kind(chr(byte)) for byte in range(256)]].sum(1, keepdims=True)], 1)
+        named.append(name)
     often = (counts / lengths).astype(np.float32)
-    found = separation(ranked(often[searched]), first[searched])
-    best = int(found.effect.argmax())
-    shown = repr(chr(best)) if 32 <= best < 127 else f"0x{best:02x}"
+    best = int(separation(ranked(often[searched]), first[searched]).effect.argmax())
     listed = []
-    for name, column in (("length in bytes", lengths), (f"how often {shown} stands in it", often[:, [best]])):
+    for name, column in (("length in bytes", lengths), (f"share of {named[best]}", often[:, [best]])):
         looked = separation(ranked(column[searched]), first[searched])
         held = separation(ranked(column[~searched]), first[~searched])
         listed.append(Baseline(name, float(looked.effect[0]), float(held.effect[0] + 1) / 2))
@@ -354,12 +366,18 @@ class _Summing:
         heads = heads.flatten(1, 2).unflatten(1, (streams, -1)).float().cpu()
         ends = self._lengths // patch
         places = self.start // patch + torch.arange(heads.shape[2])
+        own = self._columns.of_point(point)
+        if self._summary == "max":
+            inside = heads.masked_fill((places >= ends[:, None])[None, :, :, None], -torch.inf).amax(2)
+            most = torch.maximum(self.values[:, own], inside.transpose(0, 1).flatten(1))
+            self.values[:, own] = most if self.start else inside.transpose(0, 1).flatten(1)
+            return
         if self._summary == "mean":
             weights = (places < ends[:, None]).float() / ends[:, None]
         else:
             weights = (places == ends[:, None] - 1).float()
         summed = (weights[None, :, None] @ heads)[:, :, 0]
-        self.values[:, self._columns.of_point(point)] += summed.transpose(0, 1).flatten(1)
+        self.values[:, own] += summed.transpose(0, 1).flatten(1)
 
     def scalings(self, place: str, encoder_v: Tensor) -> Sequence[Scaling]:
         return ()
@@ -392,15 +410,15 @@ def _pieces(model: Model[Any], ids: Tensor) -> Iterator[tuple[int, Tensor, Any]]
         yield start, ids[:, start : start + size], state
 
 
-def _pool(model: Model[Any], columns: Columns, found: Separation) -> dict[tuple[str, int], tuple[list[int], list[int]]]:
+def _pool(found: Search) -> dict[tuple[str, int], tuple[list[int], list[int]]]:
     """The most separating x and y neurons, by layer and head; local layers forget at the end of each patch."""
     pool = {}
-    for point in columns.points:
+    for point in found.columns.points:
         if point.kind != "x_sparse" or not point.place.startswith(("layer.", "global.")):
             continue
         sides = []
         for kind in ("x_sparse", "y_sparse"):
-            effects = found.effect[columns.of_point(f"{point.place}.{kind}")].reshape(point.heads, -1)
+            effects = found.effects[found.columns.of_point(f"{point.place}.{kind}")].reshape(point.heads, -1)
             sides.append(np.argsort(-effects, axis=1, kind="stable")[:, :POOL].tolist())
         for head in range(point.heads):
             pool[point.place, head] = (sides[0][head], sides[1][head])
@@ -416,10 +434,7 @@ def _strengths(
 ) -> tuple[Values, list[Synapse]]:
     """σ of the synapses of the pool after each sentence, (S, synapses), and which they are."""
     named = [Synapse(place, head, x, y) for (place, head), (xs, ys) in pool.items() for x in xs for y in ys]
-    by_place: dict[str, list[int]] = defaultdict(list)
-    for place, head in pool:
-        by_place[place].append(head)
-    encoders = {place: _encoder_v(model, place) for place in by_place}
+    layers = {place: _layer(model, place) for place, _ in pool}
     alike: dict[int, list[int]] = defaultdict(list)
     for row, sentence in enumerate(sentences):
         alike[len(sentence)].append(row)
@@ -431,25 +446,50 @@ def _strengths(
                 some = rows[start : start + at_once]
                 ids = torch.tensor([list(sentences[row]) for row in some], dtype=torch.uint8)
                 state = model.step_(ids, model.empty_state(len(some))).state
-                for stream, row in enumerate(some):
-                    parts = []
-                    for place, heads in by_place.items():
-                        memory = probe.turned_memory(model, state, place, stream=stream)
-                        for head in heads:
-                            xs, ys = pool[place, head]
-                            parts.append((memory[head, xs] @ encoders[place][head][:, ys]).flatten())
-                    values[row] = torch.cat(parts).cpu().numpy()
+                parts = []
+                for (place, head), (xs, ys) in pool.items():
+                    layer = layers[place]
+                    memory = layer.memory(state)[:, head]
+                    read = _turned(memory, xs, layer.increments, len(sentences[some[0]]) // layer.patch)
+                    parts.append((read @ layer.encoder_v[head][:, ys]).flatten(1))
+                values[some] = torch.cat(parts, dim=1).cpu().numpy()
                 done += len(some)
                 progress(done / len(sentences))
     return values, named
 
 
-def _encoder_v(model: Model[Any], place: str) -> Tensor:
-    """What a layer's reads excite, (H, D, N), centred as the norm of what is read centres them."""
-    own = groups(model.config)
-    scale, _, index = place.partition(".")
-    if isinstance(model.config, HierarchicalConfig):
-        own = tuple(group for group in own if group.prefix.startswith(f"{scale}_"))
-    group = own[int(index)] if isinstance(model.config, HierarchicalConfig) else own[0]
+class _Layer(NamedTuple):
+    """What synapses of a layer are made of."""
+
+    memory: Callable[[Any], Tensor]
+    """(B, H, N, D) of a state."""
+    encoder_v: Tensor
+    """(H, D, N), centred as the norm of what is read centres it."""
+    increments: Tensor
+    patch: int
+
+
+def _layer(model: Model[Any], place: str) -> _Layer:
+    scale, _, number = place.partition(".")
+    index, own = int(number), groups(model.config)
+    if isinstance(model.config, HierarchicalConfig):  # where every layer has neurons of its own
+        group = [group for group in own if group.prefix.startswith(f"{scale}_")][index]
+    else:
+        group = own[0]
     encoder_v = model.get_parameter(group.encoders[1]).detach().float()
-    return encoder_v - encoder_v.mean(1, keepdim=True)
+    return _Layer(
+        lambda state: state.global_layers[index] if scale == "global" else state.memory[index],
+        encoder_v - encoder_v.mean(1, keepdim=True),
+        rope.increments(model.get_buffer(group.frequencies)),
+        model.config.patch_size if scale == "global" else 1,
+    )
+
+
+def _turned(memory: Tensor, neurons: Sequence[int], increments: Tensor, position: int) -> Tensor:
+    """What some x neurons would read of a head's memory (B, N, D), firing with 1 at a position, (B, neurons, D)."""
+    own = torch.tensor(neurons, device=memory.device)
+    cos, sin = rope.cos_sin(torch.tensor([position], device=memory.device), 1, increments)
+    cos, sin = cos[0, 0][own // 2], sin[0, 0][own // 2]
+    # A neuron of a pair, rotated, reads its own row and its partner's.
+    partner = torch.where(own % 2 == 0, sin, -sin)
+    return cos[:, None] * memory[:, own] + partner[:, None] * memory[:, own ^ 1]

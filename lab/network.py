@@ -1,10 +1,11 @@
 """Which neuron excites which: the weights as a graph, its degrees, its communities, and what chance would give.
 
 A neuron speaks through its row of `decoder` and is heard by the column of `encoder` of another, so in one head
-G = decoder · encoder, neuron to neuron, is what one firing now adds to another's drive in the next layer. In the paper's
-letters (arXiv 2509.26507) that is G_x = D_x E, turned over. The mean over the width is taken off each row of `decoder`
-first, because the norm between the two takes it off anyway. Kept are the largest positive weights between different
-neurons, so many that the mean degree is the one asked for: a threshold would mean another density in another model.
+G = decoder · encoder, neuron to neuron, is what one firing now adds to another's drive in the next layer. In the
+paper's letters (arXiv 2509.26507) that is G_x = D_x E, turned over. The mean over the width is taken off each row of
+`decoder` first, because the norm between the two takes it off anyway. Kept are the largest positive weights between
+different neurons, so many that the mean degree is the one asked for: one threshold would mean another density in each
+model.
 
 A flat model uses the same weights in every layer, so G leads back to the same neurons; blocks with weights of their own
 lead from one layer's neurons to those of the next.
@@ -12,6 +13,7 @@ lead from one layer's neurons to those of the next.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -193,9 +195,7 @@ def places(config: Config) -> dict[str, Place]:
         pairs = []
         for scale in ("global", "local"):
             own = [group for group in found if group.prefix.startswith(f"{scale}_")]
-            pairs += [
-                (f"{scale} layer {i} to {i + 1}, ", *two) for i, two in enumerate(zip(own, own[1:], strict=False))
-            ]
+            pairs += [(f"{scale} layer {i} to {i + 1}, ", *two) for i, two in enumerate(itertools.pairwise(own))]
     if not pairs:
         raise ConfigError("with one layer a scale there is no next layer whose neurons could be excited")
     listed = []

@@ -18,7 +18,7 @@ PRESETS = {
     "currencies": "the same sentences with a currency, and with another thing in its place",
     "numbers": "the same sentences with a number in words, and with another word",
     "names": "the same sentences with a person's name, and with a kind of person",
-    "questions": "questions, and statements with the same words",
+    "questions": "questions, and statements with the same words, neither with the mark at its end",
     "code": "lines of Python, and English prose",
     "spanish": "Spanish prose, and English prose",
 }
