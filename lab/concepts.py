@@ -33,7 +33,7 @@ Values = NDArray[np.float32]
 Tell: TypeAlias = Callable[[float, str], None]
 """Called with the part done and what is done next; raises if the work is to stop."""
 
-SUMMARIES = {"mean": "mean over the sentence", "max": "highest in the sentence", "last": "at its last byte"}
+SUMMARIES = {"mean": "mean over the sentence", "max": "highest value in the sentence", "last": "value at the last byte"}
 """How a neuron's activations in a sentence become one number."""
 SHUFFLES = 200
 SHOWN = 24
@@ -305,7 +305,8 @@ def _baselines(sentences: Sentences, searched: NDArray[np.bool_]) -> tuple[Basel
     counts = np.stack([np.bincount(np.frombuffer(one, np.uint8), minlength=256) for one in sentences.all])
     named = [repr(chr(byte)) if 32 <= byte < 127 else f"byte {byte}" for byte in range(256)]
     for name, kind in _CLASSES.items():
-        counts = np.concatenate([counts, counts[:, [kind(chr(byte)) for byte in range(256)]].sum(1, keepdims=True)], 1)
+        own = [byte for byte in range(256) if kind(chr(byte))]
+        counts = np.concatenate([counts, counts[:, own].sum(axis=1, keepdims=True)], axis=1)
         named.append(name)
     often = (counts / lengths).astype(np.float32)
     best = int(separation(ranked(often[searched]), first[searched]).effect.argmax())

@@ -126,18 +126,23 @@ class Fit:
     distance: float
     """Kolmogorov and Smirnov's, between tail and fit."""
     against: dict[str, Compared]
-    """By name; without those that could not be fitted."""
+    """By name; of too short a tail none, and without those that could not be fitted."""
 
     @property
     def verdict(self) -> str:
         """What that says, by the thresholds of this file."""
-        if self.tail < LEAST_TAIL or self.largest_degree < LEAST_SPAN * self.least_degree:
+        if too_short(self.tail, self.least_degree, self.largest_degree):
             return "too short a tail to tell"
         better = [name for name, one in self.against.items() if one.ratio < 0 and one.p < SURE]
         exponential = self.against.get("exponential")
         if exponential is None or exponential.ratio <= 0 or exponential.p >= SURE:
             return "no heavy tail"
         return f"heavy tail, better as {better[0].replace('_', ' ')}" if better else "power law not ruled out"
+
+
+def too_short(tail: int, least_degree: int, largest_degree: int) -> bool:
+    """Whether a tail has too few neurons, or too little span, to tell one distribution from another."""
+    return tail < LEAST_TAIL or largest_degree < LEAST_SPAN * least_degree
 
 
 @dataclass(frozen=True)
@@ -266,11 +271,12 @@ def fit_power_law(degrees: Whole) -> Fit:
         found = powerlaw.Fit(positive, parameter_ranges={"alpha": _ALPHAS}, **options)
         least = int(found.power_law.xmin)
         tail = positive[positive >= least]
+        short = too_short(len(tail), least, int(tail.max()))
         own = found.power_law.loglikelihoods(tail)
         # Of the others alpha, if they have one, keeps the package's bounds: a cut-off does what a larger one would.
         others = powerlaw.Fit(tail, xmin=least, **options)
         against = {}
-        for name in ALTERNATIVES:
+        for name in () if short else ALTERNATIVES:
             with suppress(ArithmeticError, ValueError):  # of a short tail its fit may not converge
                 ratio, p = powerlaw.loglikelihood_ratio(
                     own,

@@ -126,13 +126,13 @@ def experiment(
         if kept.is_file():
             told = json.loads(kept.read_text(encoding="utf-8"))
         else:
+            say(f"{place}: measuring")
             made = measure(
                 model,
                 known[place],
                 mean_degree=settings["mean_degree"],
                 random_graphs=settings["random_graphs"],
                 seed=settings["seed"],
-                tell=lambda part, note, place=place: say(f"{place}: {part:.0%}, {note}"),  # type: ignore[misc]
             )
             told = fields(made)
             kept.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

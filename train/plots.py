@@ -46,6 +46,28 @@ def check_file(path: Path) -> None:
         raise DataError("plots need matplotlib, which is not installed; pip install matplotlib, or leave the plot out")
 
 
+@contextmanager
+def figure(path: Path, rows: int, columns: int = 1, *, inches: tuple[float, float] = (4.8, 3.1)) -> Iterator[Any]:
+    """Panels in the looks of this file, (rows, columns) of axes, written to a file at the end.
+
+    Colours are "C0" to "C6".
+
+    Args:
+        inches: width and height of a panel.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    check_file(path)
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with rc_context(_STYLE | {"axes.prop_cycle": f"cycler(color={list(_COLOURS)})"}):
+        drawn = Figure(figsize=(inches[0] * columns, inches[1] * rows), layout="constrained")
+        yield drawn.subplots(rows, columns, squeeze=False)
+        _save(drawn, path)
+
+
 def draw(positions: Mapping[str, Sequence[Position]], needles: Mapping[str, NeedleGrid], path: Path) -> None:
     """Write one figure: bits per byte against position for all names, and a grid of needles for each.
 
@@ -294,25 +316,3 @@ def _draw_needles(figure: Figure, axes: Axes, name: str, grid: NeedleGrid) -> No
     bar = figure.colorbar(image, ax=axes, ticks=[0, 25, 50, 75, 100])
     bar.ax.axhline(100 * grid.chance, color="white", linewidth=1.5)
     bar.outline.set_visible(False)
-
-
-@contextmanager
-def figure(path: Path, rows: int, columns: int = 1, *, inches: tuple[float, float] = (4.8, 3.1)) -> Iterator[Any]:
-    """Panels in the looks of this file, (rows, columns) of axes, written to a file at the end.
-
-    Colours are "C0" to "C6".
-
-    Args:
-        inches: width and height of a panel.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    check_file(path)
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    with rc_context(_STYLE | {"axes.prop_cycle": f"cycler(color={list(_COLOURS)})"}):
-        drawn = Figure(figsize=(inches[0] * columns, inches[1] * rows), layout="constrained")
-        yield drawn.subplots(rows, columns, squeeze=False)
-        _save(drawn, path)
