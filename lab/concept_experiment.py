@@ -300,10 +300,10 @@ def _markdown(name: str, settings: Mapping[str, Any], found: Sequence[Mapping[st
     yield (
         f"A find holds if its one-sided Mann-Whitney p, times the number tried (Bonferroni), is under {SURE}, if in "
         f"{CHANCE:.0%} of {settings['shuffles']} shuffles of the labels no find is so good, and if its AUC on the held-"
-        f"out sentences is at least {HOLDS}; from {FAINT} it is faint. q is Benjamini and Hochberg's. What is taken of a "
-        f"neuron is its {SUMMARIES[settings['summary']]}. Synapses are those between the most separating neurons of each head, "
-        "chosen on the same searched sentences, so for them only the held-out columns are evidence. Words of searched "
-        "sentences may stand in held-out ones, too."
+        f"out sentences is at least {HOLDS}; from {FAINT} it is faint. q is Benjamini and Hochberg's. Of each neuron "
+        f"the {SUMMARIES[settings['summary']]} is taken. Synapses are those between the most separating neurons of "
+        "each head, chosen on the same searched sentences, so for them only the held-out columns are evidence. Words "
+        "of searched sentences may stand in held-out ones, too."
     )
     yield f"![the best neuron in every sentence; filled: searched, empty: held out]({PLOT})"
     for one in found:

@@ -70,7 +70,8 @@ def separation(found: Ranked, first: NDArray[np.bool_]) -> Separation:
     variance = n1 * n2 / 12 * ((n + 1) - found.tied / (n * (n - 1)))
     deviation = np.sqrt(np.maximum(variance, 0))
     z = np.divide(u - n1 * n2 / 2 - 0.5, deviation, out=np.full(len(u), -np.inf), where=deviation > 1e-9)
-    p = torch.special.ndtr(torch.from_numpy(-z)).numpy()
+    # Not 1 - Φ(z), nor torch's ndtr, which are 0 from about 1e-16 on.
+    p = torch.special.erfc(torch.from_numpy(z / np.sqrt(2))).numpy() / 2
     return Separation(u, 2 * u / (n1 * n2) - 1, p)
 
 
