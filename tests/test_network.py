@@ -11,6 +11,7 @@ import torch
 import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpmath import exp, lerchphi
 
 from bdh.config import FlatConfig
 from bdh.errors import ConfigError, DataError
@@ -113,6 +114,12 @@ def test_a_power_law_is_recovered_and_a_narrow_distribution_is_none() -> None:
     assert narrow.alpha > 5  # beyond where the package would stop by itself
     with pytest.raises(ConfigError, match="nearly all the same"):
         fit_power_law(np.full(100, 8))
+
+
+@pytest.mark.parametrize(("alpha", "rate", "least"), [(2.5, 0.01, 3), (1.9, 1e-9, 2), (0.5, 0.05, 10), (2.0, 1e-3, 400)])
+def test_the_sum_of_a_power_law_with_a_cut_off_is_lerch_s(alpha: float, rate: float, least: int) -> None:
+    expected = lerchphi(exp(-rate), alpha, least) * exp(-rate * least)
+    assert network.lerch_sum(alpha, rate, least) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["transformer", "hebbian", "hierarchical-transformer", "average"])

@@ -195,7 +195,8 @@ def table(finds: Mapping[str, Any] | None, kind: str, *, searched: bool = True) 
     return (
         f'<div class="report concept-finds"><div class="wide"><table><thead><tr><th>{kind[:-1]}</th><th>effect</th>'
         f"<th>p, Bonferroni</th><th>q</th><th>shuffles as good</th><th>effect held out</th><th>AUC held out</th>"
-        f"<th></th></tr></thead><tbody>{rows}</tbody></table></div><p>The best {len(finds['best'])} of {finds['tried']:,}. {named} "
+        f"<th></th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<p>The best {len(finds['best'])} of {finds['tried']:,}. {named} "
         "Effect: rank-biserial, 1 if every sentence about the concept is above every other. p: one-sided Mann-Whitney "
         f"U times the number tried; q: Benjamini and Hochberg. Best of shuffled labels: {chance[len(chance) // 2]:.2f} "
         f"to {chance[-1]:.2f}. A find holds from an AUC of {HOLDS}, and is faint from {FAINT}.</p></div>"
