@@ -141,7 +141,7 @@ class _Track:
         heard = activation.flatten(-3, -2)
         count = heard.shape[-2]
         into = self.values[..., self.done : self.done + count, :]
-        into.copy_(heard[list(self.heads)] if self.point.heads else heard)
+        into.copy_(heard if self.heads == tuple(range(self.point.heads)) else heard[list(self.heads)])
         self.done += count
 
 
