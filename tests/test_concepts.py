@@ -22,7 +22,7 @@ from lab.__main__ import main
 from lab.concepts import Columns, Neuron, search, search_synapses
 from lab.sentences import LEAST, PRESETS, Sentences, parse, preset
 from lab.silencing import Cost, Silenced
-from ui.inspect.concept import Asked, Concept, Finder
+from ui.inspect.concept import Asked, Concept, Finder, head, table, texts_markup
 from ui.limits import Limits
 from ui.registry import Registry
 
@@ -215,7 +215,7 @@ def test_the_command_writes_a_report_and_measures_nothing_twice(
 
 def test_the_view_gives_neurons_then_synapses_then_what_silence_does_and_files(tmp_path: Path) -> None:
     zoo.fresh("flat").save_pretrained(tmp_path / "checkpoints" / "alpha")
-    finder = Finder(Registry(tmp_path / "checkpoints", tmp_path / "data", Limits(), "cpu"))
+    finder = Finder(Registry(tmp_path / "checkpoints", tmp_path / "data", Limits(), "cpu"), Limits())
     given = sentences()
     about, other = (b"\n".join(which).decode() for which in (given.concept, given.contrast))
     asked = Asked("alpha", "names", about, other, "last")
@@ -229,3 +229,20 @@ def test_the_view_gives_neurons_then_synapses_then_what_silence_does_and_files(t
     assert files[1].read_text().splitlines()[0].startswith("kind,name,effect") and files[2].stat().st_size > 1_000
     with pytest.raises(DataError, match="choose 1 to 24"):
         finder.silence(asked, "browser:me", 99, "river")
+
+
+def test_more_sentences_than_may_be_heard_are_refused(tmp_path: Path) -> None:
+    limits = Limits(max_report_bytes=500)
+    finder = Finder(Registry(tmp_path / "checkpoints", tmp_path / "data", limits, "cpu"), limits)
+    given = sentences()
+    about, other = (b"\n".join(which).decode() for which in (given.concept, given.contrast))
+    with pytest.raises(DataError, match="at most 500 are searched here"):
+        finder.check(Asked("alpha", "", about, other, "mean"))
+
+
+def test_what_is_shown_of_a_concept_is_no_markup() -> None:
+    written = texts_markup("<b>a river", {"with all its neurons": b"<script>", "without them": b"<script>"})
+    assert "<b>" not in written and "<script>" not in written and "Both write the same" in written
+    found = search(zoo.model("flat"), sentences(12), shuffles=5)
+    told = Concept(found).fields()
+    assert "neurons were tried" in head(told) and table(told["neurons"], "neurons").count("<tr>") == 25

@@ -116,7 +116,9 @@ def test_a_power_law_is_recovered_and_a_narrow_distribution_is_none() -> None:
         fit_power_law(np.full(100, 8))
 
 
-@pytest.mark.parametrize(("alpha", "rate", "least"), [(2.5, 0.01, 3), (1.9, 1e-9, 2), (0.5, 0.05, 10), (2.0, 1e-3, 400)])
+@pytest.mark.parametrize(
+    ("alpha", "rate", "least"), [(2.5, 0.01, 3), (1.9, 1e-9, 2), (0.5, 0.05, 10), (2.0, 1e-3, 400)]
+)
 def test_the_sum_of_a_power_law_with_a_cut_off_is_lerch_s(alpha: float, rate: float, least: int) -> None:
     expected = lerchphi(exp(-rate), alpha, least) * exp(-rate * least)
     assert network.lerch_sum(alpha, rate, least) == pytest.approx(float(expected), rel=1e-5)

@@ -8,10 +8,12 @@ import gradio as gr
 
 from ..limits import Limits
 from ..registry import Registry
-from . import reader, reading
+from . import concept, network, reader, reading
+from .concept import build_concept
+from .network import build_network
 from .reading import build_reading
 
-CSS = "".join(part.CSS for part in (reader, reading))
+CSS = "".join(part.CSS for part in (reader, reading, concept, network))
 
 
 @dataclass
@@ -31,6 +33,11 @@ def build_inspect(registry: Registry, owner: gr.BrowserState, limits: Limits) ->
         min_width=280,
         elem_id="inspect-model",
     )
-    with gr.Tabs(elem_id="inspect-views"), gr.Tab("Reading", id="reading"):
-        text = build_reading(registry, owner, limits, model)
+    with gr.Tabs(elem_id="inspect-views"):
+        with gr.Tab("Reading", id="reading"):
+            text = build_reading(registry, owner, limits, model)
+        with gr.Tab("Concept", id="concept"):
+            build_concept(registry, owner, limits, model)
+        with gr.Tab("Network", id="network"):
+            build_network(registry, owner, model)
     return InspectTab(model, text)

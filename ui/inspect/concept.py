@@ -29,6 +29,8 @@ from .recent import Recent
 
 OWN = "sentences of your own"
 WRITTEN_BYTES, MOST_PROMPT_BYTES = 80, 400
+_AT_ONCE = 2
+"""Searches at the same time, of all visitors."""
 _CONTROLS = 5
 """Draws of other neurons: few enough to wait for."""
 _KEPT, _MOST_KEPT_NEURONS = 12, 500_000
@@ -70,9 +72,20 @@ class Concept:
 class Finder:
     """What the view does, without components."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._registry, self._folders = registry, Folders("concept-")
+    def __init__(self, registry: Registry, limits: Limits) -> None:
+        self._registry, self._limits, self._folders = registry, limits, Folders("concept-")
         self._recent, self._silenced = Recent[Concept](_KEPT), Recent[Silenced](_KEPT)
+
+    def check(self, asked: Asked) -> Sentences:
+        """The sentences that are asked for.
+
+        Raises:
+            DataError: they cannot be searched, or are more than may be heard here.
+        """
+        sentences, most = asked.sentences(), self._limits.max_report_bytes
+        if (size := sum(map(len, sentences.all))) > most:
+            raise DataError(f"the sentences have {size:,} bytes; at most {most:,} are searched here. Give fewer")
+        return sentences
 
     def find(self, asked: Asked, owner: Owner) -> Iterator[Any]:
         """How far it is, and what is known after each stage."""
@@ -103,7 +116,7 @@ class Finder:
 
     def _known(self, asked: Asked, owner: Owner, tell: Tell) -> Concept:
         """What is known after a search of the neurons."""
-        sentences = asked.sentences()
+        sentences = self.check(asked)
         with self._registry.lease(asked.model, owner) as model:
             key = (model.checksum(), sentences, asked.summary)
             if (known := self._recent.get(key)) is None:
@@ -290,7 +303,7 @@ def strip(known: Mapping[str, Any], kind: str, place: int) -> Any:
 
 def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, model: gr.Dropdown) -> None:
     """Lay out the view and wire it."""
-    finder = Finder(registry)
+    finder = Finder(registry, limits)
     first = next(iter(PRESETS))
     begun = preset(first)
     gr.Markdown(
@@ -353,7 +366,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         """What is searched is kept, because the components may say something else before the search has ended."""
         with reported():
             asked = Asked(_known(id), name, about or "", other or "", how)
-            beginning = _beginning(asked.sentences())
+            beginning = _beginning(finder.check(asked))
         return asked, beginning, bar(0.0, "getting ready"), "", "", gr.File(visible=False), *_running(True)
 
     def on_find(request: gr.Request, secret: str, asked: Asked) -> Iterator[tuple[Any, ...]]:
@@ -412,8 +425,11 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
 
     quick: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
     working: dict[str, Any] = {
-        "api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 2, "concurrency_id": "searching",
-    }  # fmt: skip
+        "api_visibility": "private",
+        "show_progress": "hidden",
+        "concurrency_limit": _AT_ONCE,
+        "concurrency_id": "searching",
+    }
     asking = [model, chosen, concept, contrast, summary]
     seen = [progress, said, shown, find, plot, neurons, synapses, go, stop]
     chosen.input(on_preset, chosen, [concept, contrast], **quick)

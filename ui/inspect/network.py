@@ -43,7 +43,6 @@ from lab.network_experiment import (
 )
 
 from ..kept import Tell, in_steps
-from ..limits import Limits
 from ..markup import bar
 from ..owner import identify, reported
 from ..parting import Folders
@@ -52,6 +51,8 @@ from .recent import Recent
 
 DEGREES = (2, 32)
 """Mean degrees to choose from."""
+_AT_ONCE = 2
+"""Graphs and searches for concepts at the same time, of all visitors."""
 _RANDOM = 5
 """Random graphs: few enough to wait for."""
 _KEPT = 12
@@ -312,7 +313,7 @@ def around_line(found: Drawn, shown: Surroundings) -> str:
     )
 
 
-def build_network(registry: Registry, owner: gr.BrowserState, limits: Limits, model: gr.Dropdown) -> None:
+def build_network(registry: Registry, owner: gr.BrowserState, model: gr.Dropdown) -> None:
     """Lay out the view and wire it."""
     mapper = Mapper(registry)
     known = mapper.places(registry.default() or None, "")
@@ -401,8 +402,11 @@ def build_network(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
 
     quick: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
     working: dict[str, Any] = {
-        "api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 2, "concurrency_id": "searching",
-    }  # fmt: skip
+        "api_visibility": "private",
+        "show_progress": "hidden",
+        "concurrency_limit": _AT_ONCE,
+        "concurrency_id": "searching",
+    }
     model.change(on_model, [owner, model, place], [place, go, unfit], **quick)
     begin = go.click(on_ask, [model, place, degree], [last, progress, files, go, stop], **quick)
     measured = begin.success(
