@@ -280,14 +280,13 @@ def strip(known: Mapping[str, Any], kind: str, place: int) -> Any:
         alt.Chart(alt.InlineData(points))
         .mark_point(size=46, strokeWidth=1.5, opacity=0.9)
         .encode(
-            x=alt.X("value:Q", title=title, axis=alt.Axis(tickCount=8)),
+            x=alt.X("value:Q", title=f"{title} (full: searched, hollow: held out)", axis=alt.Axis(tickCount=8)),
             y=alt.Y("set:N", title=None, sort=None, axis=alt.Axis(labelLimit=120)),
             yOffset=alt.YOffset("spread:Q", scale=alt.Scale(domain=[-0.6, 1.6])),
             color=alt.Color("set:N", legend=None, sort=None, scale=alt.Scale(range=[_CONCEPT, _CONTRAST])),
             fill=alt.Fill("set:N", legend=None, sort=None, scale=alt.Scale(range=[_CONCEPT, _CONTRAST])),
             fillOpacity=alt.FillOpacity(
-                "part:N", title=None, scale=alt.Scale(domain=["searched", "held out"], range=[0.9, 0]),
-                legend=alt.Legend(orient="bottom", symbolFillColor=_INK, symbolStrokeColor=_INK),
+                "part:N", legend=None, scale=alt.Scale(domain=["searched", "held out"], range=[0.9, 0])
             ),
             tooltip=[alt.Tooltip("sentence:N"), alt.Tooltip("value:Q", format=".3f"), alt.Tooltip("part:N")],
         )
