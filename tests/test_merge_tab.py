@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from train.evaluate import streams_bits
 from train.job import Jobs
 from ui import kept, lineage
 from ui.beside import write_beside
-from ui.kept import AVERAGE, BASELINE, HEALED, MERGED, MIXTURE, OWN, PARENT, Report, Row, Stopped
+from ui.kept import AVERAGE, BASELINE, HEALED, MERGED, MIXTURE, OWN, PARENT, Report, Row
 from ui.limits import Limits
 from ui.merge import Workshop
 from ui.merges import Kept, Merger, Wanted, shipped_text
@@ -345,45 +344,6 @@ def test_a_mixture_costs_what_the_composed_model_costs(shop: Workshop) -> None:
     costs = [streams_bits(part, TEXT, 4) for part in parts]
     # A stream's first byte teaches nobody anything, in the composed model as here.
     assert np.abs(kept.mixture_bits(costs, 0.005) - streams_bits(composed, TEXT, 4)).max() < 1e-4
-
-
-def test_measuring_stops_at_its_next_word() -> None:
-    going, ended = threading.Event(), threading.Event()
-
-    def work(tell: kept.Tell, give: Any) -> None:
-        try:
-            give("first")
-            while True:
-                tell(0.5, "on it")
-                going.wait(0.01)
-        except Stopped:
-            ended.set()
-            raise
-
-    steps = kept.in_steps(work)
-    assert next(steps) == "first"
-    assert next(steps) == (0.5, "on it")
-    steps.close()
-    assert ended.wait(5)
-
-
-def test_what_goes_wrong_while_measuring_is_raised_and_nothing_given_is_lost() -> None:
-    def work(tell: kept.Tell, give: Any) -> None:
-        for number in range(3):
-            give(number)
-            tell(number / 3, "next")
-        raise MergeError("no more")
-
-    found: list[Any] = []
-    with pytest.raises(MergeError, match="no more"):
-        found.extend(iter_into(found, kept.in_steps(work)))
-    assert [item for item in found if isinstance(item, int)] == [0, 1, 2]
-
-
-def iter_into(found: list[Any], steps: Iterator[Any]) -> list[Any]:
-    for item in steps:
-        found.append(item)
-    return []
 
 
 def test_texts_are_pieces_from_all_over_what_no_recipe_trains_on() -> None:

@@ -224,6 +224,8 @@ def test_publishing_is_stopped_and_done_again(page: Page, hub: Hub) -> None:
     page.locator("#models-push-stop").click()
     expect(page.locator("#models-pushed")).to_contain_text("Stopped.", timeout=WAIT_MS)
     expect(page.locator("#models-push")).to_be_enabled()
+    page.wait_for_timeout(1_000)
+    expect(page.locator("#models-pushed")).to_contain_text("Stopped.")
     hub.slow_s = 0.0
     page.locator("#models-push").click()
     expect(page.locator("#models-pushed")).to_contain_text("Published: me/stopped", timeout=WAIT_MS)

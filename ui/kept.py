@@ -6,14 +6,12 @@ import dataclasses
 import html
 import json
 import os
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +27,7 @@ from train.evaluate import streams_bits
 from . import lineage
 from .merges import Kept, Merger, shipped_text
 from .registry import Owner
+from .steps import Tell
 
 if TYPE_CHECKING:
     import altair as alt
@@ -46,9 +45,6 @@ _HERITAGE_PART = 2
 _NOTE = "report.json"
 _INK = "#78879f"
 _BASELINE_BARS, _MERGED_BARS = ("#94a3b8", "#64748b"), ("#be123c", "#7f1d1d", "#fb7185")
-
-Tell: TypeAlias = Callable[[float, str], None]
-"""Called with the part done and what is done; raises if it is to stop."""
 
 
 @dataclass(frozen=True)
@@ -97,52 +93,6 @@ class Subject:
     id: str
     """In the registry."""
     kind: str
-
-
-class Stopped(Exception):
-    """Work was asked to stop."""
-
-
-def in_steps(work: Callable[[Tell, Callable[[Any], None]], None]) -> Iterator[tuple[float, str] | Any]:
-    """What work tells and hands out, as it does; closing this lets the work stop at its next word.
-
-    Args:
-        work: gets `tell` and `give`; done in a thread of its own.
-    """
-    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    stopped, end = threading.Event(), object()
-
-    def tell(part: float, note: str) -> None:
-        if stopped.is_set():
-            raise Stopped
-        told.put((part, note))
-
-    def run() -> None:
-        try:
-            work(tell, told.put)
-            told.put(end)
-        except Stopped:
-            told.put(end)
-        except BaseException as error:  # it is raised where the work is waited for
-            told.put(error)
-
-    threading.Thread(target=run, daemon=True, name="merge report").start()
-    try:
-        while (item := told.get()) is not end:
-            if isinstance(item, BaseException):
-                raise item
-            while isinstance(item, tuple) and not told.empty():  # of words only the newest counts
-                following = told.get()
-                if not isinstance(following, tuple):
-                    yield item
-                item = following
-                if item is end:
-                    return
-                if isinstance(item, BaseException):
-                    raise item
-            yield item
-    finally:
-        stopped.set()
 
 
 def texts_of(names: Sequence[str], own: bytes, most_bytes: int) -> dict[str, Bytes]:

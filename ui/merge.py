@@ -30,6 +30,7 @@ from .parting import Packer
 from .publish import PublishForm
 from .registry import Owner, Registry, size_text
 from .runs import Trainer
+from .steps import in_steps
 from .train import TrainTab
 from .wishes import MINUTES, SHIPPED, SHIPPED_TEXTS, Wish
 from .write import paper, prompt_bytes, sampling
@@ -165,7 +166,7 @@ class Workshop:
             raise MergeError(f"the bytes of each text are {most_bytes!r:.40}; allowed are 256 to {most:,}")
         texts = kept.texts_of([name for name in SHIPPED_TEXTS if name in names], own, int(most_bytes))
         subjects = self.subjects(found, owner)
-        return kept.in_steps(
+        return in_steps(
             lambda tell, give: kept.measure(self.merger, found, subjects, texts, baselines, owner, tell, give)
         )
 
@@ -507,14 +508,16 @@ def build_merge(
         with reported():
             own_bytes = kept.own_text(text, path)
             steps = workshop.report(pick, names or [], own_bytes, most_bytes, cheap or [], identify(secret, request))
-            yield bar(0.0, "getting ready"), *[gr.skip()] * 3, *_buttons(running=True)
+            done, drawn = bar(0.0, "getting ready"), (gr.skip(),) * 3
+            yield done, *drawn, *_buttons(running=True)
             with closing(steps) as progressing:  # type: ignore[type-var]
-                for item in progressing:
+                for item in progressing:  # of updates that come together a browser may show the last one only
                     if isinstance(item, Report):
-                        yield gr.skip(), *drawn_report(item), gr.skip(), gr.skip()
+                        drawn = drawn_report(item)
                     else:
-                        yield bar(*item), *[gr.skip()] * 5
-            yield "", *[gr.skip()] * 3, *_buttons(running=False)
+                        done = bar(*item)
+                    yield done, *drawn, *_buttons(running=True)
+            yield "", *drawn, *_buttons(running=False)
 
     def on_speak(
         request: gr.Request, secret: str, pick: str, text: str, many: float | None, temperature: float,

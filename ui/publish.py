@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,11 +18,11 @@ from bdh import card as cards
 from bdh import checkpoint, hub, publish
 from bdh.errors import CheckpointError, HatcheryError
 
-from .kept import in_steps
 from .limits import Limits
 from .markup import bar
 from .owner import identify
 from .registry import Owner, size_text
+from .steps import Tell, in_steps
 
 CSS = """
 .publish-who p, .publish-told p { margin: 0; overflow-wrap: anywhere; }
@@ -31,6 +33,8 @@ AT_ONCE = 4
 _TELL_S = 0.4
 _PUBLISH, _REPLACE = "Publish", "Replace what is there"
 _SIGN_IN = "Publishing from a public page needs your own account"
+_turns: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+"""By repository: who sends to it."""
 Take = Callable[..., tuple[Path, str]]
 """Gives the folder of the checkpoint that is chosen, and what it is called, to its owner alone."""
 
@@ -104,7 +108,16 @@ def sending(
         raise CheckpointError(who(None, limits)[1].removesuffix("."))
     folder, _ = take()
 
-    def work(tell: Callable[[float, str], None], give: Callable[[Any], None]) -> None:
+    def work(tell: Tell, give: Callable[[Any], None]) -> None:
+        turn = _turns.setdefault(repo.lower(), threading.Lock())
+        while not turn.acquire(timeout=_TELL_S):  # one that was stopped takes back what it began
+            tell(0.0, "waiting for another upload to this repository to end")
+        try:
+            send(tell, give)
+        finally:
+            turn.release()
+
+    def send(tell: Tell, give: Callable[[Any], None]) -> None:
         tell(0.0, "looking at what is there")
         there = publish.look(repo, token=token)
         mark = f"{there.repo_id}@{there.commit}"
@@ -153,6 +166,7 @@ class PublishForm:
             take: called with the owner and the values of `subject`.
         """
         self._owner, self._limits, self._subject, self._take = owner, limits, list(subject), take
+        self._stopped: dict[str, threading.Event] = {}
         with gr.Column():
             self._who = gr.Markdown(elem_classes="publish-who", elem_id=f"{name}-who")
             with gr.Row():
@@ -201,10 +215,8 @@ class PublishForm:
             api_visibility="private", concurrency_limit=AT_ONCE, concurrency_id="publishing", show_progress="hidden",
         )  # fmt: skip
         sent.failure(lambda: resting(), None, shown, **quick)
-        self._stop.click(
-            lambda: resting("Stopped. What had arrived is not sent twice; your copy stays here."), None, shown,
-            cancels=[sent], **quick,
-        )  # fmt: skip
+        # Not by Gradio's `cancels`: what was under way would be told after what is told of the end.
+        self._stop.click(self._on_stop, None, None, **quick)
         self._repo.input(lambda: (gr.Button(_PUBLISH), ""), None, [self._push, self._agreed], **quick)
 
     def _suggestion(self, user: str, whose: Owner, repo: str, before: str, values: Sequence[Any]) -> tuple[Any, ...]:
@@ -236,7 +248,11 @@ class PublishForm:
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         whose = identify(secret, request)
         token = token_of(account, self._limits)
-        yield bar(0.0, "getting ready"), "", gr.Button(interactive=False), gr.Button(interactive=True), gr.skip()
+        # Of updates that come together a browser may show the last one only: each says all.
+        busy = ("", gr.Button(interactive=False), gr.Button(interactive=True), gr.skip())
+        yield bar(0.0, "getting ready"), *busy
+        session = request.session_hash or ""
+        stopped = self._stopped[session] = threading.Event()
         try:
             steps = sending(
                 lambda: self._take(whose, *values), repo, token, self._limits, private=hidden, license=license or "",
@@ -257,12 +273,21 @@ class PublishForm:
                     elif isinstance(step, Published):
                         page = step.address.partition("/commit/")[0]
                         yield resting(f"Published: [{step.repo_id}]({page}). Your copy stays here.")
+                    elif stopped.is_set():
+                        yield resting("Stopped. What had arrived is not sent twice; your copy stays here.")
+                        return
                     else:
-                        yield bar(*step), *[gr.skip()] * 4
+                        yield bar(*step), *busy
         except HatcheryError as error:
             yield resting(
                 f"**It was not published**: {cards.line(error, 1000)}. Your copy stays here; you can try again."
             )
+        finally:
+            self._stopped.pop(session, None)
+
+    def _on_stop(self, request: gr.Request) -> None:
+        if (stopped := self._stopped.get(request.session_hash or "")) is not None:
+            stopped.set()
 
 
 def resting(words: str = "") -> tuple[Any, ...]:

@@ -1,0 +1,75 @@
+"""Work in a thread of its own, told step by step in a way that Gradio can stop at any time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from typing import Any, TypeAlias
+
+Tell: TypeAlias = Callable[[float, str], None]
+"""Called with the part done, 0 to 1, and what is done; raises if the work is to stop."""
+_AGAIN_S = 0.3
+
+
+class Stopped(Exception):
+    """Work was asked to stop."""
+
+
+def in_steps(work: Callable[[Tell, Callable[[Any], None]], None]) -> Iterator[tuple[float, str] | Any]:
+    """What work tells and hands out, as it does; closing this lets the work stop at its next word.
+
+    Of words that came together only the newest are told, and again while the work is silent: Gradio can stop a
+    generator only between two of them, and takes no other press of its button before.
+
+    Args:
+        work: gets `tell` and `give`; done in a thread of its own.
+    """
+    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    stopped, end = threading.Event(), object()
+
+    def tell(part: float, note: str) -> None:
+        if stopped.is_set():
+            raise Stopped
+        told.put((part, note))
+
+    def run() -> None:
+        try:
+            work(tell, told.put)
+            told.put(end)
+        except Stopped:
+            told.put(end)
+        except BaseException as error:  # it is raised where the work is waited for
+            told.put(error)
+
+    threading.Thread(target=run, daemon=True, name="steps").start()
+    words: tuple[float, str] | None = None
+    try:
+        while True:
+            items = _arrived(told)
+            if not items and words is not None:
+                yield words
+            for item, following in zip_longest(items, items[1:]):
+                if item is end:
+                    return
+                if isinstance(item, BaseException):
+                    raise item
+                if type(item) is tuple:
+                    words = item
+                    if type(following) is tuple:
+                        continue
+                yield item
+    finally:
+        stopped.set()
+
+
+def _arrived(told: queue.SimpleQueue[Any]) -> list[Any]:
+    """What has come, waited for a moment; empty if nothing has."""
+    try:
+        items = [told.get(timeout=_AGAIN_S)]
+    except queue.Empty:
+        return []
+    while not told.empty():
+        items.append(told.get())
+    return items
