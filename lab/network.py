@@ -39,8 +39,8 @@ MEAN_DEGREE = 8.0
 MOST_DEGREE = 64.0
 RANDOM_GRAPHS = 10
 LEAST_TAIL, LEAST_SPAN, SURE = 50, 10.0, 0.1
-"""A fit speaks if so many neurons are in the tail, whose largest degree is so many times the least; and a likelihood
-ratio decides if its p is under the last."""
+"""A fit speaks if so many neurons are in the tail, whose largest degree is so many times the least; a likelihood ratio
+decides, and a distance rules the fit out, if its p is under the last."""
 MODULAR = 0.05
 """By how much modularity must be above that of every random graph of the same degrees."""
 _TRUNCATED = "truncated_power_law"
@@ -128,6 +128,8 @@ class Fit:
     largest_degree: int
     distance: float
     """Kolmogorov and Smirnov's, between tail and fit."""
+    p: float
+    """Of a distance so large by chance, by Kolmogorov's test, which is too mild where the fit is to the same data."""
     against: dict[str, Compared]
     """By name; of too short a tail none, and without those that could not be fitted."""
 
@@ -136,11 +138,13 @@ class Fit:
         """What that says, by the thresholds of this file."""
         if too_short(self.tail, self.least_degree, self.largest_degree):
             return "too short a tail to tell"
-        better = [name for name, one in self.against.items() if one.ratio < 0 and one.p < SURE]
         exponential = self.against.get("exponential")
         if exponential is None or exponential.ratio <= 0 or exponential.p >= SURE:
             return "no heavy tail"
-        return f"heavy tail, better as {better[0].replace('_', ' ')}" if better else "power law not ruled out"
+        better = [name for name, one in self.against.items() if one.ratio < 0 and one.p < SURE]
+        if better:
+            return f"heavy tail, better as {better[0].replace('_', ' ')}"
+        return "heavy tail, but no power law" if self.p < SURE else "power law not ruled out"
 
 
 def too_short(tail: int, least_degree: int, largest_degree: int) -> bool:
@@ -264,6 +268,7 @@ def fit_power_law(degrees: Whole) -> Fit:
         ConfigError: all degrees are the same, so that there is nothing to fit.
     """
     import powerlaw  # noqa: PLC0415 - a second that only a fit needs
+    from scipy.special import kolmogorov  # noqa: PLC0415
 
     positive = degrees[degrees > 0]
     if len(np.unique(positive)) < 3:
@@ -296,6 +301,7 @@ def fit_power_law(degrees: Whole) -> Fit:
             len(tail),
             int(tail.max()),
             float(found.power_law.D),
+            float(kolmogorov(found.power_law.D * len(tail) ** 0.5)),
             against,
         )
 

@@ -2,9 +2,9 @@
 
 The graph of a head is G = decoder · encoder from neuron to neuron, of which the strongest positive weights are kept, so
 many that the mean degree is --mean-degree; `lab/network.py` says why. A power law is not ruled out if the tail has 50
-neurons and spans a factor of 10, if an exponential is significantly worse (p under 0.1) and no alternative
-significantly better. A graph is modular if Louvain's modularity is 0.05 above that of every random graph of the same
-degrees. What was measured before is not measured again.
+neurons and spans a factor of 10, if an exponential is significantly worse (p under 0.1), no alternative significantly
+better, and Kolmogorov's test lets the fit stand (p of 0.1 or more). A graph is modular if Louvain's modularity is 0.05
+above that of every random graph of the same degrees. What was measured before is not measured again.
 """
 
 from __future__ import annotations
@@ -235,20 +235,24 @@ def draw_surroundings(found: Surroundings, path: Path) -> None:
     with figure(path, 1, inches=(6.4, 5.2)) as panels:
         axes = panels[0, 0]
         nodes = found.nodes
+        arrow = {"arrowstyle": "->,head_width=0.12,head_length=0.25", "color": "0.6", "linewidth": 0.4, "alpha": 0.6}
         for edge in found.edges:
             one, other = nodes[edge["source"]], nodes[edge["target"]]
             axes.annotate(
                 "", (other["x"], other["y"]), (one["x"], one["y"]),
-                arrowprops={"arrowstyle": "-|>", "color": "0.75", "linewidth": 0.6, "shrinkA": 6, "shrinkB": 6},
+                arrowprops=arrow, zorder=1,
             )  # fmt: skip
         named: set[int] = set()
         shown = {member: i for i, member in enumerate(dict.fromkeys(node["community"] for node in nodes))}
         for index, node in enumerate(nodes):
-            label = None if node["community"] in named else f"community {node['community'] + 1}"
+            if node["community"] not in named:
+                axes.plot(
+                    [], [], "o", color=f"C{shown[node['community']] % 7}", label=f"community {node['community'] + 1}"
+                )
             named.add(node["community"])
             axes.plot(
                 node["x"], node["y"], "s" if node["layer"] else "o", color=f"C{shown[node['community']] % 7}",
-                markersize=13 if index == 0 else 8, markeredgecolor="black" if index == 0 else "white", label=label,
+                markersize=13 if index == 0 else 8, markeredgecolor="black" if index == 0 else "white", zorder=3,
             )  # fmt: skip
             axes.annotate(
                 str(node["neuron"]), (node["x"], node["y"]), xytext=(0, 7), textcoords="offset points", ha="center",
@@ -266,7 +270,8 @@ def _markdown(name: str, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         f"Edges are the strongest positive weights of G = decoder · encoder, {found[0]['mean_degree']:g} a neuron on "
         "average in every graph. A power law is fitted to the tail that it fits best; the ratios are normalised "
         "log-likelihood ratios against an alternative, above 0 where the power law is likelier, and p tells how often "
-        f"a ratio so far from 0 comes of two that are as good. A graph is modular if it is {MODULAR} above all "
+        f"a ratio so far from 0 comes of two that are as good. The distance is Kolmogorov and Smirnov's, its p too "
+        f"mild, because the fit is to the same data. A graph is modular if it is {MODULAR} above all "
         f"{len(found[0]['trained']['random'])} random graphs of the same degrees."
     )
     yield f"![degrees]({DEGREES})\n\n![the neuron that most others excite]({PICTURE})"
@@ -294,8 +299,8 @@ def _markdown(name: str, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
                 ]
                 rows.append(
                     f"| {which}, {side} | {fit['alpha']:.2f} ± {fit['sigma']:.2f} | {fit['least_degree']} to "
-                    f"{fit['largest_degree']} | {fit['tail']} | {fit['distance']:.3f} | {' | '.join(ratios)} | "
-                    f"{fit['verdict']} |"
+                    f"{fit['largest_degree']} | {fit['tail']} | {fit['distance']:.3f} (p {fit['p']:.2g}) | "
+                    f"{' | '.join(ratios)} | {fit['verdict']} |"
                 )
-        head = "| degree | alpha | tail | neurons in it | KS | lognormal | exponential | truncated | verdict |"
+        head = "| degree | alpha | tail | neurons in it | distance | lognormal | exponential | truncated | verdict |"
         yield "\n".join([head, "| --- |" + " --: |" * 7 + " --- |", *rows])

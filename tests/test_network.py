@@ -109,6 +109,9 @@ def test_a_power_law_is_recovered_and_a_narrow_distribution_is_none() -> None:
     assert scale_free.alpha == pytest.approx(2.4, abs=0.1)
     assert scale_free.verdict == "power law not ruled out"
     assert set(scale_free.against) == set(network.ALTERNATIVES)
+    assert scale_free.p > 0.2
+    hubs = fit_power_law(np.concatenate([generator.geometric(0.35, 900), generator.integers(120, 200, 40)]))
+    assert hubs.against["exponential"].ratio > 0 and hubs.p < 0.1 and "not ruled out" not in hubs.verdict
     narrow = fit_power_law(generator.poisson(8, 1_000))
     assert narrow.verdict == "too short a tail to tell" and narrow.against == {}
     assert narrow.alpha > 5  # beyond where the package would stop by itself

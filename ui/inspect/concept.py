@@ -19,12 +19,12 @@ from lab.concepts import FAINT, HOLDS, SHOWN, SUMMARIES, Finds, Search, search, 
 from lab.sentences import LEAST, MOST, MOST_BYTES, PRESETS, Sentences, parse, preset
 from lab.silencing import Silenced, go_on, silence
 
-from ..kept import Tell, in_steps
 from ..limits import Limits
 from ..markup import bar
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
+from ..steps import Tell, in_steps
 from .recent import Recent
 
 OWN = "sentences of your own"

@@ -42,11 +42,11 @@ from lab.network_experiment import (
     tail_points,
 )
 
-from ..kept import Tell, in_steps
 from ..markup import bar
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
+from ..steps import Tell, in_steps
 from .recent import Recent
 
 DEGREES = (2, 32)
@@ -189,7 +189,8 @@ def head(found: Network) -> str:
             )
             fits += (
                 f'<tr><th scope="row">{name}, {side}</th><td>{fit.alpha:.2f} <small>± {fit.sigma:.2f}</small></td>'
-                f"<td>{fit.least_degree} to {fit.largest_degree}</td><td>{fit.tail:,}</td>{ratios}"
+                f"<td>{fit.least_degree} to {fit.largest_degree}</td><td>{fit.tail:,}</td>"
+                f"<td>{fit.distance:.3f} <small>p {_small(fit.p)}</small></td>{ratios}"
                 f"<td>{fit.verdict}</td></tr>"
             )
     return (
@@ -200,12 +201,13 @@ def head(found: Network) -> str:
         '<div class="wide"><table><thead><tr><th>weights</th><th>modularity</th><th>random graphs</th>'
         f"<th>communities</th><th></th></tr></thead><tbody>{rows}</tbody></table></div>"
         '<div class="wide"><table><thead><tr><th>degree</th><th>alpha</th><th>tail</th><th>neurons in it</th>'
-        "<th>exponential</th><th>lognormal</th><th>truncated</th><th></th></tr></thead>"
+        "<th>distance</th><th>exponential</th><th>lognormal</th><th>truncated</th><th></th></tr></thead>"
         f"<tbody>{fits}</tbody></table></div><p>Random graphs have the same degrees; modular is {MODULAR} above all of "
         "them. A power law is fitted where the tail fits best; against each other distribution stands the normalised "
         "log-likelihood ratio, above 0 where the power law is likelier. It is not ruled out if the exponential is "
-        f"worse (p under {SURE}) and no other better; a tail of under {LEAST_TAIL} neurons, or that spans less than a "
-        f"factor of {LEAST_SPAN:g}, tells nothing.</p></div>"
+        f"worse (p under {SURE}), no other better, and its distance from the tail (Kolmogorov) no larger "
+        f"than chance may give; a tail of under {LEAST_TAIL} neurons, or that spans less than a factor of "
+        f"{LEAST_SPAN:g}, tells nothing.</p></div>"
     )
 
 
