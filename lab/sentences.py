@@ -1,4 +1,8 @@
-"""Two sets of sentences, one about a concept and one that is not: the shipped ones, and those a person gives."""
+"""Two sets of sentences, one about a concept and one that is not: the shipped ones, and those a person gives.
+
+The shipped ones were made for this project from patterns with words put in; only the prose is verses from the held-out
+part of the corpora of `train/corpora`, which are in the public domain.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_a_concept_is_searched_and_silenced_and_the_network_of_the_weights_measu
     page.locator("#concept-go").click()
     expect(page.locator("#concept-neurons")).to_contain_text("The best 24 of 256", timeout=WAIT_MS)
     expect(page.locator("#concept-go")).to_be_enabled(timeout=WAIT_MS)
-    expect(page.locator("#concept-plot")).to_contain_text("about the concept")
+    expect(page.locator("#concept-plot canvas")).to_be_visible(timeout=WAIT_MS)
     page.locator("#concept-silence").click()
     expect(page.locator("#concept-costs")).to_contain_text("others as active", timeout=WAIT_MS)
     page.get_by_role("tab", name="Network").click()
