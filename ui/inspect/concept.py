@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -31,6 +32,8 @@ OWN = "sentences of your own"
 WRITTEN_BYTES, MOST_PROMPT_BYTES = 80, 400
 _AT_ONCE = 2
 """Searches at the same time, of all visitors."""
+_WORD_S = 0.3
+"""Between two words on how far the writing is."""
 _CONTROLS = 5
 """Draws of other neurons: few enough to wait for."""
 _KEPT, _MOST_KEPT_NEURONS = 12, 500_000
@@ -145,9 +148,13 @@ class Finder:
         with self._registry.lease(asked.model, owner) as model:
             texts = {}
             for index, (which, neurons) in enumerate((("with all its neurons", ()), ("without them", chosen))):
+                told_s = 0.0
 
                 def follow(index: int = index, which: str = which) -> None:
-                    tell(0.3 + 0.1 * index, f"writing {which}")
+                    nonlocal told_s
+                    if time.monotonic() - told_s > _WORD_S:  # each word takes the page longer than a byte takes
+                        told_s = time.monotonic()
+                        tell(0.3 + 0.1 * index, f"writing {which}")
 
                 texts[which] = go_on(model, prompt, neurons, options, follow)
             give(texts)
