@@ -26,8 +26,12 @@ Whole: TypeAlias = NDArray[np.int64]
 
 ROWS = 256
 """Neurons that a raster shows."""
-_PIECE_BYTES, PIECE_MEMORY = 256, 64 << 20
+_PIECE_BYTES, PIECE_MEMORY = 256, 32 << 20
 """Bytes heard at once, and what their recording may take."""
+MOST_VALUES = 1 << 24
+"""Neurons times bytes of a reading."""
+_ROWS_AT_ONCE = 64
+"""Bytes whose neurons are sorted at once."""
 
 
 class Active(NamedTuple):
@@ -113,9 +117,14 @@ def read(model: Model[Any], data: bytes, name: str, head: int = 0) -> Iterator[i
         name: of a point whose numbers are neurons'.
 
     Raises:
-        DataError: no bytes, or no such point or head.
+        DataError: no bytes, no such point or head, or more neurons times bytes than a reading holds.
     """
     point = neuron_point(model, name, head)
+    if len(data) * point.width > MOST_VALUES:
+        raise DataError(
+            f"{len(data):,} bytes times {point.width:,} neurons are too many to be shown; read at most "
+            f"{MOST_VALUES // point.width:,} bytes with this model"
+        )
     counted = [one for one in neuron_points(model) if one.kind != "gate"]
     above: dict[str, list[float]] = {one.name: [0.0, 0.0] for one in counted}
     rows, costs, likeliest, chances = [], [], [], []
@@ -283,13 +292,16 @@ def title(reading: Reading) -> str:
 
 def _most(order: Floats, values: Floats, count: int) -> list[list[tuple[int, float]]]:
     """Of each row the places where `order` is largest and above 0, with the values there."""
-    count = min(count, order.shape[1])
-    best = np.argpartition(-order, count - 1, axis=1)[:, :count]
-    best = np.take_along_axis(best, np.argsort(-np.take_along_axis(order, best, 1), axis=1, kind="stable"), 1)
-    return [
-        [(place, float(values[row, place])) for place in places if order[row, place] > 0]
-        for row, places in enumerate(best.tolist())
-    ]
+    count, found = min(count, order.shape[1]), []
+    for start in range(0, len(order), _ROWS_AT_ONCE):
+        rows = order[start : start + _ROWS_AT_ONCE]
+        best = np.argpartition(-rows, count - 1, axis=1)[:, :count]
+        best = np.take_along_axis(best, np.argsort(-np.take_along_axis(rows, best, 1), axis=1, kind="stable"), 1)
+        found += [
+            [(place, float(values[row, place])) for place in places if order[row, place] > 0]
+            for row, places in enumerate(best.tolist(), start)
+        ]
+    return found
 
 
 def _pieces(

@@ -29,6 +29,7 @@ ARGUMENTS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 WAIT_MS = 60_000
+expect.set_options(timeout=WAIT_MS)
 LEFT = ("AbortError", "errored out")
 """In what the console says of requests that a page still waited for when it was left or loaded again."""
 

@@ -15,6 +15,16 @@ from ui import page as pages
 from ui.limits import Limits
 
 
+def _made(page: gr.Blocks) -> tuple[SessionState, float]:
+    """A session, and the fewest seconds of three times that one was made."""
+    taken = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        session = SessionState(page)
+        taken.append(time.perf_counter() - begun)
+    return session, min(taken)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[gr.Blocks, Any, dict[str, Any]]:
     """The page, and what Gradio tells a session and a browser of it by itself."""
@@ -22,9 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[gr.Blocks, Any, dic
         warnings.simplefilter("ignore")
         patch.setattr(pages, "describe_once", lambda page: None)
         page = pages.build_page(Path(__file__).parents[1] / "checkpoints", tmp_path_factory.mktemp("data"), Limits())
-    begun = time.perf_counter()
-    session = SessionState(page)
-    took = time.perf_counter() - begun
+    session, took = _made(page)
     config = page.get_config_file()
     patch.undo()
     pages.describe_once(page)
@@ -34,9 +42,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[gr.Blocks, Any, dic
 def test_sessions_and_browsers_are_told_the_same_as_by_gradio_itself_many_times_sooner(built: Any) -> None:
     page, session, config = built
     took = config.pop("took")
-    begun = time.perf_counter()
-    again = SessionState(page)
-    assert time.perf_counter() - begun < took / 5
+    again, soonest = _made(page)
+    assert soonest < took / 5
     assert again.config_values == session.config_values
     assert list(again.config_values) == list(session.config_values)
     assert page.get_config_file() == config

@@ -36,7 +36,7 @@ def test_what_a_page_asks_before_it_is_greeted_belongs_to_its_browser() -> None:
     asking.start()
     time.sleep(0.05)
     secret = greet(session("early"), None)
-    asking.join(10)
+    asking.join(120)
     assert found == [f"browser:{secret}"]
 
 

@@ -133,6 +133,7 @@ def test_a_reading_is_saved_as_data_table_and_picture(tmp_path: Path) -> None:
         (lambda m: reading.read(m, TEXT, "layer.0.nothing"), "is no place of neurons"),
         (lambda m: reading.read(m, TEXT, "layer.0.residual"), "is no place of neurons"),
         (lambda m: reading.read(m, TEXT, "layer.0.gate", 7), "has no head 7"),
+        (lambda m: reading.read(m, TEXT * 30_000, "layer.0.gate"), "read at most 524,288 bytes with this model"),
         (lambda m: reading.fire(m, TEXT, "layer.0.gate", 0, 10**6), "there is no neuron 1000000"),
     ],
 )

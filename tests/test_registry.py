@@ -153,7 +153,7 @@ def test_nothing_is_locked_while_a_model_that_was_deleted_is_forgotten(tmp_path:
     def forget(gone: str) -> None:
         other = threading.Thread(target=lambda: free.append((gone, list(listed(registry)))), daemon=True)
         other.start()
-        other.join(30)
+        other.join(120)
 
     registry.forget = forget
     registry.unload(id, OWNER)
@@ -185,19 +185,19 @@ def test_models_on_their_way_count_for_the_room_that_there_is(tmp_path: Path, mo
 
     def slow(*args: object, **options: object) -> object:
         begun.set()
-        assert finish.wait(30)
+        assert finish.wait(120)
         return load(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(bdh, "load", slow)
     first = threading.Thread(target=registry.acquire, args=("one", OWNER))
     first.start()
     try:
-        assert begun.wait(30)
+        assert begun.wait(120)
         with pytest.raises(HatcheryError, match="room for 1 models"):
             registry.acquire("two", OWNER)
     finally:
         finish.set()
-        first.join(30)
+        first.join(120)
     assert {entry.id: entry.loaded for entry in registry.entries(OWNER)} == {"one": True, "two": False}
 
 

@@ -420,7 +420,7 @@ def test_others_go_on_while_a_stream_is_written_to_a_slow_disk(shipped: Path, mo
 
     def slow(stream: Stream, path: Path) -> None:
         writing.set()
-        assert finish.wait(30)
+        assert finish.wait(120)
         save(stream, path)
 
     monkeypatch.setattr(Stream, "save", slow)
@@ -432,11 +432,11 @@ def test_others_go_on_while_a_stream_is_written_to_a_slow_disk(shipped: Path, mo
 
         third = threading.Thread(target=crowd)
         third.start()
-        assert writing.wait(30)
+        assert writing.wait(120)
         assert say(bert, "not kept waiting") == bert.turns[-1].answer
         assert sessions.peek(ANNA, "one") is not None
         finish.set()
-        third.join(30)
+        third.join(120)
         assert not third.is_alive()
     assert sessions.peek(ANNA, "one").stream is None
 
@@ -530,10 +530,10 @@ def test_a_visitor_whose_stream_is_being_put_aside_waits_and_gets_it_back(
     monkeypatch.setattr(Stream, "save", slow)
     crowd = threading.Thread(target=sessions.park_idle, args=("one",))
     crowd.start()
-    assert writing.wait(30)
+    assert writing.wait(120)
     with sessions.use(ANNA, "one") as anna:
         assert torch.equal(memory(anna), kept)
-    crowd.join(30)
+    crowd.join(120)
 
 
 def test_an_error_while_a_memory_is_brought_back_leaves_it_on_disk(

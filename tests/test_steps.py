@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from bdh.errors import MergeError
-from ui.steps import Stopped, Tell, in_steps
+from ui.steps import Stopped, Tell, in_steps, whole
 
 
 def test_work_stops_at_its_next_word() -> None:
@@ -64,3 +65,18 @@ def test_silent_work_lets_itself_be_stopped_between_two_words() -> None:
         assert [next(steps) for _ in range(3)] == [(0.5, "a long step")] * 3
         going.set()
         assert [item for item in steps if not isinstance(item, tuple)] == ["done"]
+
+
+def test_every_update_says_what_those_before_it_said() -> None:
+    @whole
+    def by_place(first: int) -> Iterator[tuple[Any, ...]]:
+        yield first, "b", gr.skip()
+        yield gr.skip(), "c", gr.skip()
+
+    @whole
+    def by_name() -> Iterator[dict[str, int]]:
+        yield {"a": 1, "b": 2}
+        yield {"b": 3}
+
+    assert list(by_place(7)) == [(7, "b", gr.skip()), (7, "c", gr.skip())]
+    assert list(by_name()) == [{"a": 1, "b": 2}, {"a": 1, "b": 3}]

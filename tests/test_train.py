@@ -97,7 +97,7 @@ RECIPES = [
 def test_every_shipped_recipe_is_whole(shipped: Recipe) -> None:
     assert shipped.description.endswith(".")
     if not shipped.base:
-        assert shipped.config().kind in ("flat", "hierarchical")
+        assert shipped.config().kind in ("flat", "hierarchical", "transformer")
 
 
 ROWS = {
@@ -120,6 +120,7 @@ SMALL = {
         "global_n_layer": 1, "global_n_embd": 16, "global_mlp_mult": 4,
         "local_n_layer": 1, "local_n_embd": 16, "local_mlp_mult": 4,
     },
+    "transformer": {"n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 32},
 }  # fmt: skip
 
 

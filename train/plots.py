@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from bdh.errors import DataError
 
@@ -32,6 +34,8 @@ _STYLE: Any = {
     "svg.fonttype": "none",
 }
 _FIRST_SHOWN_BYTES = 100
+_NEAREST = 1_000
+"""Columns up to which fields keep their edges."""
 
 
 def check_file(path: Path) -> None:
@@ -251,6 +255,51 @@ def draw_heat(
             axes.tick_params(length=0)
             for spine in axes.spines.values():
                 spine.set_visible(False)
+        figure.colorbar(image, ax=list(places), label=label).outline.set_visible(False)
+        _save(figure, path)
+
+
+class Map(NamedTuple):
+    """A matrix to draw, with what its columns and rows are."""
+
+    values: NDArray[Any]
+    x: str
+    y: str
+
+
+def draw_maps(panels: Mapping[str, Map], path: Path, *, label: str, signed: bool = True) -> None:
+    """Write matrices below each other as fields of colour, all in one scale.
+
+    Args:
+        panels: by title.
+        label: of the values.
+        signed: below and above 0 in two colours, white between; else from 0 up in one.
+
+    Raises:
+        DataError: there is nothing to draw, or the file cannot be written.
+    """
+    check_file(path)
+    if not panels or not all(panel.values.size for panel in panels.values()):
+        raise DataError("there is nothing to draw: nothing was measured")
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    reach = max(float(abs(panel.values).max()) for panel in panels.values()) or 1.0
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(1.4 * _WIDTH_INCHES, _PANEL_INCHES * len(panels)), layout="constrained")
+        places = figure.subplots(len(panels), squeeze=False)[:, 0]
+        for axes, (title, panel) in zip(places, panels.items(), strict=True):
+            image = axes.imshow(
+                panel.values,
+                cmap="PuOr_r" if signed else "cividis",
+                vmin=-reach if signed else 0,
+                vmax=reach,
+                aspect="auto",
+                interpolation="nearest" if panel.values.shape[1] <= _NEAREST else "antialiased",
+            )
+            axes.set_xlabel(panel.x)
+            axes.set_ylabel(panel.y)
+            axes.set_title(title, loc="left")
         figure.colorbar(image, ax=list(places), label=label).outline.set_visible(False)
         _save(figure, path)
 

@@ -30,7 +30,7 @@ from .parting import Packer
 from .publish import PublishForm
 from .registry import Owner, Registry, size_text
 from .runs import Trainer
-from .steps import in_steps
+from .steps import in_steps, whole
 from .train import TrainTab
 from .wishes import MINUTES, SHIPPED, SHIPPED_TEXTS, Wish
 from .write import paper, prompt_bytes, sampling
@@ -501,6 +501,7 @@ def build_merge(
         again = [renewed(one, choices, value) for one, value in zip(dropdowns, values, strict=True)]
         return said, *look(whose, None), *again
 
+    @whole
     def on_measure(
         request: gr.Request, secret: str, pick: str, names: list[str] | None, cheap: list[str] | None,
         most_bytes: float, text: str, path: str | None,
@@ -508,16 +509,14 @@ def build_merge(
         with reported():
             own_bytes = kept.own_text(text, path)
             steps = workshop.report(pick, names or [], own_bytes, most_bytes, cheap or [], identify(secret, request))
-            done, drawn = bar(0.0, "getting ready"), (gr.skip(),) * 3
-            yield done, *drawn, *_buttons(running=True)
+            yield bar(0.0, "getting ready"), *[gr.skip()] * 3, *_buttons(running=True)
             with closing(steps) as progressing:  # type: ignore[type-var]
-                for item in progressing:  # of updates that come together a browser may show the last one only
+                for item in progressing:
                     if isinstance(item, Report):
-                        drawn = drawn_report(item)
+                        yield gr.skip(), *drawn_report(item), gr.skip(), gr.skip()
                     else:
-                        done = bar(*item)
-                    yield done, *drawn, *_buttons(running=True)
-            yield "", *drawn, *_buttons(running=False)
+                        yield bar(*item), *[gr.skip()] * 5
+            yield "", *[gr.skip()] * 3, *_buttons(running=False)
 
     def on_speak(
         request: gr.Request, secret: str, pick: str, text: str, many: float | None, temperature: float,

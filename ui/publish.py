@@ -22,7 +22,7 @@ from .limits import Limits
 from .markup import bar
 from .owner import identify
 from .registry import Owner, size_text
-from .steps import Tell, in_steps
+from .steps import Tell, in_steps, whole
 
 CSS = """
 .publish-who p, .publish-told p { margin: 0; overflow-wrap: anywhere; }
@@ -242,15 +242,14 @@ class PublishForm:
         whose = identify(secret, request)
         return *self._suggestion(user, whose, repo, before, values), "", gr.Button(_PUBLISH), ""
 
+    @whole
     def _on_publish(
         self, request: gr.Request, account: gr.OAuthToken | None, secret: str, repo: str, license: str, hidden: bool,
         agreed: str, *values: Any,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         whose = identify(secret, request)
         token = token_of(account, self._limits)
-        # Of updates that come together a browser may show the last one only: each says all.
-        busy = ("", gr.Button(interactive=False), gr.Button(interactive=True), gr.skip())
-        yield bar(0.0, "getting ready"), *busy
+        yield bar(0.0, "getting ready"), "", gr.Button(interactive=False), gr.Button(interactive=True), gr.skip()
         session = request.session_hash or ""
         stopped = self._stopped[session] = threading.Event()
         try:
@@ -277,7 +276,7 @@ class PublishForm:
                         yield resting("Stopped. What had arrived is not sent twice; your copy stays here.")
                         return
                     else:
-                        yield bar(*step), *busy
+                        yield bar(*step), *[gr.skip()] * 4
         except HatcheryError as error:
             yield resting(
                 f"**It was not published**: {cards.line(error, 1000)}. Your copy stays here; you can try again."

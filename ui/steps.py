@@ -1,15 +1,20 @@
-"""Work in a thread of its own, told step by step in a way that Gradio can stop at any time."""
+"""What handlers tell step by step: work in a thread of its own, and updates none of which is lost."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from functools import wraps
 from itertools import zip_longest
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
+
+import gradio as gr
 
 Tell: TypeAlias = Callable[[float, str], None]
 """Called with the part done, 0 to 1, and what is done; raises if the work is to stop."""
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 _AGAIN_S = 0.3
 
 
@@ -73,3 +78,28 @@ def _arrived(told: queue.SimpleQueue[Any]) -> list[Any]:
     while not told.empty():
         items.append(told.get())
     return items
+
+
+def whole(handler: Handler) -> Handler:
+    """A handler's updates, each with what those before it said and it skips or leaves out.
+
+    Of updates that come together a browser shows the last one only: a button that the one before it changed would
+    stay as it was.
+    """
+
+    @wraps(handler)
+    def telling(*given: Any, **named: Any) -> Generator[Any, None, None]:
+        last: Any = None
+        with closing(handler(*given, **named)) as updates:
+            for update in updates:
+                if isinstance(update, dict):
+                    last = {**(last or {}), **update}
+                else:
+                    last = tuple(update if last is None else map(_newer, last, update))
+                yield last
+
+    return telling  # type: ignore[return-value]
+
+
+def _newer(before: Any, now: Any) -> Any:
+    return before if isinstance(now, dict) and now == gr.skip() else now

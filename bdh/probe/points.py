@@ -56,9 +56,10 @@ class Point:
 def points(model: Model[Any]) -> tuple[Point, ...]:
     """All places of the model, layer by layer, in the order in which they are computed.
 
-    In a BDH layer: `value` x, what the layer hears; `x_sparse`; `key`, x_sparse rotated (the query too); `attention`,
-    what is read, before its norm; `y_sparse`; `gate`, their product; `residual`, what the layer says. A Transformer's
-    or a Hebbian block has `query`, `key`, `value` and `attention` by heads, `mlp` and `residual`.
+    In a BDH layer: `value`, x as it is written (what the layer adds to is not changed with it); `x_sparse`; `key`,
+    x_sparse rotated (the query too); `attention`, what is read, before its norm; `y_sparse`; `gate`, their product;
+    `residual`, what the layer says. A Transformer's or a Hebbian block has `query`, `key`, `value` and `attention` by
+    heads, `mlp` and `residual`.
     """
     return tuple(_points(model.config, ""))
 

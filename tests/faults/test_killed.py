@@ -300,6 +300,6 @@ def test_a_clock_that_is_set_by_years_deletes_and_delays_nothing(machine: Machin
         assert {machine.told["upload"], machine.told["merged"]} <= set(me.models())
         assert len(me.conversation("beta")[0]) >= 3
         assert "step" in me.press("tab-train", "select")["runs-status"]
-        assert time.monotonic() - begun_at < 20
+        assert time.monotonic() - begun_at < 120
     finally:
         machine.mend()

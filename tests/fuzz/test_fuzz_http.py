@@ -38,7 +38,7 @@ class Served:
             build(FLAT, seed=seed).save_pretrained(home / "checkpoints" / name)
         self.page = build_page(home / "checkpoints", home / "data", LIMITS, "cpu")
         self.page.launch(**launch_options(LIMITS, home / "data"), prevent_thread_lock=True, quiet=True)
-        self.http = httpx.Client(base_url=self.page.local_url, timeout=30)
+        self.http = httpx.Client(base_url=self.page.local_url, timeout=120)
         self.ids = {one.api_name: one._id for one in self.page.fns.values()}
 
     def answers(self) -> bool:
@@ -170,7 +170,7 @@ def test_readers_that_never_read_leave_the_page_answering(served: Served) -> Non
 
 
 def unread(served: Served, session: str) -> None:
-    with httpx.Client(base_url=served.page.local_url, timeout=30) as http:
+    with httpx.Client(base_url=served.page.local_url, timeout=120) as http:
         http.post(f"{API}/queue/join", json=body(served, session_hash=session))
         with http.stream("GET", f"{API}/queue/data?session_hash={session}"):
             time.sleep(2)

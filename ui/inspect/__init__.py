@@ -8,12 +8,14 @@ import gradio as gr
 
 from ..limits import Limits
 from ..registry import Registry
-from . import concept, network, reader, reading
+from . import baseline, concept, memory, network, reader, reading
+from .baseline import build_baseline
 from .concept import build_concept
+from .memory import build_memory
 from .network import build_network
 from .reading import build_reading
 
-CSS = "".join(part.CSS for part in (reader, reading, concept, network))
+CSS = "".join(part.CSS for part in (reader, reading, memory, concept, network, baseline))
 
 
 @dataclass
@@ -36,8 +38,12 @@ def build_inspect(registry: Registry, owner: gr.BrowserState, limits: Limits) ->
     with gr.Tabs(elem_id="inspect-views"):
         with gr.Tab("Reading", id="reading"):
             text = build_reading(registry, owner, limits, model)
+        with gr.Tab("Memory", id="memory"):
+            build_memory(registry, owner, limits, model)
         with gr.Tab("Concept", id="concept"):
             build_concept(registry, owner, limits, model)
         with gr.Tab("Network", id="network"):
             build_network(registry, owner, model)
+        with gr.Tab("Baseline", id="baseline"):
+            build_baseline(registry, owner, limits, model)
     return InspectTab(model, text)

@@ -24,6 +24,7 @@ from ..limits import Limits
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
+from ..steps import whole
 from ..writing import batched, hear_and_write
 from . import reader
 
@@ -46,6 +47,10 @@ _KINDS = {
     "gate": "x · y, what is sent on",
     "mlp": "mlp, between the two layers",
 }
+_COPIES = 4
+"""Of what is kept of a reading, while it is sorted and drawn."""
+_AT_ONCE = 8
+"""Readings and searches of all visitors at the same time; others wait their turn."""
 _BEFORE, _AFTER = 36, 12
 """Bytes shown around one that fired a neuron."""
 
@@ -152,7 +157,7 @@ class Inspector:
             raise DataError(f"there is no shipped corpus {corpus!r:.40}; there are {', '.join(lab.corpus_names())}")
         found: dict[str, tuple[bytes, Any]] = {}
         done, total, markup = 0, CORPUS_BYTES // len(names) * len(names), ""
-        with self._leased(model, owner, CORPUS_BYTES) as leased:
+        with self._leased(model, owner, 1) as leased:
             point = lab.neuron_point(leased, name, _head(head))
             who = f"neuron {int(neuron)} of {name}" + (f", head {_head(head)}" if point.heads else "")
             for each in names:
@@ -172,12 +177,13 @@ class Inspector:
         return [str(path) for path in lab.save(made[0], Path(self._folders.new()))]
 
     @contextmanager
-    def _leased(self, model: str | None, owner: Owner, bytes_read: int) -> Iterator[Model[Any]]:
-        with (
-            self._registry.lease(_known(model), owner) as leased,
-            self._registry.reserve(leased.state_bytes() + lab.PIECE_MEMORY + bytes_read * 4 * 256),
-        ):
-            yield leased
+    def _leased(self, model: str | None, owner: Owner, read_bytes: int) -> Iterator[Model[Any]]:
+        """A model, with room for its memory and for what is kept of so many bytes."""
+        with self._registry.lease(_known(model), owner) as leased:
+            widest = max(point.width for point in lab.neuron_points(leased))
+            kept = _COPIES * 4 * min(lab.MOST_VALUES, read_bytes * widest) + lab.PIECE_MEMORY if read_bytes else 0
+            with self._registry.reserve(leased.state_bytes() + kept):
+                yield leased
 
 
 def firings(who: str, point: Point, found: dict[str, tuple[bytes, Any]]) -> str:
@@ -297,9 +303,9 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
     with gr.Row():
         layer, kind, head = (
             gr.Dropdown(
-                choice.options, value=choice.value, label=label, min_width=140, elem_id=f"reading-{label.lower()}"
+                choice.options, value=choice.value, label=label, min_width=width, elem_id=f"reading-{label.lower()}"
             )
-            for choice, label in zip(first, ("Layer", "Neurons", "Head"), strict=True)
+            for choice, label, width in zip(first, ("Layer", "Neurons", "Head"), (200, 230, 120), strict=True)
         )
     told = gr.HTML(_line("Nothing was read yet."), elem_classes="flush", elem_id="reading-told")
     shown = gr.HTML(
@@ -343,6 +349,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
                 active_bars(told.active), gr.Row(visible=True), gr.Column(visible=True), gr.File(visible=False), heard,
             )  # fmt: skip
 
+    @whole
     def on_read(
         request: gr.Request, secret: str, id: str | None, text: str, count: float | None, layer: str, kind: str,
         head: int,
@@ -397,13 +404,15 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             )
 
     private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
-    worked: dict[str, Any] = private | {"concurrency_limit": limits.max_at_once, "concurrency_id": "inspecting"}
+    at_once = min(_AT_ONCE, limits.max_at_once)
+    worked: dict[str, Any] = private | {"concurrency_limit": at_once, "concurrency_id": "inspecting"}
     place = [layer, kind, head]
     seen = [told, shown, bars, pin, taken, files, last]
     reads = gr.on([go.click, text.submit], on_read, [owner, model, text, count, *place], [*seen, go, stop], **worked)
     idle: Callable[[], Any] = lambda: (gr.Button(interactive=True), gr.Button(interactive=False))  # noqa: E731
     reads.failure(idle, None, [go, stop], **private)
-    stop.click(idle, None, [go, stop], cancels=[reads], **private)
+    stopped: Callable[[], Any] = lambda: (_line("Stopped."), *idle())  # noqa: E731
+    stop.click(stopped, None, [told, go, stop], cancels=[reads], **private)
     again: dict[str, Any] = {"fn": on_look, "inputs": [owner, model, last, *place], "outputs": seen, **worked}
     model.change(on_model, [owner, model, *place], place, **private).success(**again)
     for chosen in (layer, kind):

@@ -1,0 +1,160 @@
+"""The views Memory and Baseline without a browser: what they show, what they keep, and what they refuse in words."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zoo
+
+from bdh.errors import DataError, HatcheryError
+from lab import memory as lab
+from ui.inspect import compared, field, memory, remembered
+from ui.inspect.baseline import UNTRAINED, Comparer
+from ui.inspect.baseline import Look as Pair
+from ui.inspect.memory import Look, Memories
+from ui.limits import Limits
+from ui.registry import Registry
+
+TEXT = "a cat, <b>a hat</b>, añb"
+LIMITS = Limits(max_prompt_bytes=200)
+OWNER = "browser:somebody"
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("flat", "hierarchical", "hebbian", "transformer", "mixture"):
+        zoo.fresh(name).save_pretrained(folder / "checkpoints" / name)
+    return Registry(folder / "checkpoints", folder, LIMITS, "cpu")
+
+
+def last(steps: Any) -> Any:
+    with closing(steps):
+        return [step for step in steps if not isinstance(step, tuple)][-1]
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"), [("flat", "layer.1"), ("hierarchical", "global.1"), ("hierarchical", "local.0"),
+                         ("hebbian", "layer.0"), ("mixture", "member.1.global.0")],
+)  # fmt: skip
+def test_every_view_of_a_memory_is_shown_for_every_kind_and_nothing_in_it_is_markup(
+    registry: Registry, model: str, layer: str
+) -> None:
+    trace, wiring = Memories(registry, LIMITS).heard(Look(model, layer, 1, TEXT), OWNER)
+    weights = trace.attention(trace.writes - 1).numpy()
+    shown = [
+        remembered.strip(trace, trace.writes - 1, weights),
+        remembered.heat(trace, wiring, trace.writes, remembered.BY_STRENGTH, 0, "16"),
+        remembered.exchange(trace, trace.writes - 1, weights),
+        remembered.exchange(trace, 0, trace.attention(0).numpy()),
+        remembered.synapse_table(trace, wiring, trace.writes),
+        remembered.summary(trace),
+        remembered.beside(lab.now(trace, wiring, 2), lab.now(trace, wiring, trace.writes), ("one", "other")),
+    ]
+    assert not any("<b>a" in part or "</b>," in part for part in shown[:1])
+    assert "&lt;" in shown[0] and "Nothing: nothing that it asks for" in shown[3]
+    assert len(remembered.growth_charts(trace)) == 3
+
+
+def test_a_text_is_heard_once_for_several_looks_and_forgotten_when_there_is_no_room(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memories, heard = Memories(registry, LIMITS), []
+    listen = lab.listen
+    monkeypatch.setattr(lab, "listen", lambda *given, **named: heard.append(1) or listen(*given, **named))
+    look = Look("flat", "layer.0", 0, TEXT)
+    first, _ = memories.heard(look, OWNER)
+    assert memories.heard(look, OWNER)[0] is first and len(heard) == 1
+    monkeypatch.setattr(memory, "_KEPT_BYTES", 1)
+    memories.heard(look._replace(head=1), OWNER)
+    memories.heard(look, OWNER)
+    assert len(heard) == 3
+
+
+@pytest.mark.parametrize(
+    ("look", "words"),
+    [
+        (Look("flat", "layer.0", 0, "a"), "give 2 to"),
+        (Look("flat", "layer.0", 0, "a" * 300), "give 2 to 200"),
+        (Look("hierarchical", "global.0", 0, "abc"), "give 8 to"),
+        (Look("flat", "layer.9", 0, TEXT), "no layer"),
+        (Look("flat", "layer.0", 7, TEXT), "head is 7"),
+        (Look("flat", "layer.0", True, TEXT), "head is True"),
+        (Look("transformer", "layer.0", 0, TEXT), "no Hebbian memory"),
+        (Look("nobody", "layer.0", 0, TEXT), "no model"),
+    ],
+)
+def test_what_cannot_be_looked_into_is_refused_in_words(registry: Registry, look: Look, words: str) -> None:
+    with pytest.raises(HatcheryError, match=words):
+        Memories(registry, LIMITS).heard(look, OWNER)
+
+
+def test_a_picture_shows_the_neurons_that_were_asked_for() -> None:
+    rows = torch.arange(40.0).view(20, 2)
+    assert remembered.ordered(rows, remembered.BY_STRENGTH, 0, "16").tolist() == list(range(19, 3, -1))
+    assert remembered.ordered(rows, remembered.BY_NUMBER, 9, "16").tolist() == list(range(4, 20))
+    assert remembered.ordered(rows, remembered.BY_NUMBER, 9, remembered.ALL).tolist() == list(range(20))
+    assert remembered.ordered(rows, "?", None, "?").tolist() == list(range(20))
+    rows[5:] = 0
+    assert remembered.ordered(rows, remembered.BY_STRENGTH, 0, remembered.ALL).tolist() == [4, 3, 2, 1, 0]
+    values, together = remembered.columns(rows, np.array([3, 1]))
+    np.testing.assert_array_equal(values, [[6, 2], [7, 3]])
+    assert together == 1
+    many, together = remembered.columns(torch.full((1500, 3), -2.0), np.arange(1500))
+    assert (many.shape, together) == ((3, 750), 2) and (many == 2).all()
+
+
+def test_a_text_is_cut_into_characters_or_patches_by_the_bytes_that_wrote_them() -> None:
+    assert remembered.units("añb".encode(), 1) == ((0, 1, "a"), (1, 3, "ñ"), (3, 4, "b"))
+    assert remembered.units(b"abcde", 2) == ((0, 1, "ab"), (1, 2, "cd"))
+
+
+def test_a_fields_colour_says_the_sign_and_its_opacity_the_size() -> None:
+    assert field.reach_of(np.zeros((2, 2))) == 1.0
+    assert "rgba(37,99,235,0.75)" in field.shade(-1.0) and "rgba(217,98,8,0.38)" in field.shade(0.5)
+    assert 'alt="a &lt;b&gt;"' in field.picture(np.eye(2), 1.0, "a <b>", height_rem=1)
+
+
+@pytest.mark.parametrize(
+    ("model", "other"), [("flat", "transformer"), ("hierarchical", UNTRAINED), ("mixture", "transformer")]
+)
+def test_a_model_is_compared_with_a_transformer(registry: Registry, model: str, other: str) -> None:
+    comparer, look = Comparer(registry, LIMITS), Pair(model, other, TEXT)
+    found = last(comparer.comparing(look, OWNER))
+    assert found.heard_bytes == len(TEXT.encode()) and found.transformer.trained is bool(other)
+    assert {one.kind for one in found.transformer.activity} == {"MLP"}
+    assert "exactly 0" in compared.facts(found) + compared.zeros(found) and compared.memory_chart(found)
+    assert ("fresh weights" in compared.facts(found)) is not bool(other)
+    layer = {"flat": "layer.1", "hierarchical": "global.0", "mixture": "member.0.layer.1"}[model]
+    drawn = compared.maps(comparer.readings(look, layer, 1, 0, 1, OWNER))
+    assert drawn.count("<img") == 2 and ("patches back" in drawn) is (model == "hierarchical")
+
+
+def test_what_cannot_be_compared_is_refused_in_words(registry: Registry) -> None:
+    comparer = Comparer(registry, LIMITS)
+    assert "the baseline itself" in comparer.why_not("transformer", OWNER) and not comparer.why_not("flat", OWNER)
+    assert [id for _, id in comparer.baselines("flat", OWNER)] == ["transformer", UNTRAINED]
+    assert [id for _, id in comparer.baselines("mixture", OWNER)] == ["transformer"]
+    for look, words in [
+        (Pair("transformer", UNTRAINED, TEXT), "the baseline itself"),
+        (Pair("flat", "hebbian", TEXT), "no transformer"),
+        (Pair("mixture", UNTRAINED, TEXT), "not composed"),
+        (Pair("flat", "transformer", "short"), "give 8 to"),
+    ]:
+        with pytest.raises(DataError, match=words):
+            last(comparer.comparing(look, OWNER))
+
+
+def test_work_that_is_no_longer_wanted_ends_and_lets_go_of_its_models(registry: Registry) -> None:
+    steps = Comparer(registry, LIMITS).comparing(Pair("flat", "transformer", TEXT), OWNER)
+    assert isinstance(next(iter(steps)), tuple)
+    steps.close()  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 30
+    while any(entry.in_use for entry in registry.entries(OWNER)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

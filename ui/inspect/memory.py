@@ -1,0 +1,408 @@
+"""The view Memory: a head's Hebbian state as a picture, what a byte writes into it and reads from it, its synapses."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from bdh.errors import DataError, HatcheryError
+from lab import memory as lab
+from lab.memory import Place, Trace, Wiring
+
+from ..limits import Limits
+from ..markup import bar
+from ..owner import identify, reported
+from ..parting import Folders
+from ..registry import Owner, Registry
+from ..steps import in_steps, whole
+from .remembered import (
+    ALL,
+    BY_NUMBER,
+    BY_STRENGTH,
+    CSS,
+    SHOWN,
+    beside,
+    exchange,
+    growth_charts,
+    growth_note,
+    heat,
+    ordered,
+    strip,
+    summary,
+    synapse_table,
+)
+
+__all__ = ["CSS", "build_memory"]
+
+MOST_BYTES = 4_000
+"""Of a text that is looked into: seconds of hearing."""
+TEXTS = [
+    'User: What does "river" mean?\nBot: "River" means a large natural stream of water.\n'
+    'User: What does "lantern" mean?\nBot: "Lantern" means',
+    "In the beginning God created the heavens and the earth. Now the earth was formless and empty. Darkness was on the "
+    "surface of the deep. God\u2019s Spirit was hovering over the surface of the waters.",
+    "def area(width, height):\n    return width * height\n\n\ndef volume(width, height, depth):\n    return area(",
+    "abcabcabcabcabcabcabcabcabcabcabcabc",
+]
+_OTHER = "In the beginning God created the heavens and the earth. Now the earth was dry and full of light."
+_KEPT_BYTES = 200_000_000
+"""Of what was heard lately, for all visitors together."""
+_PICK = """
+element.addEventListener('click', event => {
+  const unit = event.target.closest('[data-at]');
+  if (unit) trigger('click', { at: Number(unit.dataset.at) });
+});
+"""
+
+
+class Look(NamedTuple):
+    """What is looked into; small, so that a page can hold it."""
+
+    model: str
+    place: str
+    head: int
+    text: str
+
+
+class Memories:
+    """Traces of what was looked into, heard again when they are no longer kept."""
+
+    def __init__(self, registry: Registry, limits: Limits) -> None:
+        self.registry, self.limits = registry, limits
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str, int, bytes], Trace] = OrderedDict()
+
+    def places(self, model: str | None, owner: Owner) -> tuple[Place, ...]:
+        """The layers of a model with a Hebbian memory."""
+        return lab.places(self.registry.config(model or "", owner))
+
+    def place(self, model: str | None, name: str | None, owner: Owner) -> Place:
+        """A layer by its name.
+
+        Raises:
+            HatcheryError: the model has no such layer.
+        """
+        found = self.places(model, owner)
+        if not found:
+            raise DataError(lab.without_places(self.registry.config(model or "", owner)))
+        for place in found:
+            if place.name == name:
+                return place
+        raise DataError(f"this model has no layer {name!r:.60}; it has {', '.join(place.name for place in found[:6])}")
+
+    def hearing(self, look: Look, owner: Owner) -> Iterator[Any]:
+        """How far hearing is, as (part, note), and at last the trace with its wiring.
+
+        Raises:
+            HatcheryError: there is no such layer or head, or the text is too short or too long.
+        """
+        place = self.place(look.model, look.place, owner)
+        data = self.data(look.text, place)
+        if not isinstance(look.head, int) or isinstance(look.head, bool) or not 0 <= look.head < place.heads:
+            raise DataError(f"the head is {look.head!r:.40}; this layer has 1 to {place.heads}")
+
+        def work(tell: Any, give: Any) -> None:
+            with self.registry.lease(look.model, owner) as model, self.registry.reserve(2 * model.state_bytes()):
+                wiring = lab.wiring(model, place, look.head)
+                key = (model.checksum(), place.name, look.head, data)
+                with self._lock:
+                    trace = self._kept.get(key)
+                    if trace is not None:
+                        self._kept.move_to_end(key)
+                if trace is None:
+                    trace = lab.listen(
+                        model,
+                        data,
+                        place,
+                        look.head,
+                        progress=lambda done, total: tell(done / total, f"heard {done:,} of {total:,} bytes"),
+                    )
+                    self._keep(key, trace)
+                give([trace, wiring])
+
+        return in_steps(work)
+
+    def heard(self, look: Look, owner: Owner) -> tuple[Trace, Wiring]:
+        """The trace of a look, with its wiring.
+
+        Raises:
+            HatcheryError: as `hearing`.
+        """
+        with closing(self.hearing(look, owner)) as steps:  # type: ignore[type-var]
+            for step in steps:
+                if isinstance(step, list):
+                    return step[0], step[1]
+        raise DataError("hearing was broken off; look again")
+
+    def data(self, text: str | None, place: Place) -> bytes:
+        """The bytes of a text.
+
+        Raises:
+            DataError: too few or too many.
+        """
+        data = text.encode("utf-8", errors="replace") if isinstance(text, str) else b""
+        most = min(MOST_BYTES, self.limits.max_prompt_bytes, lab.most_bytes(place))
+        least = 2 * place.step_bytes
+        if not least <= len(data) <= most:
+            raise DataError(f"the text has {len(data):,} bytes; give {least:,} to {most:,}")
+        return data
+
+    def _keep(self, key: tuple[str, str, int, bytes], trace: Trace) -> None:
+        with self._lock:
+            self._kept[key] = trace
+            while sum(one.size_bytes for one in self._kept.values()) > _KEPT_BYTES and len(self._kept) > 1:
+                self._kept.popitem(last=False)
+
+
+def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, model: gr.Dropdown) -> None:
+    """Lay out the view and wire it.
+
+    Args:
+        model: the choice of the tab.
+    """
+    memories, folders = Memories(registry, limits), Folders("memory-")
+    first = lab.places(registry.config(registry.default(), "")) if registry.default() else ()
+    met = _first(first)
+    gr.Markdown(
+        "A BDH model remembers in sums of outer products: each byte adds what its neurons stand for, and reads what "
+        "earlier bytes left there. Choose a layer and a head, let it hear a text, and look at that memory at any byte."
+    )
+    without = lab.without_places(registry.config(registry.default(), "")) if registry.default() and not first else ""
+    none = gr.Markdown(without, visible=bool(without), elem_id="memory-none")
+    with gr.Column(visible=not without) as form:
+        with gr.Row():
+            layer = gr.Dropdown(
+                _layers(first), value=met.name if met else None, label="Layer", min_width=200, elem_id="memory-layer"
+            )
+            head = gr.Dropdown(_heads(met), value=_last_head(met), label="Head", min_width=140, elem_id="memory-head")
+        text = gr.Textbox(
+            TEXTS[0], label="Text", info=f"up to {min(MOST_BYTES, limits.max_prompt_bytes):,} bytes", lines=3,
+            max_lines=8, elem_id="memory-text",
+        )  # fmt: skip
+        gr.Examples(
+            [[one] for one in TEXTS],
+            [text],
+            label="Texts",
+            example_labels=["Dialogue", "Bible", "Python", "abcabc"],
+            api_visibility="private",
+        )
+        with gr.Row():
+            go = gr.Button("Look into the memory", variant="primary", scale=2, min_width=160, elem_id="memory-go")
+            stop = gr.Button("Stop", variant="stop", interactive=False, min_width=90, elem_id="memory-stop")
+    line = gr.HTML(elem_classes="flush", elem_id="memory-line")
+    looked = gr.State(None)
+    with gr.Column(visible=False, elem_id="memory-found") as shown:
+        at = gr.Slider(1, 2, 2, step=1, label="After byte", info="or press a character below", elem_id="memory-at")
+        paper = gr.HTML(js_on_load=_PICK, elem_classes="flush", elem_id="memory-strip")
+        with gr.Tabs():
+            with gr.Tab("Picture", id="picture"):
+                with gr.Row():
+                    order = gr.Radio([BY_STRENGTH, BY_NUMBER], value=BY_STRENGTH, label="Neurons", min_width=220)
+                    count = gr.Radio(list(SHOWN), value=ALL, label="Zoom", info="neurons shown", min_width=220,
+                                     elem_id="memory-zoom")  # fmt: skip
+                    start = gr.Slider(0, 1, 0, step=1, label="From", info="zoomed in, where it begins", min_width=200)
+                picture = gr.HTML(elem_classes="flush", elem_id="memory-picture")
+            with gr.Tab("Written and read", id="exchange"):
+                told = gr.HTML(elem_classes="flush", elem_id="memory-exchange")
+            with gr.Tab("Synapses", id="synapses"):
+                table = gr.HTML(elem_classes="flush", elem_id="memory-synapses")
+            with gr.Tab("Growth", id="growth"):
+                with gr.Row(elem_id="memory-growth"):
+                    curves = [gr.Plot(show_label=False, min_width=260) for _ in range(3)]
+                grown = gr.HTML(elem_classes="flush")
+            with gr.Tab("Two memories", id="two"):
+                other = gr.Textbox(_OTHER, label="Another text", info="heard from an empty memory, too", lines=3,
+                                   max_lines=8, elem_id="memory-other")  # fmt: skip
+                compare = gr.Button("Compare", variant="primary", elem_id="memory-compare")
+                both = gr.HTML(elem_classes="flush", elem_id="memory-both")
+        with gr.Row():
+            data = gr.Button("Data (NPZ)", size="sm", min_width=120, elem_id="memory-npz")
+            drawing = gr.Button("Picture (PNG)", size="sm", min_width=120, elem_id="memory-png")
+        file = gr.File(label="To take along", visible=False, interactive=False, elem_id="memory-file")
+
+    zoom = [order, start, count]
+    views = [paper, picture, told, table]
+
+    def at_byte(trace: Trace, wiring: Wiring, byte: float | None, *zoomed: Any) -> list[str]:
+        written = _writes(trace, byte)
+        weights = trace.attention(written - 1).numpy()
+        return [
+            strip(trace, written - 1, weights),
+            heat(trace, wiring, written, *zoomed),
+            exchange(trace, written - 1, weights),
+            synapse_table(trace, wiring, written),
+        ]
+
+    @whole
+    def on_look(
+        request: gr.Request, secret: str, model: str, layer: str, head: int, text: str, *zoomed: Any
+    ) -> Iterator[dict[Any, Any]]:
+        with reported():
+            yield {line: bar(0, "getting ready"), go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
+            look = Look(model, layer, head, text)
+            with closing(memories.hearing(look, identify(secret, request))) as steps:  # type: ignore[type-var]
+                for step in steps:
+                    if isinstance(step, tuple):
+                        yield {line: bar(*step)}
+                        continue
+                    trace, wiring = step
+                    size = len(trace.data)
+                    step_bytes = trace.place.step_bytes
+                    whole = trace.writes * step_bytes
+                    yield {
+                        line: summary(trace),
+                        looked: tuple(look),
+                        at: gr.Slider(minimum=step_bytes, maximum=whole, value=whole, step=step_bytes),
+                        start: gr.Slider(maximum=max(1, trace.place.neurons - 16), value=0),
+                        **dict(zip(views, at_byte(trace, wiring, size, zoomed[0], 0, zoomed[2]), strict=True)),
+                        **dict(zip(curves, growth_charts(trace), strict=True)),
+                        grown: growth_note(trace),
+                        both: "",
+                        file: gr.File(visible=False),
+                        shown: gr.Column(visible=True),
+                        **idle(),
+                    }
+
+    def on_other_head(request: gr.Request, secret: str, seen: Any, *given: Any) -> Iterator[dict[Any, Any]]:
+        if seen:
+            yield from on_look(request, secret, *given)
+        else:  # nothing was looked into that another head could be seen of
+            yield {line: ""}
+
+    def idle() -> dict[Any, Any]:
+        return {go: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+
+    def on_at(request: gr.Request, secret: str, looked: Any, byte: float | None, *zoomed: Any) -> list[Any]:
+        if not looked:
+            return [gr.skip()] * len(views)
+        with reported():
+            return at_byte(*memories.heard(Look(*looked), identify(secret, request)), byte, *zoomed)
+
+    def on_zoom(request: gr.Request, secret: str, looked: Any, byte: float | None, *zoomed: Any) -> Any:
+        if not looked:
+            return gr.skip()
+        with reported():
+            trace, wiring = memories.heard(Look(*looked), identify(secret, request))
+            return heat(trace, wiring, _writes(trace, byte), *zoomed)
+
+    def on_pick(event: gr.EventData, looked: Any, byte: float) -> float:
+        picked = event._data.get("at") if isinstance(event._data, dict) else None
+        if isinstance(picked, bool) or not isinstance(picked, int) or not 1 <= picked <= MOST_BYTES or not looked:
+            return byte
+        return picked
+
+    def on_compare(request: gr.Request, secret: str, looked: Any, other: str) -> Iterator[str]:
+        if not looked:
+            return
+        with reported():
+            who, look = identify(secret, request), Look(*looked)
+            yield bar(0.5, "hearing the other text")
+            trace, wiring = memories.heard(look, who)
+            second, _ = memories.heard(look._replace(text=other), who)
+            yield beside(
+                lab.now(trace, wiring, trace.writes), lab.now(second, wiring, second.writes), ("the text", "the other")
+            )
+
+    def on_data(request: gr.Request, secret: str, looked: Any, byte: float | None) -> Any:
+        if not looked:
+            return gr.skip()
+        with reported():
+            trace, wiring = memories.heard(Look(*looked), identify(secret, request))
+            path = folders.new() / "memory.npz"
+            lab.save(path, trace, wiring, _writes(trace, byte))
+            return gr.File(str(path), visible=True)
+
+    def on_drawing(request: gr.Request, secret: str, looked: Any, byte: float | None, *zoomed: Any) -> Any:
+        if not looked:
+            return gr.skip()
+        with reported():
+            trace, wiring = memories.heard(Look(*looked), identify(secret, request))
+            path, written = folders.new() / "memory.png", _writes(trace, byte)
+            rows = lab.now(trace, wiring, written)
+            title = f"{trace.place.title}, head {trace.head + 1}, after {written * trace.place.step_bytes:,} bytes"
+            lab.draw(path, {title: rows}, neurons=ordered(rows, *zoomed))
+            return gr.File(str(path), visible=True)
+
+    def on_model(request: gr.Request, secret: str, model: str) -> list[Any]:
+        with reported():
+            who = identify(secret, request)
+            found = memories.places(model, who)
+            words = "" if found else lab.without_places(registry.config(model, who))
+            met = _first(found)
+        return [
+            gr.Dropdown(_layers(found), value=met.name if met else None),
+            gr.Dropdown(_heads(met), value=_last_head(met)),
+            gr.Markdown(words, visible=not found),
+            gr.Column(visible=bool(found)),
+            gr.Column(visible=False),
+            "",
+            None,
+        ]
+
+    def on_layer(request: gr.Request, secret: str, model: str, layer: str, head: int) -> gr.Dropdown:
+        try:
+            place = memories.place(model, layer, identify(secret, request))
+        except HatcheryError:  # the model was changed since
+            return gr.Dropdown()
+        return gr.Dropdown(_heads(place), value=min(head or 0, place.heads - 1))
+
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    quick: dict[str, Any] = {**private, "concurrency_limit": None}
+    some: dict[str, Any] = {**private, "concurrency_limit": 2, "concurrency_id": "looking"}
+    asked = [model, layer, head, text, *zoom]
+    told_of = [line, looked, at, start, *views, *curves, grown, both, file, shown, go, stop]
+    looking = gr.on([go.click, text.submit], on_look, [owner, *asked], told_of, **some)
+    other_layer = layer.input(on_layer, [owner, model, layer, head], head, **quick)
+    others = [
+        head.input(on_other_head, [owner, looked, *asked], told_of, **some),
+        other_layer.then(on_other_head, [owner, looked, *asked], told_of, **some),
+    ]
+    for event in (looking, *others):
+        event.failure(lambda: [*_idle(), ""], None, [go, stop, line], **quick)
+    stop.click(lambda: [*_idle(), ""], None, [go, stop, line], cancels=[looking, *others], **quick)
+    model.change(on_model, [owner, model], [layer, head, none, form, shown, line, looked], **quick)
+    moved: dict[str, Any] = {**some, "trigger_mode": "always_last"}
+    at.change(on_at, [owner, looked, at, *zoom], views, **moved)
+    paper.click(on_pick, [looked, at], at, **quick)
+    gr.on([order.input, count.input, start.release], on_zoom, [owner, looked, at, *zoom], picture, **moved)
+    compare.click(on_compare, [owner, looked, other], both, **some)
+    data.click(on_data, [owner, looked, at], file, **some)
+    drawing.click(on_drawing, [owner, looked, at, *zoom], file, **some)
+
+
+def _idle() -> list[gr.Button]:
+    return [gr.Button(interactive=True), gr.Button(interactive=False)]
+
+
+def _layers(places: Sequence[Place]) -> list[tuple[str, str]]:
+    return [(place.title, place.name) for place in places]
+
+
+def _first(places: Sequence[Place]) -> Place | None:
+    """What is looked into if nobody chose: the last layer whose memory lasts."""
+    return next((place for place in reversed(places) if not place.span), None)
+
+
+def _last_head(place: Place | None) -> int:
+    """The head that is looked into if nobody chose: where heads are damped, the one that keeps most."""
+    return place.decay.index(max(place.decay)) if place and place.decay else 0
+
+
+def _heads(place: Place | None) -> list[tuple[str, int]]:
+    if place is None:
+        return [("1", 0)]
+    return [
+        (f"{index + 1}" + (f" \u00b7 keeps {place.decay[index]:.2%}" if place.decay else ""), index)
+        for index in range(place.heads)
+    ]
+
+
+def _writes(trace: Trace, byte: float | None) -> int:
+    """The writes that a byte of the slider stands for, the one at it included."""
+    wanted = int(byte) if isinstance(byte, (int, float)) and byte == byte else len(trace.data)
+    return min(max(-(-wanted // trace.place.step_bytes), 1), trace.writes)
