@@ -6,9 +6,15 @@ import sys
 
 from train.__main__ import keep_freed_memory
 
-from . import composability, features, sparsity
+from . import composability, concept_experiment, features, network_experiment, sparsity
 
-EXPERIMENTS = {"composability": composability, "features": features, "sparsity": sparsity}
+EXPERIMENTS = {
+    "composability": composability,
+    "concept": concept_experiment,
+    "features": features,
+    "network": network_experiment,
+    "sparsity": sparsity,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

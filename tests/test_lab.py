@@ -132,4 +132,4 @@ def test_experiments_are_listed_and_others_refused(capsys: pytest.CaptureFixture
     assert main([]) == 0
     assert "sparsity       What do few active neurons cost?" in capsys.readouterr().out
     assert main(["nothing"]) == 2
-    assert "no experiment 'nothing'; there is composability, sparsity" in capsys.readouterr().err
+    assert "no experiment 'nothing'; there is composability, concept, network, sparsity" in capsys.readouterr().err

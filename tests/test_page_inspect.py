@@ -28,3 +28,18 @@ def test_a_text_is_read_walked_through_and_a_neuron_found(page: Page, url: str) 
     expect(page.locator("#reading-where")).to_contain_text(f"neuron {number} of layer.1.x_sparse", timeout=WAIT_MS)
     expect(page.locator("#reading-neuron input")).to_have_value(number)
     expect(page.locator("#reading-active")).to_contain_text("layer.0")
+
+
+def test_a_concept_is_searched_and_silenced_and_the_network_of_the_weights_measured(page: Page, url: str) -> None:
+    page.goto(f"{url}/?tab=inspect&model=beta")
+    page.get_by_role("tab", name="Concept").click()
+    page.locator("#concept-go").click()
+    expect(page.locator("#concept-neurons")).to_contain_text("The best 24 of 256", timeout=WAIT_MS)
+    expect(page.locator("#concept-go")).to_be_enabled(timeout=WAIT_MS)
+    expect(page.locator("#concept-plot canvas")).to_be_visible(timeout=WAIT_MS)
+    page.locator("#concept-silence").click()
+    expect(page.locator("#concept-costs")).to_contain_text("others as active", timeout=WAIT_MS)
+    page.get_by_role("tab", name="Network").click()
+    page.locator("#network-go").click()
+    expect(page.locator("#network-said")).to_contain_text("32 neurons, 256 edges", timeout=WAIT_MS)
+    expect(page.locator("#network-line")).to_contain_text("is excited by")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,6 +48,28 @@ def check_file(path: Path) -> None:
         raise DataError(f"a plot goes to a file that ends in {' or '.join(SUFFIXES)}; given {path.name[:100]!r}")
     if importlib.util.find_spec("matplotlib") is None:
         raise DataError("plots need matplotlib, which is not installed; pip install matplotlib, or leave the plot out")
+
+
+@contextmanager
+def figure(path: Path, rows: int, columns: int = 1, *, inches: tuple[float, float] = (4.8, 3.1)) -> Iterator[Any]:
+    """Panels in the looks of this file, (rows, columns) of axes, written to a file at the end.
+
+    Colours are "C0" to "C6".
+
+    Args:
+        inches: width and height of a panel.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    check_file(path)
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with rc_context(_STYLE | {"axes.prop_cycle": f"cycler(color={list(_COLOURS)})"}):
+        drawn = Figure(figsize=(inches[0] * columns, inches[1] * rows), layout="constrained")
+        yield drawn.subplots(rows, columns, squeeze=False)
+        _save(drawn, path)
 
 
 def draw(positions: Mapping[str, Sequence[Position]], needles: Mapping[str, NeedleGrid], path: Path) -> None:

@@ -87,7 +87,7 @@ class Limits:
     max_merges_bytes: int = 50_000 * _MB
     """Bytes that the merged models of all visitors may take on disk."""
     max_report_bytes: int = 16_384
-    """Bytes of each text that a merged model and its parents are measured on."""
+    """Bytes of each text that a merged model and its parents are measured on, or of all sentences of a concept."""
     parked_hours: int = 24
     """Hours after which a conversation that nobody went on with is deleted, with its memory."""
     uploads_hours: int = 1_000_000

@@ -8,13 +8,15 @@ import gradio as gr
 
 from ..limits import Limits
 from ..registry import Registry
-from . import baseline, features, memory, reader, reading
+from . import baseline, concept, features, memory, network, reader, reading
 from .baseline import build_baseline
+from .concept import build_concept
 from .features import build_features
 from .memory import build_memory
+from .network import build_network
 from .reading import build_reading
 
-CSS = "".join(part.CSS for part in (reader, reading, memory, baseline, features))
+CSS = "".join(part.CSS for part in (reader, reading, memory, concept, network, baseline, features))
 
 
 @dataclass
@@ -39,6 +41,10 @@ def build_inspect(registry: Registry, owner: gr.BrowserState, limits: Limits) ->
             text = build_reading(registry, owner, limits, model)
         with gr.Tab("Memory", id="memory"):
             build_memory(registry, owner, limits, model)
+        with gr.Tab("Concept", id="concept"):
+            build_concept(registry, owner, limits, model)
+        with gr.Tab("Network", id="network"):
+            build_network(registry, owner, model)
         with gr.Tab("Baseline", id="baseline"):
             build_baseline(registry, owner, limits, model)
         with gr.Tab("Features", id="features"):

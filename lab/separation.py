@@ -1,0 +1,114 @@
+"""Which of many measurements tell two groups apart: ranks, effects, corrections, and what chance alone would find.
+
+Everything is one-sided: a measurement separates if it is larger in the first group.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+_BLOCK = 4_096
+"""Measurements that are ranked, or shuffled, at once."""
+
+
+class Separation(NamedTuple):
+    """How well each of F measurements tells the groups apart."""
+
+    u: Floats
+    """Pairs of one sentence of each group in which the first group's is larger; ties count half."""
+    effect: Floats
+    """Rank-biserial correlation, 2 U / (n1 n2) - 1: 1 separates wholly, 0 not at all, -1 the other way round."""
+    p: Floats
+    """Of that much or more by chance: one-sided Mann-Whitney U, normal with ties and continuity corrected."""
+
+
+class Ranked(NamedTuple):
+    """Measurements as ranks."""
+
+    ranks: NDArray[np.float32]
+    """(S, F): from 1 on down each column; ties share their mean."""
+    tied: Floats
+    """(F,): the sum of t³ - t over groups of t equal values."""
+
+
+def ranked(values: NDArray[np.float32]) -> Ranked:
+    """The ranks of `values` (S, F) within each column."""
+    count, features = values.shape
+    ranks, tied = np.empty((count, features), np.float32), np.empty(features)
+    places = np.arange(count)
+    for start in range(0, features, _BLOCK):
+        rows = np.ascontiguousarray(values[:, start : start + _BLOCK].T)
+        order = rows.argsort(axis=1)
+        ordered = np.take_along_axis(rows, order, axis=1)
+        begins = np.ones(rows.shape, bool)
+        begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        ends = np.roll(begins, -1, axis=1)  # the last place ends a group because the first begins one
+        first = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+        last = np.minimum.accumulate(np.where(ends, places, count)[:, ::-1], axis=1)[:, ::-1]
+        shared = np.empty(rows.shape, np.float32)
+        np.put_along_axis(shared, order, ((first + last) / 2 + 1).astype(np.float32), axis=1)
+        ranks[:, start : start + _BLOCK] = shared.T
+        # A group of t adds t² - 1 at each of its t places.
+        tied[start : start + _BLOCK] = ((last - first + 1.0) ** 2 - 1).sum(axis=1)
+    return Ranked(ranks, tied)
+
+
+def separation(found: Ranked, first: NDArray[np.bool_]) -> Separation:
+    """How well each column separates the rows in `first` (S,) from the others.
+
+    A column whose values are all equal has effect 0 and p 1.
+    """
+    n1, n = int(first.sum()), len(first)
+    n2 = n - n1
+    u = found.ranks[first].sum(axis=0, dtype=np.float64) - n1 * (n1 + 1) / 2
+    variance = n1 * n2 / 12 * ((n + 1) - found.tied / (n * (n - 1)))
+    deviation = np.sqrt(np.maximum(variance, 0))
+    z = np.divide(u - n1 * n2 / 2 - 0.5, deviation, out=np.full(len(u), -np.inf), where=deviation > 1e-9)
+    # Not 1 - Φ(z), nor torch's ndtr, which are 0 from about 1e-16 on.
+    p = torch.special.erfc(torch.from_numpy(z / np.sqrt(2))).numpy() / 2
+    return Separation(u, 2 * u / (n1 * n2) - 1, p)
+
+
+def best_by_chance(found: Ranked, first: NDArray[np.bool_], shuffles: int, seed: int) -> Floats:
+    """The largest effect among all columns when the rows' groups are shuffled, (shuffles,) in ascending order."""
+    n1, n = int(first.sum()), len(first)
+    generator = np.random.default_rng(seed)
+    groups = np.zeros((shuffles, n), np.float32)
+    for row in groups:
+        row[generator.permutation(n)[:n1]] = 1
+    # Sums of halves below 2^23 are exact in float32.
+    most = np.full(shuffles, -np.inf, np.float32)
+    for start in range(0, found.ranks.shape[1], _BLOCK):
+        np.maximum(most, (groups @ found.ranks[:, start : start + _BLOCK]).max(axis=1), out=most)
+    u = most.astype(np.float64) - n1 * (n1 + 1) / 2
+    return np.sort(2 * u / (n1 * (n - n1)) - 1)
+
+
+def benjamini_hochberg(p: Floats) -> Floats:
+    """The false discovery rate at which each would just be found: p corrected by Benjamini and Hochberg."""
+    order = p.argsort()
+    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1)
+    return corrected
+
+
+def bonferroni(p: Floats) -> Floats:
+    """The chance of even one such find among all that were tried, at most: p times their number."""
+    return np.minimum(p * len(p), 1)
+
+
+def halves(first: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
+    """Which rows are searched, the others being held out: half of each group, the larger half if they are odd."""
+    generator = np.random.default_rng(seed)
+    searched = np.zeros(len(first), bool)
+    for group in (first, ~first):
+        rows = np.flatnonzero(group)
+        searched[generator.permutation(rows)[: (len(rows) + 1) // 2]] = True
+    return searched

@@ -1,0 +1,248 @@
+"""Concepts: planted ones are found and hold, sentences are measured as if alone, silence is what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zoo
+
+from bdh import probe
+from bdh.errors import DataError
+from bdh.models import Model
+from bdh.sampling import Sampling
+from bdh.stream import Stream
+from lab import concepts, silencing
+from lab.__main__ import main
+from lab.concepts import Columns, Neuron, search, search_synapses
+from lab.sentences import LEAST, PRESETS, Sentences, parse, preset
+from lab.silencing import Cost, Silenced
+from ui.inspect.concept import Asked, Concept, Finder, head, table, texts_markup
+from ui.limits import Limits
+from ui.registry import Registry
+
+WORDS = "river stone lamp house wind bread horse garden winter letter"
+
+
+def sentences(count: int = 16) -> Sentences:
+    """The concept's have an X in them; nothing else tells them apart."""
+    words = WORDS.split()
+    lines = [f"{words[i % 10]} and {words[(3 * i + 1) % 10]}{i}" for i in range(2 * count)]
+    return parse(
+        "planted", "\n".join(f"{line} X" for line in lines[:count]), "\n".join(f"{one} v" for one in lines[count:])
+    )
+
+
+def columns(model: Model[Any]) -> Columns:
+    return Columns([one for one in probe.points(model) if one.kind in ("x_sparse", "y_sparse", "mlp")])
+
+
+SUMMED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean": lambda rows: rows.mean(-2),
+    "max": lambda rows: rows.amax(-2),
+    "last": lambda rows: rows[..., -1, :],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "summary"),
+    [
+        ("flat-damped", "mean"),
+        ("flat-damped", "max"),
+        ("flat-damped", "last"),
+        ("hierarchical", "mean"),
+        ("hierarchical-damped", "max"),
+        ("hierarchical-damped", "last"),
+        ("average", "mean"),
+    ],
+)
+def test_sentences_heard_side_by_side_are_measured_as_if_each_were_heard_alone(name: str, summary: str) -> None:
+    model = zoo.model(name)
+    heard = [b"a short one", b"and another, which is longer", bytes(range(40, 180)), b"x" * 600]
+    measured = concepts.activities(model, heard, columns(model), summary)
+    for row, sentence in enumerate(heard):
+        alone = probe.record(model, sentence, [one.name for one in columns(model).points])
+        expected = torch.cat([SUMMED[summary](alone.values[one.name]).flatten() for one in columns(model).points])
+        zoo.assert_close(torch.from_numpy(measured[row]), expected, scale=10)
+
+
+def test_columns_and_neurons_name_each_other() -> None:
+    known = columns(zoo.model("flat"))
+    assert known.neuron(0) == Neuron("layer.0.x_sparse", 0, 0)
+    assert str(known.neuron(len(known) - 1)) == "layer.1.y_sparse 1:31"
+    assert all(known.column(known.neuron(column)) == column for column in range(0, len(known), 7))
+
+
+def test_a_planted_concept_is_found_holds_and_beats_chance() -> None:
+    found = search(zoo.model("flat"), sentences(), summary="last", seed=1, shuffles=50)
+    best = found.neurons.best[0]
+    assert (best.effect, best.held_auc) == (1, 1) and best.by_chance < 0.1
+    assert best.bonferroni == min(1, best.p * found.neurons.tried) < best.held_p * 100
+    assert np.median(found.neurons.chance) < 0.95
+    first, values = found.sentences.is_concept, np.array(best.values)
+    assert values[first].min() > values[~first].max()
+    share = found.baselines[1]
+    assert share.name in ("share of 'X'", "share of capitals") and share.held_auc == 1
+
+
+def test_where_there_is_nothing_the_held_out_sentences_say_so() -> None:
+    words = sentences().all
+    mixed = Sentences("nothing", words[::2], words[1::2])
+    found = search(zoo.model("flat"), mixed, shuffles=50)
+    assert found.neurons.best[0].effect > 0.4  # some of hundreds of neurons always look as if
+    assert found.neurons.best[0].by_chance > 0.05
+    assert {one.verdict for one in found.neurons.best} == {"does not hold"}
+
+
+@pytest.mark.parametrize("name", ["flat-damped", "hierarchical-damped"])
+def test_strengths_of_synapses_are_those_of_the_memory_after_the_sentence(name: str) -> None:
+    model = zoo.model(name)
+    found = search(model, sentences(12), shuffles=5)
+    synapses = search_synapses(model, found, shuffles=5)
+    assert synapses is not None
+    for find in synapses.best[:3]:
+        what: Any = find.what
+        for row in (0, 20):
+            state = probe.record(model, found.sentences.all[row], f"{what.place}.residual").state
+            strength = probe.synapses(model, state, what.place, what.head, x_neurons=[what.x], y_neurons=[what.y])
+            assert find.values[row] == pytest.approx(float(strength), rel=1e-3, abs=1e-5)
+
+
+def test_models_without_such_synapses_have_none_to_search() -> None:
+    found = search(zoo.model("transformer"), sentences(12), shuffles=5)
+    assert search_synapses(zoo.model("transformer"), found) is None
+
+
+def test_silence_costs_what_the_edited_model_loses_and_others_are_as_active() -> None:
+    model = zoo.model("flat")
+    found = search(model, sentences(), shuffles=5)
+    chosen: list[Any] = [one.what for one in found.neurons.best[:3]]
+    silenced = silencing.silence(model, found, chosen, controls=4)
+    held = [one for one, seen in zip(found.sentences.concept, found.searched, strict=False) if not seen]
+
+    def cost() -> float:
+        return float(np.concatenate([Stream(model).score(one)[1:] for one in held]).mean())
+
+    assert silenced.whole.concept == pytest.approx(cost(), rel=1e-4)
+    with probe.edited(silencing.silencing(chosen), model):
+        assert silenced.found.concept == pytest.approx(cost(), rel=1e-4)
+    assert silenced.found != silenced.whole
+    for others in silencing.stand_ins(found, chosen, 4, seed=0):
+        assert len(set(others)) == 3 and not set(others) & set(chosen)
+        assert sorted(one.point for one in others) == sorted(one.point for one in chosen)
+    options = Sampling(max_bytes=12, temperature=0, seed=0)
+    assert silencing.go_on(model, b"a river", (), options) == bytes(
+        one.byte for one in _after(model, b"a river").generate(options)
+    )
+    assert len(silencing.go_on(model, b"a river", chosen, options)) == 12
+
+
+def _after(model: Model[Any], data: bytes) -> Stream:
+    stream = Stream(model)
+    stream.feed(data)
+    return stream
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (Cost(2.001, 2.0), "no more than others as active"),
+        (Cost(2.1, 2.1), "more than others, but not to the concept alone"),
+        (Cost(2.1, 2.0), "more than others, and to the concept most"),
+    ],
+)
+def test_verdicts_on_silence_compare_with_every_draw_of_others(found: Cost, verdict: str) -> None:
+    controls = (Cost(2.01, 1.99), Cost(1.99, 2.0))
+    assert Silenced((), Cost(2.0, 2.0), found, controls).verdict == verdict
+
+
+def test_the_shipped_sentences_are_many_different_and_their_lengths_do_not_give_them_away_upwards() -> None:
+    for name in PRESETS:
+        found = preset(name)
+        assert len(found.concept) == len(found.contrast) >= 50
+        lengths = [np.mean([len(one) for one in which]) for which in (found.concept, found.contrast)]
+        assert lengths[0] < 1.1 * lengths[1]
+
+
+@pytest.mark.parametrize(
+    ("concept", "contrast", "message"),
+    [
+        ("one sentence", "\n".join(WORDS.split()), "has 1 different sentences"),
+        (
+            "\n".join(f"word {i} here" for i in range(LEAST)),
+            "\n".join(f"word {i} here" for i in range(5, 30)),
+            "both sets",
+        ),
+        ("\n".join(f"{i}" for i in range(LEAST)), "", "a sentence has 8 to 256"),
+        ("\n".join(f"{i}" + "x" * 300 for i in range(LEAST)), "", "301 bytes"),
+    ],
+)
+def test_sentences_that_cannot_be_searched_are_refused_in_words(concept: str, contrast: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parse("mine", concept, contrast)
+
+
+def test_the_command_writes_a_report_and_measures_nothing_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo.fresh("flat").save_pretrained(tmp_path / "model")
+    given = sentences()
+    for which in ("concept", "contrast"):
+        (tmp_path / f"{which}.txt").write_bytes(b"\n".join(getattr(given, which)))
+    arguments = ["concept", str(tmp_path / "model"), "--concept", str(tmp_path / "concept.txt"), "--shuffles", "20"]
+    arguments += ["--controls", "2", "--summary", "last", "--sample-bytes", "8", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "--concept and --contrast go together" in capsys.readouterr().err
+    arguments += ["--contrast", str(tmp_path / "contrast.txt")]
+    assert main(arguments) == 0
+    kept = (tmp_path / "out" / "concept.json").stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert (tmp_path / "out" / "concept.json").stat().st_mtime_ns == kept
+    result = json.loads((tmp_path / "out" / "report.json").read_text())
+    (found,) = result["concepts"]
+    assert found["neurons"]["best"][0]["held_auc"] == 1 and len(found["silenced"]["controls"]) == 2
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert found["neurons"]["best"][0]["what"]["name"] in report and "share of" in report
+    assert (tmp_path / "out" / "strips.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*arguments, "--seed", "5"]) == 2
+    assert "holds another checkpoint or other options" in capsys.readouterr().err
+
+
+def test_the_view_gives_neurons_then_synapses_then_what_silence_does_and_files(tmp_path: Path) -> None:
+    zoo.fresh("flat").save_pretrained(tmp_path / "checkpoints" / "alpha")
+    finder = Finder(Registry(tmp_path / "checkpoints", tmp_path / "data", Limits(), "cpu"), Limits())
+    given = sentences()
+    about, other = (b"\n".join(which).decode() for which in (given.concept, given.contrast))
+    asked = Asked("alpha", "names", about, other, "last")
+    stages = [one for one in finder.find(asked, "browser:me") if isinstance(one, Concept)]
+    assert len(stages) == 2 and stages[0].search.sentences.name == "sentences of your own"
+    told = [one for one in finder.silence(asked, "browser:me", 2, "river <b>") if not isinstance(one, tuple)]
+    assert [len(text) for text in told[0].values()] == [80, 80]
+    assert len(told[1].neurons) == 2
+    files = [Path(path) for path in finder.files(asked, "browser:me", 0, "synapses", 2)]
+    assert json.loads(files[0].read_text())["silenced"]["verdict"] == told[1].verdict
+    assert files[1].read_text().splitlines()[0].startswith("kind,name,effect") and files[2].stat().st_size > 1_000
+    with pytest.raises(DataError, match="choose 1 to 24"):
+        finder.silence(asked, "browser:me", 99, "river")
+
+
+def test_more_sentences_than_may_be_heard_are_refused(tmp_path: Path) -> None:
+    limits = Limits(max_report_bytes=500)
+    finder = Finder(Registry(tmp_path / "checkpoints", tmp_path / "data", limits, "cpu"), limits)
+    given = sentences()
+    about, other = (b"\n".join(which).decode() for which in (given.concept, given.contrast))
+    with pytest.raises(DataError, match="at most 500 are searched here"):
+        finder.check(Asked("alpha", "", about, other, "mean"))
+
+
+def test_what_is_shown_of_a_concept_is_no_markup() -> None:
+    written = texts_markup("<b>a river", {"with all its neurons": b"<script>", "without them": b"<script>"})
+    assert "<b>" not in written and "<script>" not in written and "Both write the same" in written
+    found = search(zoo.model("flat"), sentences(12), shuffles=5)
+    told = Concept(found).fields()
+    assert "neurons were tried" in head(told) and table(told["neurons"], "neurons").count("<tr>") == 25

@@ -1,0 +1,515 @@
+"""The view Concept: neurons and synapses that tell two sets of sentences apart, and the model without them."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from bdh.errors import DataError
+from bdh.sampling import Sampling
+from lab.concept_experiment import as_csv, draw_strips, fields
+from lab.concepts import FAINT, HOLDS, SHOWN, SUMMARIES, Finds, Search, search, search_synapses
+from lab.sentences import LEAST, MOST, MOST_BYTES, PRESETS, Sentences, parse, preset
+from lab.silencing import Silenced, go_on, silence
+
+from ..limits import Limits
+from ..markup import bar
+from ..owner import identify, reported
+from ..parting import Folders
+from ..registry import Owner, Registry
+from ..steps import Tell, in_steps
+from .recent import Recent
+
+OWN = "sentences of your own"
+WRITTEN_BYTES, MOST_PROMPT_BYTES = 80, 400
+_AT_ONCE = 2
+"""Searches at the same time, of all visitors."""
+_WORD_S = 0.3
+"""Between two words on how far the writing is."""
+_CONTROLS = 5
+"""Draws of other neurons: few enough to wait for."""
+_KEPT, _MOST_KEPT_NEURONS = 12, 500_000
+"""Searches that are kept for going on with them, and the neurons of a model above which none is."""
+_INK, _CONCEPT, _CONTRAST = "#78879f", "#d97706", "#0284c7"
+_GIVEN = "concept.json", "concept.csv", "concept.png"
+
+
+class Asked(NamedTuple):
+    """What was searched; small, and all that it takes to search it again."""
+
+    model: str
+    preset: str
+    concept: str
+    contrast: str
+    summary: str
+
+    def sentences(self) -> Sentences:
+        """The two sets; their name is the preset's only as long as they are its own."""
+        found = parse(OWN, self.concept, self.contrast)
+        if self.preset in PRESETS and (known := preset(self.preset))[1:] == found[1:]:
+            return known
+        return found
+
+
+@dataclasses.dataclass
+class Concept:
+    """What is known of a concept in a model."""
+
+    search: Search
+    synapses: Finds | None = None
+    synapses_searched: bool = False
+
+    def fields(self, silenced: Silenced | None = None) -> dict[str, Any]:
+        """As JSON takes it."""
+        return fields(self.search, self.synapses, silenced)
+
+
+class Finder:
+    """What the view does, without components."""
+
+    def __init__(self, registry: Registry, limits: Limits) -> None:
+        self._registry, self._limits, self._folders = registry, limits, Folders("concept-")
+        self._recent, self._silenced = Recent[Concept](_KEPT), Recent[Silenced](_KEPT)
+
+    def check(self, asked: Asked) -> Sentences:
+        """The sentences that are asked for.
+
+        Raises:
+            DataError: they cannot be searched, or are more than may be heard here.
+        """
+        sentences, most = asked.sentences(), self._limits.max_report_bytes
+        if (size := sum(map(len, sentences.all))) > most:
+            raise DataError(f"the sentences have {size:,} bytes; at most {most:,} are searched here. Give fewer")
+        return sentences
+
+    def find(self, asked: Asked, owner: Owner) -> Iterator[Any]:
+        """How far it is, and what is known after each stage."""
+        return in_steps(lambda tell, give: self._find(asked, owner, tell, give))
+
+    def silence(self, asked: Asked, owner: Owner, count: float, prompt: str) -> Iterator[Any]:
+        """How far it is, then what is written with and without the neurons, then what silence costs."""
+        if isinstance(count, bool) or not isinstance(count, (int, float)) or not 1 <= count <= SHOWN:
+            raise DataError(f"the neurons to silence are {count!r:.40}; choose 1 to {SHOWN} of the best")
+        data = (prompt or "").encode("utf-8", errors="replace")
+        if not 1 <= len(data) <= MOST_PROMPT_BYTES:
+            raise DataError(f"the beginning has {len(data):,} bytes; give 1 to {MOST_PROMPT_BYTES}")
+        return in_steps(lambda tell, give: self._silence(asked, owner, int(count), data, tell, give))
+
+    def files(self, asked: Asked, owner: Owner, place: int, kind: str, count: float) -> list[str]:
+        """What was found as JSON, CSV and a drawing of one find; with the cost of silence, if that was measured."""
+        told = self.look(asked, owner).fields(self._silenced.get((asked, count)))
+        folder: Path = self._folders.new()
+        paths = [folder / name for name in _GIVEN]
+        paths[0].write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        paths[1].write_text(as_csv(told), encoding="utf-8")
+        draw_strips({told["name"]: told}, paths[2], place=place, kind=kind)
+        return [str(path) for path in paths]
+
+    def look(self, asked: Asked, owner: Owner) -> Concept:
+        """What was searched before; searched again if it is not kept."""
+        return self._known(asked, owner, lambda part, note: None)
+
+    def _known(self, asked: Asked, owner: Owner, tell: Tell) -> Concept:
+        """What is known after a search of the neurons."""
+        sentences = self.check(asked)
+        with self._registry.lease(asked.model, owner) as model:
+            key = (model.checksum(), sentences, asked.summary)
+            if (known := self._recent.get(key)) is None:
+                known = Concept(search(model, sentences, summary=asked.summary, tell=tell))
+                if known.search.neurons.tried <= _MOST_KEPT_NEURONS:
+                    self._recent.put(key, known)
+        return known
+
+    def _find(self, asked: Asked, owner: Owner, tell: Tell, give: Callable[[Any], None]) -> None:
+        known = self._known(asked, owner, lambda part, note: tell(0.5 * part, note))
+        give(known)
+        if not known.synapses_searched:
+            with self._registry.lease(asked.model, owner) as model:
+                known.synapses = search_synapses(
+                    model, known.search, tell=lambda part, note: tell(0.5 + 0.5 * part, note)
+                )
+            known.synapses_searched = True
+            give(known)
+
+    def _silence(
+        self, asked: Asked, owner: Owner, count: int, prompt: bytes, tell: Tell, give: Callable[[Any], None]
+    ) -> None:
+        known = self._known(asked, owner, lambda part, note: tell(0.3 * part, note))
+        chosen: Any = [one.what for one in known.search.neurons.best[:count]]
+        options = Sampling(max_bytes=WRITTEN_BYTES, temperature=0.0, seed=0)
+        with self._registry.lease(asked.model, owner) as model:
+            texts = {}
+            for index, (which, neurons) in enumerate((("with all its neurons", ()), ("without them", chosen))):
+                told_s = 0.0
+
+                def follow(index: int = index, which: str = which) -> None:
+                    nonlocal told_s
+                    if time.monotonic() - told_s > _WORD_S:  # each word takes the page longer than a byte takes
+                        told_s = time.monotonic()
+                        tell(0.3 + 0.1 * index, f"writing {which}")
+
+                texts[which] = go_on(model, prompt, neurons, options, follow)
+            give(texts)
+            silenced = silence(
+                model, known.search, chosen, controls=_CONTROLS, tell=lambda part, note: tell(0.5 + 0.5 * part, note)
+            )
+        self._silenced.put((asked, count), silenced)
+        give(silenced)
+
+
+def head(known: Mapping[str, Any]) -> str:
+    """Markup of what was found, in words, and what one could tell without a model."""
+    own = known["neurons"]
+    chance = own["best_by_chance"]
+    best = own["best"][0]
+    said = {
+        "holds": f"<b>{html.escape(best['what']['name'])}</b> tells them apart, also in sentences held out",
+        "faint": f"<b>{html.escape(best['what']['name'])}</b> tells them apart, in sentences held out only faintly",
+        "does not hold": "<b>No neuron holds.</b> What looks best does not hold in sentences held out, or is no better "
+        "than chance",
+    }[best["verdict"]]
+    searched = sum(known["searched"])
+    others = "; ".join(f"{html.escape(one['name'])}: AUC {one['held_auc']:.2f} held out" for one in known["baselines"])
+    return (
+        f'<div class="report"><p class="concept-said">{said}.</p>'
+        f"<p>{own['tried']:,} neurons were tried on {searched} sentences; {len(known['searched']) - searched} were "
+        f"held out. {own['sure']:,} are sure after Bonferroni's correction, and {own['holding']:,} of these tell the "
+        f"held-out sentences apart with an AUC of {HOLDS} or more. With shuffled labels the best effect is "
+        f"{chance[len(chance) // 2]:.2f} (median) to {chance[-1]:.2f} (largest): below that, an effect means nothing. "
+        f"Without any model: {others}.</p></div>"
+    )
+
+
+def table(finds: Mapping[str, Any] | None, kind: str, *, searched: bool = True) -> str:
+    """Markup of the best finds."""
+    if finds is None:
+        why = (
+            "This model has no layer of BDH that remembers a whole sentence, so there are no synapses to search."
+            if searched
+            else "Synapses are searched after the neurons."
+        )
+        return f'<div class="report"><p>{why}</p></div>'
+    rows = ""
+    for one in finds["best"]:
+        mark = one["verdict"].split()[0]
+        rows += (
+            f'<tr><th scope="row">{html.escape(one["what"]["name"])}</th><td>{one["effect"]:.2f}</td>'
+            f"<td>{_small(one['bonferroni'])}</td><td>{_small(one['q'])}</td><td>{one['by_chance']:.1%}</td>"
+            f"<td>{one['held_effect']:.2f}</td><td>{one['held_auc']:.2f}</td>"
+            f'<td><span class="verdict concept-{mark}">{one["verdict"]}</span></td></tr>'
+        )
+    named = {
+        "neurons": "Layer, x or y, head : neuron.",
+        "synapses": "Layer, head : x neuron → y neuron. They are those between the most separating neurons of each "
+        "head, chosen on the same sentences, so only what is held out is evidence.",
+    }[kind]
+    chance = finds["best_by_chance"]
+    return (
+        f'<div class="report concept-finds"><div class="wide"><table><thead><tr><th>{kind[:-1]}</th><th>effect</th>'
+        f"<th>p, Bonferroni</th><th>q</th><th>shuffles as good</th><th>effect held out</th><th>AUC held out</th>"
+        f"<th></th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<p>The best {len(finds['best'])} of {finds['tried']:,}. {named} "
+        "Effect: rank-biserial, 1 if every sentence about the concept is above every other. p: one-sided Mann-Whitney "
+        f"U times the number tried; q: Benjamini and Hochberg. Best of shuffled labels: {chance[len(chance) // 2]:.2f} "
+        f"to {chance[-1]:.2f}. A find holds from an AUC of {HOLDS}, and is faint from {FAINT}.</p></div>"
+    )
+
+
+def _small(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
+
+
+def cost(silenced: Silenced) -> str:
+    """Markup of what silence costs."""
+    rows = [("nothing", [silenced.whole]), ("the neurons found", [silenced.found])]
+    rows.append(("others as active", list(silenced.controls)))
+    cells = ""
+    for name, costs in rows:
+        cells += f'<tr class="{"merged" if costs[0] is silenced.found else ""}"><th scope="row">{name}</th>'
+        for side in (0, 1):
+            bits = [(one.concept, one.contrast)[side] for one in costs]
+            more = [silenced.more(one)[side] for one in costs]
+            reach = f"{more[0]:+.4f}" if len(more) == 1 else f"{min(more):+.4f} to {max(more):+.4f}"
+            cells += f"<td>{sum(bits) / len(bits):.4f}</td><td>{'' if name == 'nothing' else reach}</td>"
+        cells += "</tr>"
+    count = len(silenced.neurons)
+    return (
+        f'<div class="report"><p class="concept-said">The {count} best neurons matter <b>{silenced.verdict}</b>.</p>'
+        '<div class="wide"><table><thead><tr><th>silenced</th><th>concept</th><th>more</th><th>contrast</th>'
+        f"<th>more</th></tr></thead><tbody>{cells}</tbody></table></div><p>Bits per byte of the held-out sentences. "
+        f"Others are {len(silenced.controls)} draws of {count} neurons at the same points that are nearly as active on "
+        "the concept: their mean, and the range.</p></div>"
+    )
+
+
+def texts_markup(prompt: str, texts: Mapping[str, bytes]) -> str:
+    """Markup of what was written."""
+    parts = "".join(
+        f"<dt>{html.escape(which)}</dt><dd><i>{html.escape(prompt)}</i>"
+        f"{html.escape(text.decode('utf-8', 'replace'))}</dd>"
+        for which, text in texts.items()
+    )
+    same = (
+        "" if len(set(texts.values())) > 1 else "<p>Both write the same: these neurons do not decide what follows.</p>"
+    )
+    return f'<div class="report concept-texts"><dl>{parts}</dl>{same}</div>'
+
+
+def strip(known: Mapping[str, Any], kind: str, place: int) -> Any:
+    """The values of one find in every sentence, as a chart."""
+    import altair as alt  # noqa: PLC0415 - the page starts without it
+
+    find, own = known[kind]["best"][place], known["sentences"]
+    labels = [(which, text) for which in ("concept", "contrast") for text in own[which]]
+    points = [
+        {
+            "set": "about the concept" if which == "concept" else "not about it",
+            "sentence": text[:120],
+            "value": value,
+            "part": "searched" if searched else "held out",
+            "spread": (row * 0.618) % 1,
+        }
+        for row, ((which, text), value, searched) in enumerate(
+            zip(labels, find["values"], known["searched"], strict=True)
+        )
+    ]
+    plain = {"labelColor": _INK, "titleColor": _INK}
+    title = "strength after the sentence" if kind == "synapses" else SUMMARIES[known["summary"]]
+    drawn = (
+        alt.Chart(alt.InlineData(points))
+        .mark_point(size=46, strokeWidth=1.5, opacity=0.9)
+        .encode(
+            x=alt.X("value:Q", title=f"{title} (full: searched, hollow: held out)", axis=alt.Axis(tickCount=8)),
+            y=alt.Y("set:N", title=None, sort=None, axis=alt.Axis(labelLimit=120)),
+            yOffset=alt.YOffset("spread:Q", scale=alt.Scale(domain=[-0.6, 1.6])),
+            color=alt.Color("set:N", legend=None, sort=None, scale=alt.Scale(range=[_CONCEPT, _CONTRAST])),
+            fill=alt.Fill("set:N", legend=None, sort=None, scale=alt.Scale(range=[_CONCEPT, _CONTRAST])),
+            fillOpacity=alt.FillOpacity(
+                "part:N", legend=None, scale=alt.Scale(domain=["searched", "held out"], range=[0.9, 0])
+            ),
+            tooltip=[alt.Tooltip("sentence:N"), alt.Tooltip("value:Q", format=".3f"), alt.Tooltip("part:N")],
+        )
+        .properties(width="container", height=190)
+    )  # fmt: skip
+    return (
+        drawn.configure(background="transparent")
+        .configure_axis(**plain, gridColor=_INK, gridOpacity=0.25, domainColor=_INK, tickColor=_INK)
+        .configure_legend(**plain)
+        .configure_view(stroke=None)
+    )
+
+
+def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, model: gr.Dropdown) -> None:
+    """Lay out the view and wire it."""
+    finder = Finder(registry, limits)
+    first = next(iter(PRESETS))
+    begun = preset(first)
+    gr.Markdown(
+        "Is there a neuron for it? Give sentences about a concept, and others that differ in nothing else. Half of "
+        "them are searched for neurons and synapses that tell the two apart; whether these are real is tested on the "
+        "other half."
+    )
+    with gr.Row():
+        chosen = gr.Dropdown(
+            [(f"{name}: {what}", name) for name, what in PRESETS.items()], value=first, label="Sentences", scale=2,
+            min_width=260, elem_id="concept-preset",
+        )  # fmt: skip
+        summary = gr.Dropdown(
+            [(what, name) for name, what in SUMMARIES.items()], value="mean", label="Of each neuron", min_width=180,
+            elem_id="concept-summary",
+        )  # fmt: skip
+    with gr.Accordion("The sentences, to read or to write over", open=False, elem_id="concept-sentences"), gr.Row():
+        info = f"one a line, {LEAST} to {MOST} of up to {MOST_BYTES} bytes; better 50"
+        concept = gr.Textbox(
+            _lines(begun.concept), label="About the concept", info=info, lines=8, max_lines=8, min_width=280,
+            elem_id="concept-about",
+        )  # fmt: skip
+        contrast = gr.Textbox(
+            _lines(begun.contrast), label="Not about it", info="as like the others as can be", lines=8, max_lines=8,
+            min_width=280, elem_id="concept-not",
+        )  # fmt: skip
+    with gr.Row():
+        go = gr.Button("Search", variant="primary", scale=2, min_width=140, elem_id="concept-go")
+        stop = gr.Button("Stop", variant="stop", interactive=False, min_width=90, elem_id="concept-stop")
+    progress = gr.HTML(elem_classes="flush", elem_id="concept-progress")
+    said = gr.HTML(_hint("Nothing searched yet. The search takes some seconds."), elem_classes="flush",
+                   elem_id="concept-said")  # fmt: skip
+    with gr.Column(visible=False) as shown:
+        find = gr.Dropdown([], label="Shown in every sentence", elem_id="concept-find")
+        plot = gr.Plot(show_label=False, elem_id="concept-plot")
+        with gr.Tabs():
+            with gr.Tab("Neurons"):
+                neurons = gr.HTML(elem_classes="flush", elem_id="concept-neurons")
+            with gr.Tab("Synapses"):
+                synapses = gr.HTML(elem_classes="flush", elem_id="concept-synapses")
+        gr.Markdown("### Silence them\nWhat does the model do without the best neurons, and without others as active?")
+        with gr.Row(equal_height=True):
+            count = gr.Slider(1, SHOWN, 8, step=1, label="Of the best, silence", min_width=200, elem_id="concept-count")
+            prompt = gr.Textbox(
+                label="Let it go on from", max_lines=1, scale=2, min_width=240, elem_id="concept-prompt"
+            )
+            hush = gr.Button("Silence", variant="primary", min_width=120, elem_id="concept-silence")
+        texts = gr.HTML(elem_classes="flush", elem_id="concept-texts")
+        costs = gr.HTML(elem_classes="flush", elem_id="concept-costs")
+        take = gr.Button("Make files to take along (JSON, CSV, PNG)", size="sm", elem_id="concept-take")
+        files = gr.File(label="What was found", visible=False, interactive=False, elem_id="concept-files")
+    last = gr.State(None)
+
+    def on_preset(name: str) -> tuple[str, str]:
+        with reported():
+            found = preset(name)
+        return _lines(found.concept), _lines(found.contrast)
+
+    def on_ask(id: str | None, name: str, about: str, other: str, how: str) -> tuple[Any, ...]:
+        """What is searched is kept, because the components may say something else before the search has ended."""
+        with reported():
+            asked = Asked(_known(id), name, about or "", other or "", how)
+            beginning = _beginning(finder.check(asked))
+        return asked, beginning, bar(0.0, "getting ready"), "", "", gr.File(visible=False), *_running(True)
+
+    def on_find(request: gr.Request, secret: str, asked: Asked) -> Iterator[tuple[Any, ...]]:
+        whose = identify(secret, request)
+        known: Concept | None = None
+        with reported(), closing(finder.find(Asked(*asked), whose)) as steps:  # type: ignore[type-var]
+            for item in steps:
+                if not isinstance(item, Concept):
+                    yield bar(*item), *[gr.skip()] * 8
+                    continue
+                fresh, known = known is None, item
+                told = known.fields()
+                yield (
+                    gr.skip(), head(told), gr.Column(visible=True), _choices(told, fresh),
+                    strip(told, "neurons", 0) if fresh else gr.skip(), table(told["neurons"], "neurons"),
+                    table(told["synapses"], "synapses", searched=known.synapses_searched), *[gr.skip()] * 2,
+                )  # fmt: skip
+        yield "", *[gr.skip()] * 6, *_running(False)
+
+    def on_look(request: gr.Request, secret: str, asked: Asked | None, pick: str | None) -> Any:
+        if asked is None:
+            return gr.skip()
+        kind, place = _pick(pick)
+        with reported():
+            told = finder.look(Asked(*asked), identify(secret, request)).fields()
+            if told[kind] is None or place >= len(told[kind]["best"]):
+                raise DataError("that find is not kept any more; search again")
+        return strip(told, kind, place)
+
+    def on_silence(
+        request: gr.Request, secret: str, asked: Asked | None, many: float, beginning: str
+    ) -> Iterator[tuple[Any, ...]]:
+        whose = identify(secret, request)
+        with reported():
+            if asked is None:
+                raise DataError("nothing was searched yet; search first")
+            steps = finder.silence(Asked(*asked), whose, many, beginning)
+            yield bar(0.0, "getting ready"), gr.skip(), "", *_running(True)
+            with closing(steps) as going:  # type: ignore[type-var]
+                for item in going:
+                    if isinstance(item, Silenced):
+                        yield gr.skip(), gr.skip(), cost(item), gr.skip(), gr.skip()
+                    elif isinstance(item, dict):
+                        yield gr.skip(), texts_markup(beginning, item), *[gr.skip()] * 3
+                    else:
+                        yield bar(*item), *[gr.skip()] * 4
+            yield "", gr.skip(), gr.skip(), *_running(False)
+
+    def on_take(request: gr.Request, secret: str, asked: Asked | None, pick: str | None, many: float) -> gr.File:
+        with reported():
+            if asked is None:
+                raise DataError("nothing was searched yet; search first")
+            kind, place = _pick(pick)
+            made = finder.files(Asked(*asked), identify(secret, request), place, kind, many)
+        return gr.File(made, visible=True)
+
+    quick: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+    working: dict[str, Any] = {
+        "api_visibility": "private",
+        "show_progress": "hidden",
+        "concurrency_limit": _AT_ONCE,
+        "concurrency_id": "searching",
+    }
+    asking = [model, chosen, concept, contrast, summary]
+    seen = [progress, said, shown, find, plot, neurons, synapses, go, stop]
+    chosen.input(on_preset, chosen, [concept, contrast], **quick)
+    idle: Callable[[], Any] = lambda: ("", *_running(False))  # noqa: E731
+    begin = go.click(on_ask, asking, [last, prompt, progress, texts, costs, files, go, stop], **quick)
+    found = begin.success(on_find, [owner, last], seen, **working)
+    found.failure(idle, None, [progress, go, stop], **quick)
+    find.input(on_look, [owner, last, find], plot, **working)
+    silenced = gr.on(
+        [hush.click, prompt.submit], on_silence, [owner, last, count, prompt], [progress, texts, costs, hush, stop],
+        **working,
+    )  # fmt: skip
+    silenced.failure(idle, None, [progress, hush, stop], **quick)
+    stop.click(
+        lambda: ("", *_running(False), gr.Button(interactive=True)), None, [progress, go, stop, hush],
+        cancels=[found, silenced], **quick,
+    )  # fmt: skip
+    take.click(on_take, [owner, last, find, count], files, **working)
+
+
+def _choices(told: Mapping[str, Any], fresh: bool) -> gr.Dropdown:
+    """What can be shown in every sentence."""
+    listed = [
+        (f"{one['what']['name']} · AUC {one['held_auc']:.2f} held out", f"{kind}:{place}")
+        for kind in ("neurons", "synapses")
+        if told[kind] is not None
+        for place, one in enumerate(told[kind]["best"])
+    ]
+    return gr.Dropdown(choices=listed, value=listed[0][1]) if fresh else gr.Dropdown(choices=listed)
+
+
+def _pick(value: str | None) -> tuple[str, int]:
+    kind, _, place = (value if isinstance(value, str) else "neurons:0").partition(":")
+    if kind not in ("neurons", "synapses") or not place.isdecimal():
+        raise DataError(f"there is no find {value!r:.40}; choose one of the list")
+    return kind, min(int(place), SHOWN - 1)
+
+
+def _beginning(sentences: Sentences) -> str:
+    """About half of a sentence about the concept, up to the end of a word."""
+    text = sentences.concept[0].decode("utf-8", "replace")
+    end = text.find(" ", len(text) // 2)
+    return text[: end if end > 0 else max(1, len(text) // 2)]
+
+
+def _lines(sentences: Sequence[bytes]) -> str:
+    return "\n".join(one.decode("utf-8", "replace") for one in sentences)
+
+
+def _known(model: str | None) -> str:
+    if not isinstance(model, str) or not model:
+        raise DataError("no model is chosen; choose one above")
+    return model
+
+
+def _hint(words: str) -> str:
+    return f'<div class="report"><p>{html.escape(words)}</p></div>'
+
+
+def _running(running: bool) -> tuple[gr.Button, gr.Button]:
+    return gr.Button(interactive=not running), gr.Button(interactive=running)
+
+
+CSS = """
+.report p.concept-said { font-size: var(--text-md); color: var(--body-text-color); }
+.report .concept-holds { color: #047857; } .dark .report .concept-holds { color: #6ee7b7; }
+.report .concept-faint { color: #b45309; } .dark .report .concept-faint { color: #fbbf24; }
+.report .concept-does { color: var(--body-text-color-subdued); }
+.concept-finds .wide { max-height: 23rem; overflow-y: auto; }
+.concept-texts dt { font-size: var(--text-sm); color: var(--body-text-color-subdued); }
+.concept-texts dd { margin: 0 0 8px; font-family: var(--font-mono); font-size: var(--text-sm); white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+.concept-texts dd i { font-style: normal; opacity: 0.6; }
+#concept-plot .vega-embed, #concept-plot .altair { width: 100%; }
+#concept-plot .vega-embed details { display: none; }
+"""
+"""The looks, for the page's style sheet."""
