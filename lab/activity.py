@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,11 +73,6 @@ def active(model: Model[Any], text: Bytes) -> Active:
         for name in ("x_sparse", "y_sparse")
     )
     return Active(x, y)
-
-
-def on_all(model: Model[Any], kinds: Mapping[str, Bytes]) -> dict[str, Active]:
-    """What is active, by kind of input."""
-    return {kind: active(model, text) for kind, text in kinds.items()}
 
 
 def _layers(model: Model[Any]) -> list[str]:

@@ -110,6 +110,7 @@ def own_keys(model: Model[Any], text: Bytes, layer: int) -> list[Tensor]:
         DataError: the model has no such layer of x_sparse.
     """
     seen: list[list[Tensor]] = []
+    state = model.empty_state(1)
     for start in range(0, len(text), 256):
         heard: list[Tensor] = []
 
@@ -119,7 +120,7 @@ def own_keys(model: Model[Any], text: Bytes, layer: int) -> list[Tensor]:
 
         ids = torch.from_numpy(text[start : start + 256].astype(np.int64))[None]
         with torch.no_grad(), observing(look):
-            state = model(ids, state if start else model.empty_state(1)).state
+            state = model(ids, state).state
         seen.append(heard)
     if not seen or layer >= len(seen[0]):
         raise DataError(f"the {model.kind} model has no layer {layer} of x_sparse to take keys from")

@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,10 +47,21 @@ from .claim import (
 NAME, DRAWING = "causality", "causality.png"
 
 CAUSAL = Threshold(
-    "no model sees a byte before it has predicted it", "checkpoints of which an earlier logit moved", 0, 0, form=".0f", control=True
+    "no model sees a byte before it has predicted it",
+    "checkpoints of which an earlier logit moved",
+    0,
+    0,
+    form=".0f",
+    control=True,
 )
 CAUGHT = Threshold(
-    "the test catches a patch model that does", "logits of the leaky model that moved before the byte", 1, 1, True, ",.0f", True
+    "the test catches a patch model that does",
+    "logits of the leaky model that moved before the byte",
+    1,
+    1,
+    at_least=True,
+    form=",.0f",
+    control=True,
 )
 WORTH = Threshold(
     "a model that reads and writes bytes can reach 0.24 bits per byte on prose",
@@ -139,12 +151,9 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
     settings = {"text": short_name(options.data), "bytes": len(text), "steps": options.steps}
     expected = {**{name: len(text) / 2500 for name in models}, "tiny-leaky": 12.0, "tiny-causal": 12.0}
     work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
-    found = {
-        name: work.part(name, lambda tell, model=model: _tested(model, text))  # type: ignore[misc]
-        for name, model in models.items()
-    }
+    found = {name: work.part(name, partial(_tested, model, text)) for name, model in models.items()}
     tiny = {
-        name: work.part(f"tiny-{name}", lambda tell, leaky=leaky: _demonstrated(leaky, text, options, tell))  # type: ignore[misc]
+        name: work.part(f"tiny-{name}", partial(_demonstrated, leaky, text, options))
         for name, leaky in (("leaky", True), ("causal", False))
     }
     draw_panels(
@@ -215,8 +224,9 @@ def moved(hear: Callable[[Tensor], Tensor], length: int, seed: int = 0) -> Moved
     return Moved(len(places), before, largest, after)
 
 
-def _tested(model: Model[Any], text: Bytes) -> dict[str, Any]:
+def _tested(model: Model[Any], text: Bytes, tell: Tell) -> dict[str, Any]:
     result = moved(lambda ids: model(ids, keep_state=False).logits, 256)
+    tell(0.2)
     return {
         "kind": model.config.kind,
         "parameters": model.parameter_count(),
@@ -288,7 +298,8 @@ def _checks(found: Mapping[str, Any], tiny: Mapping[str, Any]) -> list[Check]:
     return [
         CAUSAL.judge(float(len(leaks)), f"of {len(found)}: {', '.join(leaks) or 'none'}"),
         CAUGHT.judge(
-            float(tiny["leaky"]["before"]), f"by up to {tiny['leaky']['largest']:.2g}; tiny causal: {tiny['causal']['before']}"
+            float(tiny["leaky"]["before"]),
+            f"by up to {tiny['leaky']['largest']:.2g}; of the tiny causal model {tiny['causal']['before']}",
         ),
         WORTH.judge(
             found[best]["bits_per_byte"],

@@ -70,9 +70,9 @@ class Threshold:
         if value is None or not math.isfinite(value):
             return Check(self.part, self.measure, self.said(), None, "–", UNTOLD, note, self.control)
         sign = -1.0 if self.at_least else 1.0
-        verdict = (
-            SUPPORTED if sign * value <= sign * self.supported else PARTLY if sign * value <= sign * self.partly else NOT
-        )
+        verdict = PARTLY if sign * value <= sign * self.partly else NOT
+        if sign * value <= sign * self.supported:
+            verdict = SUPPORTED
         return Check(self.part, self.measure, self.said(), value, format(value, self.form), verdict, note, self.control)
 
 
@@ -204,7 +204,9 @@ class Work:
 
 def add_common(parser: argparse.ArgumentParser, name: str) -> None:
     """Options that every claim has."""
-    parser.add_argument("--out", type=Path, default=Path("runs") / name, help=f"folder of it all (default: runs/{name})")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs") / name, help=f"folder of it all (default: runs/{name})"
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
@@ -285,7 +287,8 @@ def _markdown(fields: Mapping[str, Any], title: bool, drawings: bool) -> Iterato
     for check in fields["checks"]:
         note = f"; {check['note']}" if check["note"] else ""
         measured = f"{check['shown']} – {check['measure']}{note}"
-        rows.append([f"control: {check['part']}" if check["control"] else check["part"], measured, check["verdict"], check["threshold"]])
+        part = f"control: {check['part']}" if check["control"] else check["part"]
+        rows.append([part, measured, check["verdict"], check["threshold"]])
     yield listed(rows, numbers=False)
     yield (
         "The claim is supported if every part of it is, not supported if no part is even partly, and partly supported "

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,11 +24,15 @@ from train.data import Bytes
 from .claim import Tell, write_json
 from .recomputing import GrowingCache, last_logits, recomputing_bytes
 
+Hear: TypeAlias = Callable[[int], object]
+"""Hears one byte from where it stands."""
+
 HEARD, SET, COMPUTED = "heard", "set", "not run"
 """How a position was reached: every byte before it was heard; the memory was filled with random numbers of its size;
 or nothing was run, and the memory is what its shape says."""
 
-_ROUND_S, _MOST_REPEATS = 0.04, 20
+_ROUND_S, _LEAST_REPEATS, _MOST_REPEATS = 0.04, 8, 16
+"""A round takes about so long, of a stream at least 8 bytes: a patch's last byte costs more than its others."""
 _SAVE_EVERY_BYTES = 50_000
 
 
@@ -47,15 +51,8 @@ class Cost:
     """Lower quartile."""
     high_ms: float | None = None
     """Upper quartile."""
-    to_first: float | None = None
-    """Time over that at the first position, median over rounds: both were timed in each."""
-
-
-class Timed(Protocol):
-    """Something that can hear one byte after another from where it stands."""
-
-    def __call__(self, byte: int) -> object:
-        """Hear a byte."""
+    rounds_ms: tuple[float, ...] = ()
+    """Of every round, in which all were timed in turn."""
 
 
 def baseline(parameters: int, layers: int, heads: int, window: int) -> Transformer:
@@ -141,7 +138,7 @@ def costs(
         cached: by name, Transformers whose cache grows; their positions are set, not heard.
         most_memory_bytes: a cache that would take more is not run.
     """
-    ready: dict[tuple[str, int], tuple[Timed, str, int]] = {}
+    ready: dict[tuple[str, int], tuple[Hear, str, int]] = {}
     found: list[Cost] = []
     for position in positions:
         for name, (model, folder) in streams.items():
@@ -159,7 +156,9 @@ def costs(
     repeats, times = {}, {key: list[float]() for key in ready}
     for key, (hear, _, _) in ready.items():
         hear(text[0])
-        repeats[key] = max(1, min(_MOST_REPEATS, int(_ROUND_S / max(1e-6, _seconds(hear, text[:1])))))
+        least = 1 if key[0] in cached else _LEAST_REPEATS
+        quick = _seconds(hear, text[:1]) * _MOST_REPEATS < _ROUND_S
+        repeats[key] = _MOST_REPEATS if quick else least
     for number in range(rounds):
         for key, (hear, _, _) in ready.items():
             heard = bytes(text[(number * _MOST_REPEATS + i) % len(text)] for i in range(repeats[key]))
@@ -168,10 +167,15 @@ def costs(
             tell((number + 1) / rounds)
     for (name, position), (_, reached, size) in ready.items():
         low, middle, high = statistics.quantiles(times[name, position], n=4)
-        first = times[name, min(place for other, place in ready if other == name)]
-        paired = statistics.median(late / early for late, early in zip(times[name, position], first, strict=True))
-        found.append(Cost(name, position, reached, size, middle, low, high, paired))
-    return sorted(found, key=lambda cost: (list([*streams, *cached]).index(cost.name), cost.position_bytes))
+        rounds_ms = tuple(round(one, 4) for one in times[name, position])
+        found.append(Cost(name, position, reached, size, middle, low, high, rounds_ms))
+    names = [*streams, *cached]
+    return sorted(found, key=lambda one: (names.index(one.name), one.position_bytes))
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """How many times as long one took as another: the median over rounds in which both were timed."""
+    return statistics.median(one / other for one, other in zip(above, below, strict=True))
 
 
 def recomputing(
@@ -233,11 +237,11 @@ def flat(model: Model[Any], checkpoint: str) -> Flat:
     return model
 
 
-def _feeding(stream: Stream) -> Callable[[int], None]:
+def _feeding(stream: Stream) -> Hear:
     return lambda byte: stream.feed(bytes((byte,)))
 
 
-def _seconds(hear: Timed, text: bytes) -> float:
+def _seconds(hear: Hear, text: bytes) -> float:
     begun = time.perf_counter()
     for byte in text:
         hear(byte)

@@ -23,7 +23,7 @@ def last_logits(model: Flat, ids: Tensor) -> Tensor:
     read_t = Σ_(s<t) λ^(t-1-s) (q_t · k_s) x_s, the same sums that the memory holds, in T² products instead of T.
     """
     length = len(ids)
-    heads, width, neurons = model.encoder.shape
+    heads, _, neurons = model.encoder.shape
     cos, sin = model.attn.cos_sin(torch.zeros(1, dtype=torch.int64), length)
     decay = decay_rates(model.config.decay, ids.device)
     x = norm(model.embed(ids.long()))

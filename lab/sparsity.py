@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ from .claim import (
     write,
 )
 
-NAME, DRAWING, LAYERS = "sparsity", "sparsity.png", "layers.png"
+NAME = "sparsity"
+DRAWINGS = DRAWING, LAYERS, TRAINING_DRAWING = "sparsity.png", "layers.png", "training.png"
 
-X = Threshold("about 5 % of x is active", "part of x_sparse above 0, mean over layers and texts", 0.075, 0.15, form=".1%")
-Y = Threshold("about 5 % of y is active", "part of y_sparse above 0, mean over layers and texts", 0.075, 0.15, form=".1%")
+X = Threshold("about 5 % of x is active", "x_sparse above 0, mean over layers and texts", 0.075, 0.15, form=".1%")
+Y = Threshold("about 5 % of y is active", "y_sparse above 0, mean over layers and texts", 0.075, 0.15, form=".1%")
 TRAINING = Threshold("training makes x sparse", "active x of the trained over that of the untrained", 0.5, 0.8)
 GELU = Threshold(
     "far fewer are active than in a Transformer", "active x over the Transformer's values that are not 0", 0.2, 0.5
@@ -109,19 +111,22 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
         "transformer": heard_s / 2,
     }
     work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
-    columns = {one: work.part(f"active-{one}", lambda tell, one=one: _active(models[one], kinds)) for one in models}  # type: ignore[misc]
-    columns["untrained"] = work.part("active-untrained", lambda tell: _active(build(first.config, seed=0).eval(), kinds))
+    columns = {one: work.part(f"active-{one}", partial(_active, model, kinds)) for one, model in models.items()}
+    columns["untrained"] = work.part("active-untrained", partial(_active, build(first.config, seed=0).eval(), kinds))
     heads, layers = _shape(first)
     baseline = cost.baseline(first.parameter_count(), layers, heads, 512)
     columns[_TRANSFORMER] = work.part(
-        "transformer", lambda tell: _transformer(config_to_dict(baseline.config), options, kinds, tell)
+        "transformer", partial(_transformer, config_to_dict(baseline.config), options, kinds)
     )
     if options.run:
         course = _course(Folder(options.run, writes=False).measures(), str(options.run))
     else:
-        course = work.part("training", lambda tell: _trained(config_to_dict(first.config), options, tell))
+        course = work.part("training", partial(_trained, config_to_dict(first.config), options))
         # What is active before the first step is what the fresh weights of the same seed show.
-        course = [[0, _mean(columns["untrained"], "x", ["prose"]), _mean(columns["untrained"], "y", ["prose"])], *course]
+        course = [
+            [0, _mean(columns["untrained"], "x", ["prose"]), _mean(columns["untrained"], "y", ["prose"])],
+            *course,
+        ]
     _draw(name, columns, course, options.out)
     return Claim(
         name=NAME,
@@ -134,7 +139,7 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
         settings=settings,
         checks=tuple(_checks(name, columns)),
         tables=tuple(_tables(columns, course)),
-        drawings=(DRAWING, LAYERS),
+        drawings=DRAWINGS,
         notes=(
             f"{options.bytes:,} bytes of each kind, heard with the state carried; texts are held-out parts of the "
             "shipped corpora, random bytes are uniform, repeated text is one sentence over and over.",
@@ -151,8 +156,12 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
     )
 
 
-def _active(model: Model[Any], kinds: Mapping[str, Bytes]) -> dict[str, Any]:
-    return {kind: dataclasses.asdict(one) for kind, one in activity.on_all(model, kinds).items()}
+def _active(model: Model[Any], kinds: Mapping[str, Bytes], tell: Tell) -> dict[str, Any]:
+    found = {}
+    for index, (kind, text) in enumerate(kinds.items(), 1):
+        found[kind] = dataclasses.asdict(activity.active(model, text))
+        tell(index / len(kinds))
+    return found
 
 
 def _transformer(
@@ -163,7 +172,8 @@ def _transformer(
         "transformer", _fields(config), steps=options.steps, rows=options.rows, chunk_bytes=options.chunk
     )
     short_runs.train(asked, folder, options.out / "texts", lambda done: tell(0.9 * done))
-    return _active(load(folder / short_runs.TRAINED, device="cpu").eval(), kinds)
+    trained = load(folder / short_runs.TRAINED, device="cpu").eval()
+    return _active(trained, kinds, lambda done: tell(0.9 + 0.1 * done))
 
 
 def _trained(config: Mapping[str, Any], options: argparse.Namespace, tell: Tell) -> list[list[float]]:
@@ -186,7 +196,9 @@ def _course(measures: Sequence[Mapping[str, Any]], where: str) -> list[list[floa
         if {"x_sparse", "y_sparse"} <= one.get("active", {}).keys()
     ]
     if not found:
-        raise DataError(f"{where:.200} holds no run that noted what is active; choose the folder of a run of BDH layers")
+        raise DataError(
+            f"{where:.200} holds no run that noted what is active; choose the folder of a run of BDH layers"
+        )
     return found
 
 
@@ -251,35 +263,21 @@ def _tables(columns: Mapping[str, Any], course: Sequence[Sequence[float]]) -> li
 
 def _draw(name: str, columns: Mapping[str, Any], course: Sequence[Sequence[float]], folder: Path) -> None:
     kinds = list(columns[name])
-    by_kind = {
-        which: {
-            one: [(float(index), 100 * _mean(found, which, [kind])) for index, kind in enumerate(kinds, 1)]
-            for one, found in columns.items()
-            if found[kinds[0]][which]
-        }
-        for which in ("x", "y")
-    }
-    numbered = ", ".join(f"{index} {kind}" for index, kind in enumerate(kinds, 1))
-    draw_panels(
-        [
-            *(Panel(numbered, f"{which} active, %", lines, log_x=False) for which, lines in by_kind.items()),
-            Panel(
-                "training steps",
-                "active, %",
-                {
-                    "x": [(step, 100 * x) for step, x, _ in course],
-                    "y": [(step, 100 * y) for step, _, y in course],
-                },
-                log_x=False,
-            ),
-        ],
-        folder / DRAWING,
-        dpi=80,
-    )
-    shrink(folder / DRAWING)
     draw_heat(
         {
-            f"{which} active in {name}, %": {
+            f"{which} active, mean over layers, %": {
+                one: {kind: 100 * _mean(found, which, [kind]) for kind in kinds}
+                for one, found in columns.items()
+                if found[kinds[0]][which]
+            }
+            for which in ("x", "y")
+        },
+        "active, %",
+        folder / DRAWING,
+    )
+    draw_heat(
+        {
+            f"{which} active in {name}, layer by layer, %": {
                 kind: {layer: 100 * value for layer, value in found[which].items()}
                 for kind, found in columns[name].items()
             }
@@ -288,4 +286,7 @@ def _draw(name: str, columns: Mapping[str, Any], course: Sequence[Sequence[float
         "active, %",
         folder / LAYERS,
     )
-    shrink(folder / LAYERS)
+    lines = {"x": [(step, 100 * x) for step, x, _ in course], "y": [(step, 100 * y) for step, _, y in course]}
+    draw_panels([Panel("training steps", "active, mean over layers, %", lines, log_x=False)], folder / TRAINING_DRAWING)
+    for drawing in DRAWINGS:
+        shrink(folder / drawing)

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,16 @@ MEMORY = Threshold(
     "the memory of a stream does not grow", "memory at the last position over that at the first", 1.0, 1.0
 )
 TIME = Threshold(
-    "a byte takes as long late as early", "time of a byte at the last position over that at the first, median of paired rounds", 1.1, 1.5
+    "a byte takes as long late as early",
+    "time of a byte at the last position over that at the first, median of paired rounds",
+    1.1,
+    1.5,
 )
 BITS = Threshold(
-    "a long past does no harm", "bits of the last 8,192 bytes over those of the same bytes after a short past", 1.01, 1.05
+    "a long past does no harm",
+    "bits of the last 8,192 bytes over those of the same bytes after a short past",
+    1.01,
+    1.05,
 )
 NEEDLE = Threshold(
     "one sentence is found again in the longest haystack",
@@ -65,7 +72,11 @@ FACTS = Threshold(
     "eight facts told are known when asked", "part of the questions answered right", 0.9, 0.5, at_least=True
 )
 GROWS = Threshold(
-    "a larger state holds more pairs", "exponent of the pairs that a head holds, by its neurons", 0.8, 0.4, at_least=True
+    "a larger state holds more pairs",
+    "exponent of the pairs that a head holds, by its neurons",
+    0.8,
+    0.4,
+    at_least=True,
 )
 _TOLD_FACTS = 8
 _CACHE, _WINDOW, _RELEASED = "Transformer, cache", "Transformer, window", "released form"
@@ -153,10 +164,10 @@ def experiment(
     work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
     folders = {one: options.out / "memories" / one for one in (*models, "window")}
     heard = {
-        one: work.part(f"hear-{one}", lambda tell, one=one: _hear(models[one], text, positions, folders[one], tell))  # type: ignore[misc]
-        for one in models
+        one: work.part(f"hear-{one}", partial(_hear, model, text, positions, folders[one]))
+        for one, model in models.items()
     }
-    work.part("hear-window", lambda tell: _reach_only(windowed, text, positions, folders["window"], tell))
+    work.part("hear-window", partial(_reach_only, windowed, text, positions, folders["window"]))
     streams = {one: (models[one], folders[one]) for one in models} | {_WINDOW: (windowed, folders["window"])}
     cached = {_CACHE: windowed}
     timed = work.part(
@@ -174,14 +185,10 @@ def experiment(
         ],
     )
     needles = {
-        one: work.part(f"needles-{one}", lambda tell, one=one: _needles(models[one], text, options, tell))  # type: ignore[misc]
-        for one in models
+        one: work.part(f"needles-{one}", partial(_needles, model, text, options)) for one, model in models.items()
     }
-    facts = {
-        one: work.part(f"facts-{one}", lambda tell, one=one: _facts(models[one], options.trials, tell))  # type: ignore[misc]
-        for one in models
-    }
-    pairs = work.part("pairs", lambda tell: _pairs(flat, text, options.pairs, tell))
+    facts = {one: work.part(f"facts-{one}", partial(_facts, model, options.trials)) for one, model in models.items()}
+    pairs = work.part("pairs", partial(_pairs, flat, text, options.pairs))
     _draw(timed, heard, needles, facts, pairs, options.out / DRAWING)
     return Claim(
         name=NAME,
@@ -286,7 +293,7 @@ def _checks(name: str, other: str, timed: Any, heard: Any, needles: Any, facts: 
     mine = [one for one in timed if one["name"] == name]
     first, last = mine[0], mine[-1]
     beside = [one for one in timed if one["name"] == other]
-    ratios = [one[-1]["to_first"] for one in (mine, beside)]
+    ratios = [cost.ratio(one[-1]["rounds_ms"], one[0]["rounds_ms"]) for one in (mine, beside)]
     far = heard[name]["far"]
     longest = max(cell["length_bytes"] for cell in needles[name]["cells"])
     rates = {one: _found([c for c in needles[one]["cells"] if c["length_bytes"] == longest]) for one in (name, other)}
@@ -301,10 +308,10 @@ def _checks(name: str, other: str, timed: Any, heard: Any, needles: Any, facts: 
             ratios[0],
             f"{first['ms_per_byte']:.2f} and {last['ms_per_byte']:.2f} ms, {span}; {other}: {ratios[1]:.3f}",
         ),
-        BITS.judge(
-            far and far["ratio"], f"± {far['standard_error']:.4f}; {other}: {away['ratio']:.3f}" if far else ""
+        BITS.judge(far and far["ratio"], f"± {far['standard_error']:.4f}; {other}: {away['ratio']:.3f}" if far else ""),
+        NEEDLE.judge(
+            rates[name], f"{longest:,} bytes; guessing {needles[name]['chance']:.3f}; {other}: {rates[other]:.3f}"
         ),
-        NEEDLE.judge(rates[name], f"{longest:,} bytes; guessing {needles[name]['chance']:.3f}; {other}: {rates[other]:.3f}"),
         FACTS.judge(told[name], f"guessing {capacity.CHANCE:.3f}; {other}: {told[other]:.3f}"),
         GROWS.judge(
             pairs["exponents"][_CODES[0]],
