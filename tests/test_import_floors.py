@@ -21,7 +21,7 @@ FLOORS = (
     ("bdh.hub",),
     ("bdh.publish", "bdh.search"),
     ("bdh.models",),
-    ("bdh.presets", "bdh.stream"),
+    ("bdh.presets", "bdh.probe", "bdh.stream"),
     ("bdh.engine",),
     ("bdh.convert",),
     ("bdh.load",),

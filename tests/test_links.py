@@ -31,7 +31,7 @@ def test_a_link_gives_tab_model_text_temperature_and_seed(registry: Registry) ->
     ("name", "value", "words"),
     [
         ("model", "nobody" * 100, "there is no model"),
-        ("tab", "elsewhere" * 100, "there are chat, write, train, merge, models"),
+        ("tab", "elsewhere" * 100, "there are chat, write, train, merge, inspect, models"),
         ("prompt", "é" * 51, "102 bytes; at most 100"),
         ("temperature", "nan", "from 0 to 2"),
         ("temperature", "hot", "from 0 to 2"),

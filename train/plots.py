@@ -358,3 +358,35 @@ def _draw_needles(figure: Figure, axes: Axes, name: str, grid: NeedleGrid) -> No
     bar = figure.colorbar(image, ax=axes, ticks=[0, 25, 50, 75, 100])
     bar.ax.axhline(100 * grid.chance, color="white", linewidth=1.5)
     bar.outline.set_visible(False)
+
+
+def draw_raster(rows: Any, costs: Any, title: str, path: Path) -> None:
+    """Write what neurons do at each byte, a line each, above what the bytes cost.
+
+    Args:
+        rows: (neurons, bytes), none below 0.
+        costs: (bytes,), bits.
+
+    Raises:
+        DataError: there is nothing to draw, or the file cannot be written.
+    """
+    check_file(path)
+    if not len(costs):
+        raise DataError("there is nothing to draw: no byte was read")
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(2 * _WIDTH_INCHES, 1.5 * _PANEL_INCHES), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        if len(rows):
+            image = above.imshow(
+                rows, aspect="auto", cmap="Greys", vmin=0, interpolation="nearest", extent=(0, len(costs), len(rows), 0)
+            )
+            figure.colorbar(image, ax=above, label="activation", pad=0.01)
+        above.set_ylabel("neurons, most active")
+        above.set_title(title, loc="left")
+        below.bar(range(len(costs)), costs, width=1.0, align="edge", color=_COLOURS[1])
+        below.set_ylabel("bits")
+        below.set_xlabel("bytes read")
+        _save(figure, path, dpi=160)

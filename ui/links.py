@@ -13,6 +13,7 @@ import gradio as gr
 from bdh.errors import HatcheryError
 
 from .chat import ChatTab
+from .inspect import InspectTab
 from .limits import Limits
 from .models import renewed
 from .owner import identify
@@ -20,7 +21,7 @@ from .registry import Owner, Registry
 from .write import WriteTab
 from .writing import MAX_SEED
 
-TABS = ("chat", "write", "train", "merge", "models")
+TABS = ("chat", "write", "train", "merge", "inspect", "models")
 MAX_LINK_CHARACTERS = 8_000
 """Servers on the way refuse longer ones."""
 COPY = f"""async (model, prompt, temperature, seed) => {{
@@ -111,6 +112,7 @@ def build_links(
     tabs: gr.Tabs,
     chat: ChatTab,
     write: WriteTab,
+    inspect: InspectTab,
     greeting: Any,
 ) -> None:
     """Let links open the page.
@@ -123,26 +125,28 @@ def build_links(
     def on_open(request: gr.Request, secret: str) -> tuple[Any, ...]:
         query: Mapping[str, str] = dict(request.query_params)
         if not any(name in query for name in ("tab", "model", "prompt", "temperature", "seed")):
-            return (gr.skip(),) * 10
+            return (gr.skip(),) * 12
         visitor = identify(secret, request)
         link = read_link(query, visitor, registry, limits)
         lines = "".join(f"<p>{html.escape(problem)}</p>" for problem in link.problems)
         tab, choices = link.tab or "chat", registry.choices(visitor)
         models = [
             gr.skip() if link.model is None else renewed(dropdown, choices, None, link.model)
-            for dropdown in (chat.model, write.model)
+            for dropdown in (chat.model, write.model, inspect.model)
         ]
-        message = link.prompt if tab == "chat" else None
-        texts = [message, None if message is not None else link.prompt]
+        texts = [
+            link.prompt if wanted else None
+            for wanted in (tab == "chat", tab not in ("chat", "inspect"), tab == "inspect")
+        ]
         given = [*texts, link.temperature, link.temperature, link.seed, link.seed]
         said = gr.HTML(lines, visible=bool(lines))
         return said, gr.Tabs(selected=tab), *models, *(gr.skip() if value is None else value for value in given)
 
-    filled = [chat.message, write.prompt, chat.temperature, write.temperature, chat.seed, write.seed]
+    filled = [chat.message, write.prompt, inspect.text, chat.temperature, write.temperature, chat.seed, write.seed]
     greeting.then(
         on_open,
         owner,
-        [told, tabs, chat.model, write.model, *filled],
+        [told, tabs, chat.model, write.model, inspect.model, *filled],
         api_visibility="private",
         concurrency_limit=None,
         show_progress="hidden",

@@ -17,11 +17,12 @@ from starlette.routing import Mount
 from train.clock import Clock
 from train.job import Jobs
 
-from . import about, data_folder, kept, lineage, merge, models, publish, tint, train, twice
+from . import about, data_folder, inspect, kept, lineage, merge, models, publish, tint, train, twice
 from .about import build_about
 from .chat import build_chat
 from .door import Door
 from .endpoints import build_endpoints
+from .inspect import build_inspect
 from .limits import Limits
 from .links import build_links
 from .mcp import only_tools
@@ -128,10 +129,12 @@ def build_page(
                 training = build_train(registry, jobs, owner, limits, *tried, parents, tabs, greeting, tab)
             with gr.Tab("Merge", id="merge") as tab:
                 build_merge(registry, merger, jobs, owner, limits, parents, base, *tried, training, tabs, greeting, tab)
+            with gr.Tab("Inspect", id="inspect"):
+                inside = build_inspect(registry, owner, limits)
             with gr.Tab("Models", id="models") as tab:
-                build_models(registry, owner, limits, shown, greeting, tab)
+                build_models(registry, owner, limits, [*shown, inside.model], greeting, tab)
         build_about(limits)
-        build_links(registry, owner, limits, told, tabs, chat, write, greeting)
+        build_links(registry, owner, limits, told, tabs, chat, write, inside, greeting)
         build_endpoints(registry, merger, limits)
     page.queue(max_size=limits.max_waiting, api_open=False)
     describe_once(page)
@@ -167,7 +170,8 @@ def launch_options(limits: Limits, data: Path, registry: Registry | None = None)
             **({"lifespan": only_tools()} if limits.mcp else {}),
         },
         "theme": theme(),
-        "css": CSS + "".join(part.CSS for part in (models, tint, train, lineage, kept, merge, publish, twice, about)),
+        "css": CSS
+        + "".join(part.CSS for part in (models, tint, train, lineage, kept, merge, inspect, publish, twice, about)),
         "js": twice.SCRIPT,
         "max_file_size": limits.max_upload_bytes,
         "blocked_paths": [str(data)],

@@ -1,4 +1,4 @@
-"""A checkpoint to take along as one file."""
+"""What a visitor takes along: files in folders that last until the page has copied them, a checkpoint as one file."""
 
 from __future__ import annotations
 
@@ -13,27 +13,35 @@ from bdh import checkpoint
 _FOLDERS_KEPT = 4
 
 
-class Packer:
-    """Packs checkpoints into files that the page may serve."""
+class Folders:
+    """New temporary folders, each in the stead of one whose files the page has copied by then."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
         self._serving, self._folders = threading.Lock(), list[Path]()
 
-    def zipped(self, checkpoint_folder: Path, title: str) -> Path:
-        """A checkpoint as one file, in a temporary folder of its own."""
-        path = self._served() / f"{title}.zip"
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
-            for name in checkpoint.FILES:
-                if (checkpoint_folder / name).is_file():
-                    file.write(checkpoint_folder / name, f"{title}/{name}")
-        return path
-
-    def _served(self) -> Path:
-        """A new temporary folder; the page has copied what is in the older ones."""
-        folder = Path(tempfile.mkdtemp(prefix="specialist-"))
+    def new(self) -> Path:
+        """A new temporary folder; those before the last few are gone then."""
+        folder = Path(tempfile.mkdtemp(prefix=self._prefix))
         with self._serving:
             self._folders.append(folder)
             old, self._folders = self._folders[:-_FOLDERS_KEPT], self._folders[-_FOLDERS_KEPT:]
         for served in old:
             shutil.rmtree(served, ignore_errors=True)
         return folder
+
+
+class Packer:
+    """Packs checkpoints into files that the page may serve."""
+
+    def __init__(self) -> None:
+        self._folders = Folders("specialist-")
+
+    def zipped(self, checkpoint_folder: Path, title: str) -> Path:
+        """A checkpoint as one file, in a temporary folder of its own."""
+        path = self._folders.new() / f"{title}.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+            for name in checkpoint.FILES:
+                if (checkpoint_folder / name).is_file():
+                    file.write(checkpoint_folder / name, f"{title}/{name}")
+        return path

@@ -188,14 +188,17 @@ class Ink:
         self.pages[-1] += tinted(tint) + plain(rest)
 
 
-def legend() -> str:
-    """Markup that explains the colours."""
+def legend(*, own: bool = False) -> str:
+    """Markup that explains the colours; with `own`, not the prompt is marked but what the model wrote."""
     levels = "".join(f'<li><span class="s{level}">{name}</span></li>' for level, name in enumerate(LEVEL_NAMES))
+    mark = '<span class="prompt">prompt</span> what you wrote'
+    if own:
+        mark = '<span class="own">text</span> what the model wrote'
     return (
         '<div class="tint legend"><p>How surprised the model was by each character, in bits. 1 bit is a coin toss; '
         "8 bits is a byte guessed blindly. Point at the text for the numbers.</p>"
         f'<ul aria-label="Colours">{levels}<li><span class="s0 badge">FF</span> a byte that is no text</li>'
-        '<li><span class="prompt">prompt</span> what you wrote</li></ul></div>'
+        f"<li>{mark}</li></ul></div>"
     )
 
 
@@ -220,6 +223,7 @@ CSS = (
 .tint.written:empty::before { content: attr(data-empty); opacity: 0.75; font-family: var(--font); }
 .tint.written:focus-visible { outline: 2px solid var(--color-accent); }
 .tint .prompt { border-bottom: 1px dotted currentColor; }
+.tint .own { border-bottom: 2px solid var(--color-accent); }
 .tint .badge { font-size: 0.75em; padding: 0 3px; margin: 0 1px; border: 1px solid currentColor; border-radius: 3px;
   font-family: var(--font-mono); white-space: nowrap; }
 .tint .newline::before { content: "\\21B5"; font-size: 0.8em; }

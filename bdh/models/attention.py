@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..ops import rope
 from ..state import Window
+from .observe import observed, show
 
 
 def windowed_attention(
@@ -48,8 +49,18 @@ def windowed_attention(
 class TransformerBlock(nn.Module):
     """x + proj(attention(LN x)), then x + W2 gelu(W1 LN x); rotary positions if `rope_theta` is given."""
 
-    def __init__(self, n_embd: int, n_head: int, window: int, dropout: float, rope_theta: float | None = None) -> None:
+    def __init__(
+        self,
+        n_embd: int,
+        n_head: int,
+        window: int,
+        dropout: float,
+        rope_theta: float | None = None,
+        *,
+        place: str = "",
+    ) -> None:
         super().__init__()
+        self.place = place
         self.n_head, self.window, self.rope_theta = n_head, window, rope_theta
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.proj = nn.Linear(n_embd, n_embd, bias=False)
@@ -80,10 +91,22 @@ class TransformerBlock(nn.Module):
             increment = rope.radian_increments(width // self.n_head, self.rope_theta, x.device)
             cos, sin = rope.cos_sin(position, length, increment)
             query, key = (rope.rotate_halves(t, cos[:, None], sin[:, None]) for t in (query, key))
+        query, key, value = (self._show(name, t) for name, t in (("query", query), ("key", key), ("value", value)))
         attended, written = windowed_attention(query, key, value, memory, position, self.window, keep)
         if inplace and memory is not None and written is not None:
             memory.keys.copy_(written.keys)
             memory.values.copy_(written.values)
             written = memory
+        attended = self._show("attention", attended)
         x = x + self.drop(self.proj(attended.transpose(1, 2).reshape(batch, length, width)))
-        return x + self.mlp(self.ln2(x)), written
+        return show("residual", x + shown_mlp(self.mlp, self.ln2(x), self.place), self.place), written
+
+    def _show(self, name: str, heads: Tensor) -> Tensor:
+        """Show (B, H, T, D / H) as it is in all kinds of block, heads first."""
+        return show(name, heads.transpose(0, 1), self.place).transpose(0, 1) if observed() else heads
+
+
+def shown_mlp(mlp: nn.Sequential, x: Tensor, place: str) -> Tensor:
+    """A block's two layers, between which probes see the activations as `mlp`, (B, T, 4 D)."""
+    widen, bend, narrow, drop = mlp
+    return drop(narrow(show("mlp", bend(widen(x)), place)))

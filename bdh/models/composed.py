@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..config import VOCAB_SIZE, ComposedConfig
 from ..state import MembersMemory, MixtureMemory
 from .base import Model, init_weights
-from .observe import observe
+from .observe import observe, within
 
 
 class Composed(Model[ComposedConfig]):
@@ -68,9 +68,9 @@ class Composed(Model[ComposedConfig]):
     ) -> tuple[Tensor, Any]:
         hidden, memories = [], []
         for index, member in enumerate(self.members):
-            said, memory = member.listen_hidden(
-                ids, None if state is None else state.members[index], keep=keep, inplace=inplace
-            )
+            before = None if state is None else state.members[index]
+            with within(f"member.{index}."):
+                said, memory = member.listen_hidden(ids, before, keep=keep, inplace=inplace)
             hidden.append(said)
             memories.append(memory)
         if self.config.method == "deep":

@@ -69,7 +69,7 @@ class Flat(Model[FlatConfig]):
         x = norm(self.embed(ids))
         memories: list[Any] = []
         layer = recomputed(bdh_layer, self.recompute)
-        for memory in (None,) * self.config.n_layer if state is None else state.memory:
+        for index, memory in enumerate((None,) * self.config.n_layer if state is None else state.memory):
             x, written = layer(
                 x,
                 self.encoder,
@@ -81,6 +81,7 @@ class Flat(Model[FlatConfig]):
                 dropout=dropout,
                 keep=keep,
                 inplace=inplace,
+                place=f"layer.{index}.",
             )
             memories.append(written)
         return x, HebbianMemory(advanced(position, ids.shape[1], ids.shape[0], inplace), tuple(memories))

@@ -47,10 +47,11 @@ class Scale(nn.Module):
                 getattr(config, f"{scale}_mlp_mult"),
                 config.dropout,
                 () if local else config.global_decay,
+                place=f"{scale}.{index}.",
             )
             if config.use_bdh_attention
-            else TransformerBlock(width, heads, window, config.dropout)
-            for _ in range(getattr(config, f"{scale}_n_layer"))
+            else TransformerBlock(width, heads, window, config.dropout, place=f"{scale}.{index}.")
+            for index in range(getattr(config, f"{scale}_n_layer"))
         )
         self.ln_out = nn.LayerNorm(width)
 

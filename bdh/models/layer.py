@@ -14,7 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from ..ops import debt, fused, rope, step
 from ..ops.chunked import hebbian_attention
 from ..ops.prepared import prepared
-from .observe import looking_again, observe, observed, wanted
+from .observe import edited, looking_again, observe, observed, scalings, show, wanted
+
+_NORM_EPSILON = 1e-5
+"""What `norm` adds to the variance."""
 
 
 def norm(x: Tensor) -> Tensor:
@@ -75,6 +78,7 @@ def bdh_layer(
     dropout: float = 0.0,
     keep: bool = True,
     inplace: bool = False,
+    place: str = "",
 ) -> tuple[Tensor, Tensor | None]:
     """One layer: fire, recall, gate, add.
 
@@ -84,7 +88,9 @@ def bdh_layer(
     Heads stand first, so that each product is one batched multiplication of whole matrices. The activations
     `x_sparse` and `y_sparse`, (H, B, T, N), and x' as `residual` can be observed; `x_moments`, (H, B, T, 3), are the
     mean, the mean of squares and the part above 0 of each row of x_sparse, and `y_active`, (H, B, T, 1), is that part
-    of y_sparse; both only by an observer that asks for them in `names`.
+    of y_sparse; both only by an observer that asks for them in `names`. Probes see, in this order, `value` (x),
+    `x_sparse`, `key` (x_sparse rotated, which is the query too), `attention` (what is read, (H, B, T, D), before LN),
+    `y_sparse`, `gate` (x_sparse · y_sparse) and `residual`.
 
     Args:
         x: (B, T, D).
@@ -94,6 +100,7 @@ def bdh_layer(
         memory: (B, H, N, D) float32, or None for an empty one.
         dropout: probability, 0 outside training.
         keep, inplace: as in `hebbian_attention`.
+        place: what probes call this layer, such as `layer.0.`.
 
     Returns:
         x' (B, T, D) and the memory after the chunk.
@@ -104,38 +111,57 @@ def bdh_layer(
         debt.settle(memory)
     rows = x.reshape(1, batch * length, width).expand(heads, -1, -1)
     latent = torch.bmm(rows, encoder).view(heads, batch, length, neurons)
-    fuses = fused.usable(latent)
+    fuses = fused.usable(latent) and not edited()
     if fuses:
         x_sparse, rotated, told = fused.fire(latent, *phases)
         del latent  # as large as what came of it, and not needed any more
         if wanted("x_moments", unasked=False):
             observe("x_moments", told)
+        observe("x_sparse", x_sparse, place)
     else:
-        x_sparse = F.relu_(latent)
+        x_sparse = observe("x_sparse", F.relu_(latent), place)
         rotated = rope.rotate_pairs(x_sparse, *phases)
         if wanted("x_moments", unasked=False):
             observe("x_moments", moments(x_sparse))
-    observe("x_sparse", x_sparse)
-    read, memory = hebbian_attention(rotated, rotated, x.unsqueeze(0), memory, decay, write=keep, inplace=inplace)
+    rotated = show("key", rotated, place)
+    value = show("value", x, place).unsqueeze(0)
+    scaled = [
+        (_recall_of(one.sending, rotated, value, memory, decay), one) for one in scalings(place, encoder_v)
+    ]  # before the memory is written over
+    read, memory = hebbian_attention(rotated, rotated, value, memory, decay, write=keep, inplace=inplace)
+    read = show("attention", read, place)
     latent = torch.bmm(norm(read).view(heads, batch * length, width), encoder_v).view_as(x_sparse)
+    for part, one in scaled:
+        latent = latent + (one.factor - 1) * _excitement(part, read, encoder_v) * one.receiving[:, None, None]
     if fuses:
-        gated, part = fused.gate(latent, x_sparse)
+        gated, active = fused.gate(latent, x_sparse)
         if wanted("y_active", unasked=False):
-            observe("y_active", part)
-        if wanted("y_sparse"):
-            observe("y_sparse", F.relu(latent))
+            observe("y_active", active)
+        if wanted("y_sparse", place):
+            observe("y_sparse", F.relu(latent), place)
     else:
-        y_sparse = F.relu_(latent)
-        observe("y_sparse", y_sparse)
+        y_sparse = observe("y_sparse", F.relu_(latent), place)
         if wanted("y_active", unasked=False):
             observe("y_active", moments(y_sparse)[..., 2:])
         gated = x_sparse * y_sparse
+    gated = show("gate", gated, place)
     if dropout:
         gated = F.dropout(gated, dropout)
     out = torch.bmm(gated.view(heads, batch * length, neurons), decoder.view(heads, neurons, width)).sum(0)
-    x = norm(x + norm(out.view(batch, length, width)))
-    observe("residual", x)
-    return x, memory
+    return observe("residual", norm(x + norm(out.view(batch, length, width))), place), memory
+
+
+def _recall_of(sending: Tensor, rotated: Tensor, value: Tensor, memory: Tensor | None, decay: Tensor | None) -> Tensor:
+    """What is read by some of the neurons alone, (H, B, T, D)."""
+    return hebbian_attention(rotated * sending[:, None, None], rotated, value, memory, decay, write=False)[0]
+
+
+def _excitement(part: Tensor, read: Tensor, encoder_v: Tensor) -> Tensor:
+    """What a part of the read excites, (H, B, T, N), normalised as the whole read is."""
+    heads, batch, length, width = read.shape
+    deviation = (read.var(-1, unbiased=False, keepdim=True) + _NORM_EPSILON).sqrt()
+    normed = (part - part.mean(-1, keepdim=True)) / deviation
+    return torch.bmm(normed.view(heads, batch * length, width), encoder_v).view(heads, batch, length, -1)
 
 
 def moments(x: Tensor) -> Tensor:
@@ -159,8 +185,18 @@ class BDHBlock(nn.Module):
     recompute = False
     """Trade time for memory in training; see `recomputed`."""
 
-    def __init__(self, n_embd: int, n_head: int, mlp_mult: int, dropout: float, decay: tuple[float, ...] = ()) -> None:
+    def __init__(
+        self,
+        n_embd: int,
+        n_head: int,
+        mlp_mult: int,
+        dropout: float,
+        decay: tuple[float, ...] = (),
+        *,
+        place: str = "",
+    ) -> None:
         super().__init__()
+        self.place = place
         n_neuron = n_embd * mlp_mult // n_head
         self.dropout, self.decay = dropout, decay
         self.encoder = nn.Parameter(torch.empty(n_head, n_embd, n_neuron).normal_(std=0.02))
@@ -196,4 +232,5 @@ class BDHBlock(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             keep=keep,
             inplace=inplace,
+            place=self.place,
         )

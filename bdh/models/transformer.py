@@ -25,8 +25,10 @@ class Transformer(Model[TransformerConfig]):
         super().__init__(config)
         self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
         self.blocks: Any = nn.ModuleList(
-            TransformerBlock(config.n_embd, config.n_head, config.block_size, config.dropout, _ROPE_THETA)
-            for _ in range(config.n_layer)
+            TransformerBlock(
+                config.n_embd, config.n_head, config.block_size, config.dropout, _ROPE_THETA, place=f"layer.{index}."
+            )
+            for index in range(config.n_layer)
         )
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.apply(init_weights)

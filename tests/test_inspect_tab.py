@@ -1,0 +1,151 @@
+"""What the view Reading does without its components: words, bounds, markup, files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zoo
+from PIL import Image
+
+from bdh import probe
+from bdh.errors import HatcheryError
+from lab import reading as lab
+from lab.reading import Reading
+from ui.inspect import reader
+from ui.inspect.reading import MOST_BYTES, Heard, Inspector, active_bars, choices, firings, summary
+from ui.limits import Limits
+from ui.registry import Registry
+
+HURT = "<img src=x onerror=hurt()> & é".encode()
+
+
+@pytest.fixture(scope="module")
+def inspector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inspector]:
+    folder = tmp_path_factory.mktemp("inspect")
+    for name in ("flat", "hierarchical", "transformer"):
+        zoo.fresh(name).save_pretrained(folder / "checkpoints" / name)
+    limits = Limits()
+    yield Inspector(Registry(folder / "checkpoints", folder / "data", limits, "cpu"), limits)
+
+
+def last(parts: Iterator[Any]) -> Any:
+    *_, found = parts
+    return found
+
+
+def seen(inspector: Inspector, model: str, layer: str, kind: str) -> tuple[Heard, Reading]:
+    heard = Heard(HURT, len(HURT) - 4)
+    found = last(inspector.read(model, "me", heard, layer, kind, 1))
+    assert isinstance(found, Reading)
+    return heard, found
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "kinds", "heads"),
+    [
+        ("flat", ["layer.0", "layer.1"], ["x_sparse", "y_sparse", "gate"], 2),
+        ("hierarchical", ["global.0", "global.1", "local.0", "local.1"], ["x_sparse", "y_sparse", "gate"], 2),
+        ("transformer", ["layer.0", "layer.1"], ["mlp"], 1),
+    ],
+)
+def test_what_can_be_chosen_is_what_the_model_has(
+    inspector: Inspector, model: str, layers: list[str], kinds: list[str], heads: int
+) -> None:
+    points = inspector.points(model, "me")
+    layer, kind, head = choices(points, "elsewhere.9", "nothing", 99)
+    assert [id for _, id in layer.options] == layers and layer.value == layers[-1]
+    assert [id for _, id in kind.options] == kinds and kind.value == kinds[0]
+    assert [id for _, id in head.options] == list(range(heads)) and head.value == 0
+    kept = choices(points, layers[0], kinds[-1], heads - 1)
+    assert [choice.value for choice in kept] == [layers[0], kinds[-1], heads - 1]
+
+
+def test_what_the_model_writes_is_read_after_the_text(inspector: Inspector) -> None:
+    heard = last(inspector.go_on("flat", "me", HURT, 12))
+    assert heard.heard_bytes == len(HURT) and len(heard.data) == len(HURT) + 12 and heard.data.startswith(HURT)
+    assert last(inspector.go_on("flat", "me", HURT, 0)) == Heard(HURT, len(HURT))
+    found = last(inspector.read("flat", "me", heard, "layer.1", "gate", 0))
+    assert found.data == heard.data and found.values.shape == (len(heard.data), zoo.FLAT.n_neuron)
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "says"),
+    [
+        ("", 0, "no text to read"),
+        (None, 0, "no text to read"),
+        ("a" * (MOST_BYTES - 9), 10, "at most 1,000 together"),
+        ("a", 401, "allowed are 0 to 400"),
+        ("a", float("nan"), "allowed are 0 to 400"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_refused_in_words(inspector: Inspector, text: Any, count: Any, says: str) -> None:
+    with pytest.raises(HatcheryError, match=says):
+        inspector.text(text, count)
+
+
+def test_what_is_not_there_is_refused_in_words(inspector: Inspector) -> None:
+    heard = Heard(HURT, len(HURT))
+    for wish, says in (
+        (lambda: inspector.read("flat", "me", heard, "layer.7", "gate", 0), "is no place of neurons"),
+        (lambda: inspector.read("none", "me", heard, "layer.0", "gate", 0), "there is no model"),
+        (lambda: inspector.read(None, "me", heard, "layer.0", "gate", 0), "no model is chosen"),
+        (lambda: inspector.read("flat", "me", heard, "layer.0", "gate", 9), "has no head 9"),
+        (lambda: inspector.find("flat", "me", "layer.0.gate", 0, None, "all"), "no neuron was chosen"),
+        (lambda: inspector.find("flat", "me", "layer.0.gate", 0, 9999, "all"), "no neuron 9999"),
+        (lambda: inspector.find("flat", "me", "layer.0.gate", 0, 1, "../x"), "no shipped corpus"),
+    ):
+        with pytest.raises(HatcheryError, match=says):
+            list(wish())
+
+
+@pytest.mark.parametrize(
+    ("model", "layer", "kind"),
+    [("flat", "layer.1", "x_sparse"), ("hierarchical", "global.0", "gate"), ("transformer", "layer.0", "mlp")],
+)
+def test_what_is_drawn_is_the_reading(inspector: Inspector, model: str, layer: str, kind: str) -> None:
+    heard, found = seen(inspector, model, layer, kind)
+    picture = lab.raster(found)
+    drawn = json.loads(json.dumps(reader.drawn(found, picture, heard.heard_bytes)))
+    assert bytes(drawn["bytes"]) == HURT and drawn["heard"] == len(HURT) - 4
+    assert "".join(shown for _, shown, *_ in drawn["glyphs"]).encode() == HURT
+    assert drawn["firing"] == (found.values > 0).sum(1).tolist()
+    assert [len(drawn[name]) for name in ("bits", "next", "loudest", "special")] == [len(HURT)] * 4
+    pixels = np.array(Image.open(io.BytesIO(base64.b64decode(drawn["image"].split(",")[1]))))
+    assert np.array_equal(pixels[..., 1] > 0, picture.values > 0)
+    words = summary(heard, found, picture)
+    assert "4 of them written by the model" in words and ("whole patches" in words) == (model == "hierarchical")
+
+
+def test_x_and_y_are_shown_apart_layer_by_layer(inspector: Inspector) -> None:
+    _, found = seen(inspector, "flat", "layer.0", "gate")
+    markup = active_bars(found.active)
+    assert markup.count("<h4>") == 2 and markup.count("<li>") == 4
+    assert f"<b>{found.active[1].part:.1%}</b>" in markup
+
+
+def test_a_neuron_is_found_in_the_shipped_texts_with_what_stands_around_it(inspector: Inspector) -> None:
+    said = list(inspector.find("flat", "me", "layer.0.x_sparse", 1, 3, "all"))
+    assert "reading: " in said[0] and "of 4,096 bytes" in said[0]
+    assert "neuron 3 of layer.0.x_sparse, head 1" in said[-1] and "held out from training" in said[-1]
+    assert said[-1].count("<tr>") <= 13
+
+
+def test_texts_are_no_markup_and_silence_is_said() -> None:
+    (point,) = probe.selected(zoo.model("flat"), "layer.0.gate")
+    markup = firings("neuron <b>", point, {"<i>": (HURT, np.arange(len(HURT), dtype=np.float32))})
+    assert "<img" not in markup and "<i>" not in markup and "neuron <b>" not in markup and "&lt;" in markup
+    silent = firings("neuron 1", point, {"text": (HURT, np.zeros(len(HURT), np.float32))})
+    assert "fires at none of" in silent
+
+
+def test_a_reading_can_be_taken_along(inspector: Inspector) -> None:
+    files = [Path(path) for path in inspector.files("flat", "me", Heard(HURT, len(HURT)), "layer.0", "gate", 0)]
+    assert [path.name for path in files] == ["reading.npz", "reading.csv", "reading.png"]
+    assert all(path.stat().st_size for path in files)

@@ -1,0 +1,468 @@
+"""The view Reading: which neurons fire while a text is read, byte by byte, and which bytes fire one of them."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from bdh.errors import DataError
+from bdh.models import Model, skeleton
+from bdh.probe import Point
+from bdh.sampling import Sampling
+from bdh.stream import Stream, Written
+from lab import reading as lab
+from lab.reading import Active, Reading
+
+from .. import tint
+from ..limits import Limits
+from ..owner import identify, reported
+from ..parting import Folders
+from ..registry import Owner, Registry
+from ..writing import batched, hear_and_write
+from . import reader
+
+MOST_BYTES = 1_000
+"""Of a text that is read, what the model writes included: hundreds of columns is what a screen can show."""
+MOST_WRITTEN = 400
+CORPUS_BYTES = 4_096
+"""Heard to find what fires a neuron, some seconds of two cores."""
+ALL_CORPORA = "all"
+EXAMPLES = [
+    ['User: What does "river" mean?\nBot:', 80],
+    ["In the beginning God created the heaven and the earth. And the earth was without form, and void;", 0],
+    ["En el principio crió Dios los cielos y la tierra. In the beginning God created the heaven.", 0],
+    ['def read(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n', 120],
+    ["one two three four five six seven eight nine ten 1 2 3 4 5 6 7 8 9 10 11 12", 0],
+]
+_KINDS = {
+    "x_sparse": "x, what fires first",
+    "y_sparse": "y, what memory excites",
+    "gate": "x · y, what is sent on",
+    "mlp": "mlp, between the two layers",
+}
+_BEFORE, _AFTER = 36, 12
+"""Bytes shown around one that fired a neuron."""
+
+
+class Heard(NamedTuple):
+    """What was read last, for the page to go on from; small, so that no picture is kept here."""
+
+    data: bytes
+    heard_bytes: int
+
+
+class Choice(NamedTuple):
+    """What there is to choose from, and what is chosen."""
+
+    options: list[tuple[str, Any]]
+    value: Any
+
+
+def choices(points: Sequence[Point], layer: Any = None, kind: Any = None, head: Any = None) -> tuple[Choice, ...]:
+    """Layers, the kinds of neuron in the chosen layer and its heads; what is not there gives way.
+
+    The last layer is chosen first: what fires in it depends most on what came before.
+    """
+    patches = {point.place: point.bytes_per_row for point in points}
+    layer = layer if layer in patches else next(reversed(patches))
+    here = {point.kind: point for point in points if point.place == layer}
+    kind = kind if kind in here else next(iter(here))
+    heads = here[kind].heads
+    return (
+        Choice(
+            [(f"{name}, hears {size} bytes at once" if size > 1 else name, name) for name, size in patches.items()],
+            layer,
+        ),
+        Choice([(_KINDS[name], name) for name in here], kind),
+        Choice(
+            [(f"head {index}", index) for index in range(heads)] or [("no heads", 0)],
+            head if head in range(heads) else 0,
+        ),
+    )
+
+
+class Inspector:
+    """What the view does, without components."""
+
+    def __init__(self, registry: Registry, limits: Limits) -> None:
+        self._registry, self._limits = registry, limits
+        self._folders = Folders("reading-")
+
+    def points(self, model: str | None, owner: Owner) -> tuple[Point, ...]:
+        """The neurons of a model, known from its configuration alone.
+
+        Raises:
+            HatcheryError: there is no such model.
+        """
+        return lab.neuron_points(skeleton(self._registry.config(_known(model), owner)))
+
+    def text(self, text: str, write_bytes: float | None) -> tuple[bytes, int]:
+        """The bytes of a text and how many are to be written after it.
+
+        Raises:
+            DataError: nothing to read, or more than is shown at once.
+        """
+        if not isinstance(text, str) or not text:
+            raise DataError("there is no text to read; write some, or choose an example")
+        data = text.encode("utf-8", errors="replace")
+        most = min(MOST_BYTES, self._limits.max_prompt_bytes)
+        count = 0 if write_bytes is None else write_bytes
+        if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 <= count <= MOST_WRITTEN:
+            raise DataError(f"the bytes to write are {count!r:.40}; allowed are 0 to {MOST_WRITTEN}")
+        if len(data) + int(count) > most:
+            raise DataError(
+                f"the text has {len(data):,} bytes, and {int(count):,} are to be written; at most {most:,} together "
+                "are shown. Shorten it"
+            )
+        return data, int(count)
+
+    def go_on(self, model: str | None, owner: Owner, data: bytes, count: int) -> Generator[str | Heard, None, None]:
+        """Let the model write after a text; how far it is, and at the end what there is to read."""
+        written = bytearray()
+        if count:
+            with self._leased(model, owner, 0) as leased:
+                options = Sampling(max_bytes=min(count, self._limits.max_write_bytes), seed=1)
+                for batch in hear_and_write(Stream(leased), data, options):
+                    written += bytes(part.byte for part in batch if isinstance(part, Written))
+                    yield f"writing: {len(written)} of {count} bytes"
+        yield Heard(data + bytes(written), len(data))
+
+    def read(
+        self, model: str | None, owner: Owner, heard: Heard, layer: str, kind: str, head: int
+    ) -> Generator[str | Reading, None, None]:
+        """How far it is, and at the end the reading."""
+        name = f"{layer}.{kind}"
+        with self._leased(model, owner, len(heard.data)) as leased:
+            yield from _told(lab.read(leased, heard.data, name, _head(head)), len(heard.data))
+
+    def find(
+        self, model: str | None, owner: Owner, name: str, head: int, neuron: float | None, corpus: str
+    ) -> Generator[str, None, None]:
+        """Markup: how far it is, and at the end the bytes of shipped texts that fire a neuron."""
+        if isinstance(neuron, bool) or not isinstance(neuron, (int, float)) or int(neuron) != neuron:
+            raise DataError("no neuron was chosen; give its number, or press one in the list")
+        names = lab.corpus_names() if corpus == ALL_CORPORA else [corpus]
+        if corpus != ALL_CORPORA and corpus not in lab.corpus_names():
+            raise DataError(f"there is no shipped corpus {corpus!r:.40}; there are {', '.join(lab.corpus_names())}")
+        found: dict[str, tuple[bytes, Any]] = {}
+        done, total, markup = 0, CORPUS_BYTES // len(names) * len(names), ""
+        with self._leased(model, owner, CORPUS_BYTES) as leased:
+            point = lab.neuron_point(leased, name, _head(head))
+            who = f"neuron {int(neuron)} of {name}" + (f", head {_head(head)}" if point.heads else "")
+            for each in names:
+                data = lab.excerpt(each, CORPUS_BYTES // len(names))
+                for told in _told(lab.fire(leased, data, name, _head(head), int(neuron)), total, done):
+                    if isinstance(told, str):
+                        yield _line(told) + markup
+                    else:
+                        found[each] = (data, told)
+                done += len(data)
+                markup = firings(who, point, found)
+        yield markup
+
+    def files(self, model: str | None, owner: Owner, heard: Heard, layer: str, kind: str, head: int) -> list[str]:
+        """The reading as files: NPZ, CSV and PNG."""
+        made = [told for told in self.read(model, owner, heard, layer, kind, head) if isinstance(told, Reading)]
+        return [str(path) for path in lab.save(made[0], Path(self._folders.new()))]
+
+    @contextmanager
+    def _leased(self, model: str | None, owner: Owner, bytes_read: int) -> Iterator[Model[Any]]:
+        with (
+            self._registry.lease(_known(model), owner) as leased,
+            self._registry.reserve(leased.state_bytes() + lab.PIECE_MEMORY + bytes_read * 4 * 256),
+        ):
+            yield leased
+
+
+def firings(who: str, point: Point, found: dict[str, tuple[bytes, Any]]) -> str:
+    """Markup of the bytes that fire a neuron most, in the texts around them, and of which bytes these are."""
+    patch = point.bytes_per_row
+    rows = sum(len(values) for _, values in found.values())
+    active = sum(int((values > 0).sum()) for _, values in found.values())
+    heard = sum(len(data) for data, _ in found.values())
+    places = "patches" if patch > 1 else "bytes"
+    if not active:
+        return _line(f"{who} fires at none of {heard:,} bytes of {', '.join(found)}; read more with another text.")
+    ranked = sorted(
+        (
+            (firing, name, data)
+            for name, (data, values) in found.items()
+            for firing in lab.strongest_firings(values, patch)
+        ),
+        key=lambda one: -one[0].value,
+    )[:12]
+    lines = []
+    for firing, name, data in ranked:
+        before = data[max(0, firing.first - _BEFORE) : firing.first]
+        after = data[firing.last + 1 : firing.last + 1 + _AFTER]
+        fired = data[firing.first : firing.last + 1]
+        lines.append(
+            f"<tr><td><code>{_text(before)}<mark>{_text(fired)}</mark>{_text(after)}</code></td>"
+            f"<td>{html.escape(name)}</td><td>{firing.value:.3g}</td></tr>"
+        )
+    counted: Counter[bytes] = Counter()
+    for data, values in found.values():
+        for row in values.nonzero()[0].tolist():
+            if values[row] > 0:
+                counted[data[row * patch : (row + 1) * patch]] += 1
+    common = ", ".join(
+        f"<code>{_text(raw).replace(' ', '␣')}</code> {count / active:.0%}" for raw, count in counted.most_common(6)
+    )
+    return (
+        f'<div class="firings"><p><b>{html.escape(who)}</b> fires at {active:,} of {rows:,} {places} '
+        f"({active / rows:.1%}) of {', '.join(html.escape(name) for name in found)}, held out from training. "
+        f"Most often at {common}.</p>"
+        "<table><thead><tr><th>Where it fires most</th><th>Text</th><th>Value</th></tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def summary(heard: Heard, found: Reading, shown: lab.Raster) -> str:
+    """Markup of what is seen, in a line or two."""
+    of = f"{len(shown.neurons):,} of the {shown.fired:,} neurons that fire, the most active"
+    if len(shown.neurons) == shown.fired:
+        of = f"all {shown.fired:,} neurons that fire"
+    written = len(heard.data) - heard.heard_bytes
+    parts = [
+        f"<b>{html.escape(lab.title(found))}</b>",
+        f"{len(heard.data):,} bytes" + (f", {written:,} of them written by the model" if written else ""),
+        f"{found.bits_per_byte:.2f} bits a byte",
+        f"a line is a neuron, a column a byte; shown: {of} (of {found.point.width:,}), those that fire together side "
+        "by side",
+    ]
+    patch = found.point.bytes_per_row
+    if patch > 1:
+        parts.append(f"this layer hears whole patches: what it does stands under all {patch} bytes of each")
+    return f'<p class="summary">{" · ".join(parts)}</p>'
+
+
+def active_bars(active: Sequence[Active]) -> str:
+    """Markup of how much of each layer fires, x and y apart."""
+    groups: dict[str, list[Active]] = {}
+    for one in active:
+        groups.setdefault(one.kind, []).append(one)
+    parts = []
+    for kind, layers in groups.items():
+        bars = "".join(
+            f'<li><span>{html.escape(one.place)}</span><i style="width: {max(0.2, 100 * one.part):.1f}%"></i>'
+            f"<b>{one.part:.1%}</b></li>"
+            for one in layers
+        )
+        parts.append(f"<div><h4>{_KINDS[kind]}: above 0</h4><ul>{bars}</ul></div>")
+    return f'<div class="active-bars">{"".join(parts)}</div>'
+
+
+def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, model: gr.Dropdown) -> gr.Textbox:
+    """Lay out the view and wire it; returns the text that is read."""
+    inspector = Inspector(registry, limits)
+    first = choices(inspector.points(registry.default(), "")) if registry.default() else (Choice([], None),) * 3
+    gr.Markdown(
+        "Let a model read a text, and see which of its neurons fire at which byte. BDH's neurons are silent most of "
+        "the time, so that each can be about something."
+    )
+    text = gr.Textbox(
+        label="Text to read",
+        info=f"up to {min(MOST_BYTES, limits.max_prompt_bytes):,} bytes. Shift+Enter reads.",
+        placeholder="In the beginning, ",
+        lines=3,
+        max_lines=10,
+        elem_id="reading-text",
+    )
+    with gr.Row(equal_height=True):
+        count = gr.Slider(
+            0, MOST_WRITTEN, 0, step=10, label="Then let the model write, bytes", scale=3, elem_id="reading-count"
+        )
+        go = gr.Button("Read", variant="primary", min_width=120, elem_id="reading-go")
+        stop = gr.Button("Stop", variant="stop", min_width=90, interactive=False, elem_id="reading-stop")
+    gr.Examples(
+        [list(example) for example in EXAMPLES],
+        [text, count],
+        label="Examples",
+        example_labels=[str(example[0]).replace("\n", " ⏎ ")[:60] for example in EXAMPLES],
+        api_visibility="private",
+    )
+    with gr.Row():
+        layer, kind, head = (
+            gr.Dropdown(
+                choice.options, value=choice.value, label=label, min_width=140, elem_id=f"reading-{label.lower()}"
+            )
+            for choice, label in zip(first, ("Layer", "Neurons", "Head"), strict=True)
+        )
+    told = gr.HTML(_line("Nothing was read yet."), elem_classes="flush", elem_id="reading-told")
+    shown = gr.HTML(
+        None,
+        html_template=reader.TEMPLATE,
+        js_on_load=reader.DRAW,
+        apply_default_css=False,
+        elem_classes="flush",
+        elem_id="reading-shown",
+    )
+    gr.HTML(tint.legend(own=True), elem_classes="flush")
+    bars = gr.HTML(elem_classes="flush", elem_id="reading-active")
+    with gr.Row(equal_height=True, visible=False) as pin:
+        neuron = gr.Number(label="Neuron", precision=0, minimum=0, min_width=110, elem_id="reading-neuron")
+        corpus = gr.Dropdown(
+            choices=[(f"all shipped texts, {CORPUS_BYTES // max(1, len(lab.corpus_names())):,} bytes of each", "all")]
+            + [(f"{name}, {CORPUS_BYTES:,} bytes", name) for name in lab.corpus_names()],
+            value=ALL_CORPORA,
+            label="Search in",
+            scale=2,
+            min_width=200,
+            elem_id="reading-corpus",
+        )
+        find = gr.Button("Find the bytes that fire it", min_width=180, elem_id="reading-find")
+    where = gr.HTML(elem_classes="flush", elem_id="reading-where")
+    with gr.Column(visible=False) as taken:
+        take = gr.Button("Make files to take along (NPZ, CSV, PNG)", size="sm", elem_id="reading-take")
+        files = gr.File(label="The reading", visible=False, interactive=False, elem_id="reading-files")
+    last = gr.State(None)
+
+    def looked_at(
+        id: str | None, visitor: Owner, heard: Heard, layer: str, kind: str, head: int
+    ) -> Generator[tuple[Any, ...], None, None]:
+        for told in inspector.read(id, visitor, heard, layer, kind, head):
+            if isinstance(told, str):
+                yield _line(told), *(gr.skip(),) * 6
+                continue
+            picture = lab.raster(told)
+            yield (
+                summary(heard, told, picture), reader.drawn(told, picture, heard.heard_bytes),
+                active_bars(told.active), gr.Row(visible=True), gr.Column(visible=True), gr.File(visible=False), heard,
+            )  # fmt: skip
+
+    def on_read(
+        request: gr.Request, secret: str, id: str | None, text: str, count: float | None, layer: str, kind: str,
+        head: int,
+    ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
+        with reported():
+            data, more = inspector.text(text, count)
+            visitor = identify(secret, request)
+            running = gr.Button(interactive=False), gr.Button(interactive=True)
+            yield _line("getting ready"), *(gr.skip(),) * 6, *running
+            with closing(inspector.go_on(id, visitor, data, more)) as writing:
+                for told in writing:
+                    if isinstance(told, Heard):
+                        heard = told
+                    else:
+                        yield _line(told), *(gr.skip(),) * 6, *running
+            with closing(looked_at(id, visitor, heard, layer, kind, head)) as looks:
+                for update in looks:
+                    yield *update, *running
+            yield *(gr.skip(),) * 7, gr.Button(interactive=True), gr.Button(interactive=False)
+
+    def on_look(
+        request: gr.Request, secret: str, id: str | None, heard: Heard | None, layer: str, kind: str, head: int
+    ) -> Iterator[tuple[Any, ...]]:
+        if heard is None:
+            return
+        with reported(), closing(looked_at(id, identify(secret, request), Heard(*heard), layer, kind, head)) as looks:
+            yield from looks
+
+    def on_model(request: gr.Request, secret: str, id: str | None, layer: str, kind: str, head: int) -> tuple[Any, ...]:
+        with reported():
+            can = choices(inspector.points(id, identify(secret, request)), layer, kind, head)
+        return tuple(gr.Dropdown(choices=choice.options, value=choice.value) for choice in can)
+
+    def on_find(
+        request: gr.Request, secret: str, id: str | None, layer: str, kind: str, head: int, neuron: float | None,
+        corpus: str,
+    ) -> Iterator[str]:  # fmt: skip
+        with reported():
+            yield _line("getting ready")
+            found = inspector.find(id, identify(secret, request), f"{layer}.{kind}", head, neuron, corpus)
+            with closing(found) as looks:
+                yield from looks
+
+    def on_take(
+        request: gr.Request, secret: str, id: str | None, heard: Heard | None, layer: str, kind: str, head: int
+    ) -> gr.File:
+        with reported():
+            if heard is None:
+                raise DataError("nothing was read yet; read a text first")
+            return gr.File(
+                inspector.files(id, identify(secret, request), Heard(*heard), layer, kind, head), visible=True
+            )
+
+    private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+    worked: dict[str, Any] = private | {"concurrency_limit": limits.max_at_once, "concurrency_id": "inspecting"}
+    place = [layer, kind, head]
+    seen = [told, shown, bars, pin, taken, files, last]
+    reads = gr.on([go.click, text.submit], on_read, [owner, model, text, count, *place], [*seen, go, stop], **worked)
+    idle: Callable[[], Any] = lambda: (gr.Button(interactive=True), gr.Button(interactive=False))  # noqa: E731
+    reads.failure(idle, None, [go, stop], **private)
+    stop.click(idle, None, [go, stop], cancels=[reads], **private)
+    again: dict[str, Any] = {"fn": on_look, "inputs": [owner, model, last, *place], "outputs": seen, **worked}
+    model.change(on_model, [owner, model, *place], place, **private).success(**again)
+    for chosen in (layer, kind):
+        chosen.input(on_model, [owner, model, *place], place, **private).success(**again)
+    head.input(**again)
+    shown.select(_pointed, None, neuron, **private)
+    search: dict[str, Any] = {
+        "fn": on_find, "inputs": [owner, model, *place, neuron, corpus], "outputs": where, **worked
+    }  # fmt: skip
+    shown.submit(_pointed, None, neuron, **private).success(**search)
+    gr.on([find.click, neuron.submit], **search)
+    take.click(on_take, [owner, model, last, *place], files, **worked)
+    return text
+
+
+def _pointed(event: gr.EventData) -> int:
+    """The neuron that was pointed at in the picture."""
+    neuron = event._data.get("neuron") if isinstance(event._data, dict) else None
+    return neuron if isinstance(neuron, int) else 0
+
+
+def _told(parts: Iterator[Any], total: int, before: int = 0) -> Generator[Any, None, None]:
+    """What comes of hearing, in turn with other visitors' work: words about how far it is, and the last part."""
+    with closing(batched(parts)) as batches:
+        for batch in batches:
+            for part in batch:
+                yield f"reading: {before + part:,} of {total:,} bytes" if isinstance(part, int) else part
+
+
+def _known(model: str | None) -> str:
+    if not isinstance(model, str) or not model:
+        raise DataError("no model is chosen; choose one above")
+    return model
+
+
+def _head(head: Any) -> int:
+    return head if isinstance(head, int) else 0
+
+
+def _line(words: str) -> str:
+    return f'<p class="summary">{html.escape(words)}</p>'
+
+
+def _text(data: bytes) -> str:
+    """Bytes as escaped text of one line."""
+    text = data.decode("utf-8", errors="replace").replace("\n", "⏎").replace("\t", "⇥")
+    return html.escape("".join(c if c.isprintable() else "·" for c in text))
+
+
+CSS = """
+.active-bars { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 8px 24px;
+  margin: 8px 0; font-size: var(--text-sm); }
+.active-bars h4 { margin: 0 0 4px; font-size: var(--text-sm); font-weight: 600; }
+.active-bars ul { list-style: none; margin: 0; padding: 0; }
+.active-bars li { display: grid; grid-template-columns: 8.5rem 1fr 3.5rem; gap: 8px; align-items: center;
+  margin: 2px 0; }
+.active-bars li i { height: 10px; border-radius: 2px; background: var(--color-accent); justify-self: start; }
+.active-bars li b { font-weight: 400; text-align: right; font-variant-numeric: tabular-nums; }
+.firings { font-size: var(--text-sm); overflow-x: auto; }
+.firings p { margin: 8px 0; overflow-wrap: anywhere; }
+.firings table { width: 100%; border-collapse: collapse; border: none !important; }
+.firings tr { border: none !important; background: none !important; }
+.firings th, .firings td { text-align: left; padding: 3px 8px; border: none !important;
+  border-bottom: 1px solid var(--border-color-primary) !important; }
+.firings td:first-child { white-space: pre; }
+.firings td:last-child { font-variant-numeric: tabular-nums; }
+.firings mark { background: var(--primary-300); color: #0b0b0b; border-radius: 2px; padding: 0 1px; }
+"""
+"""The looks, for the page's style sheet."""
