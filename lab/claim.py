@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from bdh.load import load
 from bdh.models import Model
 from train.data import Bytes, held_out_start, read_bytes
 from train.folder import environment
+from train.sources import is_shipped
 
 REPORT, RESULT, SETTINGS = "report.md", "report.json", "settings.json"
 SUPPORTED, PARTLY, NOT, UNTOLD = "supported", "partly supported", "not supported", "not measured"
@@ -37,6 +39,7 @@ Tell: TypeAlias = Callable[[float], None]
 """Called with how much of a part is done, 0 to 1."""
 
 _TELL_S = 10.0
+_MOST_KEPT_BYTES = 60_000
 _PARTS = "parts"
 
 
@@ -207,6 +210,9 @@ def add_common(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs") / name, help=f"folder of it all (default: runs/{name})"
     )
+    parser.add_argument(
+        "--keep", action="store_true", help=f"put the report into {REPORTS.name}/, which the page shows"
+    )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
@@ -232,8 +238,7 @@ def unheard(text: str, most: int) -> Bytes:
         DataError: there are too few.
     """
     data = read_bytes(text)
-    shipped = os.path.sep not in text and "." not in text
-    part = data[held_out_start(len(data)) :] if shipped else data
+    part = data[held_out_start(len(data)) :] if is_shipped(text) else data
     if len(part) < 256:
         raise DataError(f"{text} has {len(part)} bytes that models did not train on; at least 256 are needed")
     return part[:most]
@@ -243,7 +248,7 @@ def command(name: str, arguments: Sequence[str]) -> str:
     """The command line that measures a claim again, without paths of this machine."""
     told, skip = [], False
     for argument in arguments:
-        if not skip and argument not in ("--out", "--quiet") and not argument.startswith("--out="):
+        if not skip and argument not in ("--out", "--quiet", "--keep") and not argument.startswith("--out="):
             told.append(Path(argument).name if os.path.isabs(argument) else argument)
         skip = argument == "--out"
     return shlex.join(["python", "-m", "lab", name, *told])
@@ -257,6 +262,34 @@ def write(claim: Claim, folder: Path) -> None:
     }
     write_json(folder / RESULT, fields)
     (folder / REPORT).write_text(markdown(fields) + "\n", encoding="utf-8")
+
+
+def done(claim: Claim, options: argparse.Namespace) -> int:
+    """Write what was found, keep it if that is asked for, and tell it in a few lines; the exit status."""
+    write(claim, options.out)
+    if options.keep:
+        keep(options.out, REPORTS)
+    print(f"{summary(claim)}\n\n{', '.join(str(options.out / name) for name in (REPORT, *claim.drawings))}")
+    return 0
+
+
+def keep(folder: Path, reports: Path) -> Path:
+    """Put a report and its drawings, without its numbers, where the page shows them; one file name for each claim.
+
+    Raises:
+        DataError: it is no report, or a file is too large to be kept with the repository.
+    """
+    fields = read(folder / RESULT)
+    reports.mkdir(parents=True, exist_ok=True)
+    names = {drawing: f"{fields['name']}-{index}.png" for index, drawing in enumerate(fields["drawings"], 1)}
+    for drawing, name in names.items():
+        if (size := (folder / drawing).stat().st_size) > _MOST_KEPT_BYTES:
+            raise DataError(f"{drawing} is {size:,} bytes; at most {_MOST_KEPT_BYTES:,} are kept with the repository")
+        shutil.copyfile(folder / drawing, reports / name)
+    kept = {**fields, "drawings": list(names.values()), "numbers": {}}
+    path = reports / f"{fields['name']}.json"
+    write_json(path, kept)
+    return path
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -32,12 +32,11 @@ from .claim import (
     Work,
     add_common,
     command,
+    done,
     opened,
     progress,
     short_name,
-    summary,
     unheard,
-    write,
 )
 from .crossed import Costs, Estimate, Hearing, compare, listen
 
@@ -93,10 +92,7 @@ def _run(options: argparse.Namespace, repeat: str) -> int:
     names = [short_name(options.flat), short_name(options.hierarchical)]
     if names[0] == names[1]:  # such as two folders called checkpoint
         names = ["flat", "hierarchical"]
-    found = experiment(dict(zip(names, (flat, other), strict=True)), options, repeat)
-    write(found, options.out)
-    print(f"{summary(found)}\n\n{options.out / 'report.md'}, {options.out / DRAWING}")
-    return 0
+    return done(experiment(dict(zip(names, (flat, other), strict=True)), options, repeat), options)
 
 
 def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, repeat: str) -> Claim:
@@ -172,8 +168,8 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
             "Bits per byte: eight streams a text with their state carried, the same blocks for both; intervals of 95 % "
             "by t over blocks of about 512 bytes, paired for the ratio.",
             f"Time: single bytes after every byte before was heard, {options.rounds} rounds in which all take turns, "
-            "each with the mean of 8 or 16 bytes in a row: a patch's last byte costs the hierarchical model more than its "
-            "others.",
+            "each with the mean of 8 or 16 bytes in a row: a patch's last byte costs the hierarchical model more than "
+            "its others.",
         ),
         numbers={"bits": {name: _means(rows.row(name).texts) for name in models}, "cost": timed, "heard": heard},
         measured_s=work.elapsed_s(),

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from bdh.errors import DataError
 
+DRAWS = 200
+"""Fits to residuals drawn anew."""
+
 _TERMS = ("floor", "by_parameters", "alpha", "by_bytes", "beta")
 _LOW, _HIGH = (0.0, 0.0, 0.0, 0.0, 0.0), (8.0, 8.0, 3.0, 8.0, 3.0)
 _START = (1.0, 0.5, 0.3, 0.5, 0.3)
@@ -55,10 +58,13 @@ class Law:
         )
 
 
-def fit(points: Sequence[Point], *, draws: int = 200, seed: int = 0) -> Law:
+def fit(points: Sequence[Point], *, draws: int | None = None, seed: int = 0) -> Law:
     """Fit the law to losses by least squares of their logarithms.
 
     The intervals are of a bootstrap: residuals are drawn anew for all points, and the law is fitted again.
+
+    Args:
+        draws: how often; None is 200 times.
 
     Raises:
         DataError: fewer than six points, or of a single size or time, which fix no law.
@@ -77,7 +83,10 @@ def fit(points: Sequence[Point], *, draws: int = 200, seed: int = 0) -> Law:
     residuals = (residuals - residuals.mean()) * np.sqrt(len(points) / max(1, len(points) - len(_TERMS)))
     generator = np.random.default_rng(seed)
     again = np.array(
-        [_fitted(places, foretold + generator.choice(residuals, len(points)), tuple(best)) for _ in range(draws)]
+        [
+            _fitted(places, foretold + generator.choice(residuals, len(points)), tuple(best))
+            for _ in range(DRAWS if draws is None else draws)
+        ]
     )
     low, high = np.quantile(again, (0.025, 0.975), axis=0)
     floor, by_parameters, alpha, by_bytes, beta = best.tolist()

@@ -32,13 +32,12 @@ from .claim import (
     Work,
     add_common,
     command,
+    done,
     opened,
     progress,
     read,
     short_name,
-    summary,
     unheard,
-    write,
 )
 
 NAME, DRAWING = "scaling", "scaling.png"
@@ -94,17 +93,14 @@ def _run(options: argparse.Namespace, repeat: str) -> int:
     if not 32 <= options.steps <= 10_000_000 or not 1 <= options.rows <= 4096 or not 16 <= options.chunk <= 65_536:
         raise ConfigError("a training takes at least 32 steps of 1 to 4,096 rows of 16 to 65,536 bytes")
     model = cost.flat(opened(options.checkpoint), options.checkpoint)
-    found = experiment(model, options, repeat)
-    write(found, options.out)
-    print(f"{summary(found)}\n\n{options.out / 'report.md'}, {options.out / DRAWING}")
-    return 0
+    return done(experiment(model, options, repeat), options)
 
 
 def experiment(model: Flat, options: argparse.Namespace, repeat: str) -> Claim:
     """Train what is not trained yet, fit, draw, and say what comes of it."""
     name = short_name(options.checkpoint)
     lengths = sorted(set(options.lengths))
-    text = unheard("english", max(lengths))
+    text = unheard(options.data, max(lengths))
     configs = {width: sized(model.config, width) for width in sorted(set(options.widths))}
     parameters = {width: skeleton(config).parameter_count() for width, config in configs.items()}
     settings = {
@@ -185,9 +181,9 @@ def experiment(model: Flat, options: argparse.Namespace, repeat: str) -> Claim:
             f"parameters) and so are the bytes ({heard:,} each): what is tested is whether the form of the law holds "
             "here, not its constants there.",
             f"All models of a kind differ in width alone; the learning rate ({RATES[_FLAT]:g} of flat models, "
-            f"{RATES[_TRANSFORMER]:g} of Transformers, which diverge at the other) is level, so that each validation on "
-            "the way counts as a loss after so many bytes. The first quarter of each training is left out of the fit.",
-            "Intervals: 200 fits to residuals drawn anew. Points of one training hang together, so that they are "
+            f"{RATES[_TRANSFORMER]:g} of Transformers, which diverge at the other) is level, so that each validation "
+            "on the way counts as a loss after so many bytes. The first quarter of each training is not fitted.",
+            f"Intervals: {law.DRAWS} fits to residuals drawn anew. Points of one training hang together, so that they are "
             "rather too narrow.",
             f"Time and memory are of {name} at positions that were heard, and of a cache that was filled with random "
             "keys and values; the released form is timed as far as the budget reaches.",
@@ -214,7 +210,7 @@ def _trained(
     """Bytes heard and bits per byte of each validation."""
     asked = short_runs.recipe(
         name,
-        {key: value for key, value in fields.items() if key != "format"},
+        fields,
         steps=options.steps,
         rows=options.rows,
         chunk_bytes=options.chunk,

@@ -27,10 +27,14 @@ def recipe(
     learning_rate: float = 2e-3,
     validations: int = 8,
 ) -> Recipe:
-    """Fresh weights on one text at a level learning rate, so that each validation stands for that many bytes."""
+    """Fresh weights on one text at a level learning rate, so that each validation stands for that many bytes.
+
+    Args:
+        model: its configuration, as `config_to_dict` gives it.
+    """
     return Recipe(
         name=name,
-        model=dict(model),
+        model={key: value for key, value in model.items() if key != "format"},
         texts={text: rows},
         steps=steps,
         warmup_steps=max(1, steps // 20),

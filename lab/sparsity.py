@@ -23,6 +23,7 @@ from bdh.models import Model, build
 from train.data import Bytes
 from train.folder import Folder
 from train.plots import Panel, draw_heat, draw_panels, shrink
+from train.recipe import Recipe
 
 from . import activity, cost, short_runs
 from .claim import (
@@ -34,11 +35,10 @@ from .claim import (
     Work,
     add_common,
     command,
+    done,
     opened,
     progress,
     short_name,
-    summary,
-    write,
 )
 
 NAME = "sparsity"
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--beside", metavar="CHECKPOINT", nargs="*", default=[], help="others, in a column of their own")
     add("--bytes", metavar="N", type=int, default=4096, help="of each kind of input (default: 4,096)")
     add("--run", metavar="FOLDER", type=Path, help="follow this run's activity instead of a short one of its own")
+    add("--data", metavar="TEXT", default="english", help="text of the short trainings (default: english)")
     add("--steps", metavar="N", type=int, default=240, help="of each short training (default: 240)")
     add("--rows", metavar="N", type=int, default=4, help="of each short training (default: 4)")
     add("--chunk", metavar="N", type=int, default=128, help="bytes between two of its steps (default: 128)")
@@ -80,10 +81,7 @@ def _run(options: argparse.Namespace, repeat: str) -> int:
     if not 8 <= options.steps <= 1_000_000 or not 1 <= options.rows <= 1024 or not 16 <= options.chunk <= 4096:
         raise ConfigError("short trainings take 8 to 1,000,000 steps of 1 to 1,024 rows of 16 to 4,096 bytes")
     models = {short_name(name): opened(name) for name in (options.checkpoint, *options.beside)}
-    found = experiment(models, options, repeat)
-    write(found, options.out)
-    print(f"{summary(found)}\n\n{options.out / 'report.md'}, {options.out / DRAWING}")
-    return 0
+    return done(experiment(models, options, repeat), options)
 
 
 def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, repeat: str) -> Claim:
@@ -98,6 +96,7 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
     settings = {
         "bytes": options.bytes,
         "run": None if options.run is None else short_name(str(options.run)),
+        "data": short_name(options.data),
         "steps": options.steps,
         "rows": options.rows,
         "chunk": options.chunk,
@@ -145,7 +144,7 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
             "shipped corpora, random bytes are uniform, repeated text is one sentence over and over.",
             "Checks are of the mean over layers and the four texts; random bytes and repeated text stand beside.",
             *_steered(models),
-            f"Short trainings: {options.steps} steps of {options.rows} × {options.chunk} bytes of English, without "
+            f"Short trainings: {options.steps} steps of {options.rows} × {options.chunk} bytes, without "
             "any pressure on activity; the Transformer has about as many parameters as the checkpoint, and hears the "
             "same bytes.",
             "Activity against training steps is of the training chunks, noted every 20 steps"
@@ -168,24 +167,21 @@ def _transformer(
     config: Mapping[str, Any], options: argparse.Namespace, kinds: Mapping[str, Bytes], tell: Tell
 ) -> dict[str, Any]:
     folder = options.out / "transformer"
-    asked = short_runs.recipe(
-        "transformer", _fields(config), steps=options.steps, rows=options.rows, chunk_bytes=options.chunk
-    )
+    asked = _recipe("transformer", config, options)
     short_runs.train(asked, folder, options.out / "texts", lambda done: tell(0.9 * done))
     trained = load(folder / short_runs.TRAINED, device="cpu").eval()
     return _active(trained, kinds, lambda done: tell(0.9 + 0.1 * done))
 
 
 def _trained(config: Mapping[str, Any], options: argparse.Namespace, tell: Tell) -> list[list[float]]:
-    asked = short_runs.recipe(
-        "short", _fields(config), steps=options.steps, rows=options.rows, chunk_bytes=options.chunk
-    )
+    asked = _recipe("short", config, options)
     return _course(short_runs.train(asked, options.out / "short", options.out / "texts", tell), "the short training")
 
 
-def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as a recipe has it."""
-    return {name: value for name, value in config.items() if name != "format"}
+def _recipe(name: str, config: Mapping[str, Any], options: argparse.Namespace) -> Recipe:
+    return short_runs.recipe(
+        name, config, steps=options.steps, rows=options.rows, chunk_bytes=options.chunk, text=options.data
+    )
 
 
 def _course(measures: Sequence[Mapping[str, Any]], where: str) -> list[list[float]]:

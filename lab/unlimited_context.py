@@ -35,12 +35,11 @@ from .claim import (
     Work,
     add_common,
     command,
+    done,
     opened,
     progress,
     short_name,
-    summary,
     unheard,
-    write,
 )
 
 NAME, DRAWING = "unlimited-context", "unlimited-context.png"
@@ -118,10 +117,7 @@ def _run(options: argparse.Namespace, repeat: str) -> int:
     models = {short_name(name): opened(name) for name in (options.checkpoint, options.beside)}
     if len(models) < 2:
         raise ConfigError(f"{options.checkpoint} is named twice; --beside names another checkpoint")
-    found = experiment(models, text, positions, options, repeat)
-    write(found, options.out)
-    print(f"{summary(found)}\n\n{options.out / 'report.md'}, {options.out / DRAWING}")
-    return 0
+    return done(experiment(models, text, positions, options, repeat), options)
 
 
 def experiment(

@@ -8,10 +8,11 @@ import gradio as gr
 
 from ..limits import Limits
 from ..registry import Registry
-from . import reader, reading
+from . import claims, reader, reading
+from .claims import build_claims
 from .reading import build_reading
 
-CSS = "".join(part.CSS for part in (reader, reading))
+CSS = "".join(part.CSS for part in (reader, reading, claims))
 
 
 @dataclass
@@ -31,6 +32,9 @@ def build_inspect(registry: Registry, owner: gr.BrowserState, limits: Limits) ->
         min_width=280,
         elem_id="inspect-model",
     )
-    with gr.Tabs(elem_id="inspect-views"), gr.Tab("Reading", id="reading"):
-        text = build_reading(registry, owner, limits, model)
+    with gr.Tabs(elem_id="inspect-views"):
+        with gr.Tab("Reading", id="reading"):
+            text = build_reading(registry, owner, limits, model)
+        with gr.Tab("Claims", id="claims"):
+            build_claims(registry, owner, limits, model)
     return InspectTab(model, text)
