@@ -82,11 +82,9 @@ def fit(points: Sequence[Point], *, draws: int | None = None, seed: int = 0) -> 
     # A fit of five terms takes part of the noise with it.
     residuals = (residuals - residuals.mean()) * np.sqrt(len(points) / max(1, len(points) - len(_TERMS)))
     generator = np.random.default_rng(seed)
+    count = DRAWS if draws is None else draws
     again = np.array(
-        [
-            _fitted(places, foretold + generator.choice(residuals, len(points)), tuple(best))
-            for _ in range(DRAWS if draws is None else draws)
-        ]
+        [_fitted(places, foretold + generator.choice(residuals, len(points)), tuple(best)) for _ in range(count)]
     )
     low, high = np.quantile(again, (0.025, 0.975), axis=0)
     floor, by_parameters, alpha, by_bytes, beta = best.tolist()

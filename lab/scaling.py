@@ -167,9 +167,9 @@ def experiment(model: Flat, options: argparse.Namespace, repeat: str) -> Claim:
     return Claim(
         name=NAME,
         title="Does the loss of flat models follow a law of size and bytes?",
-        said="BDH follows scaling laws like a Transformer's, as good at equal parameters and bytes, 10 M to 1 B "
-        "parameters",
-        source="arXiv 2509.26507, §4",
+        said="BDH follows scaling laws like a Transformer's and rivals it at equal parameters and training data, from 10 M to "
+        "1 B parameters",
+        source="arXiv 2509.26507, abstract and §4",
         checkpoints=checksums,
         command=repeat,
         settings=settings,
@@ -183,8 +183,8 @@ def experiment(model: Flat, options: argparse.Namespace, repeat: str) -> Claim:
             f"All models of a kind differ in width alone; the learning rate ({RATES[_FLAT]:g} of flat models, "
             f"{RATES[_TRANSFORMER]:g} of Transformers, which diverge at the other) is level, so that each validation "
             "on the way counts as a loss after so many bytes. The first quarter of each training is not fitted.",
-            f"Intervals: {law.DRAWS} fits to residuals drawn anew. Points of one training hang together, so that they are "
-            "rather too narrow.",
+            f"Intervals: {law.DRAWS} fits to residuals drawn anew. Points of one training hang together, so that "
+            "they are rather too narrow.",
             f"Time and memory are of {name} at positions that were heard, and of a cache that was filled with random "
             "keys and values; the released form is timed as far as the budget reaches.",
         ),

@@ -126,6 +126,7 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
             [0, _mean(columns["untrained"], "x", ["prose"]), _mean(columns["untrained"], "y", ["prose"])],
             *course,
         ]
+    course = _changes(course)
     _draw(name, columns, course, options.out)
     return Claim(
         name=NAME,
@@ -198,6 +199,11 @@ def _course(measures: Sequence[Mapping[str, Any]], where: str) -> list[list[floa
     return found
 
 
+def _changes(course: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The looks at what is active: what a run notes in between says again what the last look saw."""
+    return [list(one) for index, one in enumerate(course) if not index or list(one[1:]) != list(course[index - 1][1:])]
+
+
 def _shape(model: Model[Any]) -> tuple[int, int]:
     """Heads and layers of a Transformer beside a model."""
     config = model.config
@@ -262,7 +268,7 @@ def _draw(name: str, columns: Mapping[str, Any], course: Sequence[Sequence[float
     draw_heat(
         {
             f"{which} active, mean over layers, %": {
-                one: {kind: 100 * _mean(found, which, [kind]) for kind in kinds}
+                one: {kind.replace(" ", "\n"): 100 * _mean(found, which, [kind]) for kind in kinds}
                 for one, found in columns.items()
                 if found[kinds[0]][which]
             }

@@ -78,6 +78,7 @@ GROWS = Threshold(
     at_least=True,
 )
 _TOLD_FACTS = 8
+_TOLD_COUNTS = (1, 2, 4, _TOLD_FACTS, 16, 32)
 _CACHE, _WINDOW, _RELEASED = "Transformer, cache", "Transformer, window", "released form"
 _CODES = ("own x_sparse", "own, asked without their mean", "random, as sparse", "random, dense, signed")
 
@@ -189,9 +190,9 @@ def experiment(
     return Claim(
         name=NAME,
         title=f"{name}: is its context unlimited?",
-        said="BDH has no context window: what it remembers is a state of constant size, so that a stream may go on "
-        "without bound at a constant cost a byte, and facts are held in synapses",
-        source="arXiv 2509.26507, §§1, 3 and 6.1; the released code itself hears everything again for each byte",
+        said="BDH has no context window: what it remembers is a state of constant size in its synapses, so that a stream may "
+        "go on without bound at a constant cost a byte",
+        source="arXiv 2509.26507, §6.1 for long contexts; the released code itself hears everything again for each byte",
         checkpoints=checksums,
         command=repeat,
         settings=settings,
@@ -248,8 +249,7 @@ def _needles(model: Model[Any], text: Bytes, options: argparse.Namespace, tell: 
 
 
 def _facts(model: Model[Any], trials: int, tell: Tell) -> list[dict[str, Any]]:
-    counts = (1, 2, 4, _TOLD_FACTS, 16, 32)
-    return [dataclasses.asdict(one) for one in capacity.told_and_asked(model, counts, 4 * trials, tell=tell)]
+    return [dataclasses.asdict(one) for one in capacity.told_and_asked(model, _TOLD_COUNTS, 4 * trials, tell=tell)]
 
 
 def _pairs(model: Model[Any], text: Bytes, most: int, tell: Tell) -> dict[str, Any]:

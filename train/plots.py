@@ -288,7 +288,7 @@ def draw_heat(
         _save(figure, path)
 
 
-def shrink(path: Path, colours: int = 64) -> None:
+def shrink(path: Path, colours: int = 128) -> None:
     """Write a PNG again with few colours, which for lines and fields are enough, in a third of the bytes."""
     from PIL import Image  # noqa: PLC0415 - comes with matplotlib, and only drawing needs it
 

@@ -25,6 +25,7 @@ CSS = """
 .claims-table th, .claims-table td { padding: 6px 10px; vertical-align: top; text-align: left;
   border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
 .claims-table th:first-child, .claims-table td:first-child { white-space: nowrap; overflow-wrap: normal; }
+.claims-table td:nth-child(2) { width: 32%; } .claims-table td:nth-child(3) { width: 46%; }
 .claims-table ul { margin: 0; padding-left: 1.1em; }
 .claim-verdict { display: inline-block; white-space: nowrap; padding: 1px 8px; border-radius: 9px; border: 1px solid; }
 .claim-verdict.yes { color: #1a7f37; } .claim-verdict.partly { color: #9a6700; } .claim-verdict.no { color: #cf222e; }
@@ -34,7 +35,8 @@ CSS = """
 .claim-drawings figure { margin: 0 0 12px; }
 .claim-drawings img { display: block; max-width: 100%; height: auto; background: white; border-radius: 6px; }
 .claim-drawings figcaption, .claim-links { font-size: var(--text-sm); color: var(--body-text-color-subdued); }
-#claim-report table { display: block; overflow-x: auto; width: 100%; }
+#claim-report table { display: block; overflow-x: auto; width: fit-content; max-width: 100%; border: 0; }
+#claim-report table:first-of-type td { min-width: 9em; }
 #claim-report th, #claim-report td { padding: 4px 8px; font-size: var(--text-sm); word-break: normal;
   overflow-wrap: normal; min-width: 5.5em; vertical-align: top; }
 #claim-report pre, #claim-report code { white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -42,7 +44,7 @@ CSS = """
 @media (max-width: 600px) {
   .claims-table thead { display: none; }
   .claims-table tr { display: block; padding: 8px 0; border-bottom: 1px solid var(--border-color-primary); }
-  .claims-table td { display: block; border: 0; padding: 2px 0; }
+  .claims-table td, .claims-table td:nth-child(n) { display: block; border: 0; padding: 2px 0; width: auto; }
 }
 """
 """The looks, for the page's style sheet."""
