@@ -144,8 +144,8 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
     return Claim(
         name=NAME,
         title=f"{other}: is a hierarchical model worth its patches, beside {flat}?",
-        said="a global model over patches of bytes and a local one within a patch reach 0.24 bits per byte (see causality); "
-        "that patches are better and cheaper than single bytes is what would make them worth having",
+        said="a global model over patches of bytes and a local one within a patch reach 0.24 bits per byte (see "
+        "causality); that patches are better and cheaper than single bytes is what would make them worth having",
         source="README of newsbubbles/bdh; the second half is ours",
         checkpoints=checksums,
         command=repeat,

@@ -167,8 +167,8 @@ def experiment(model: Flat, options: argparse.Namespace, repeat: str) -> Claim:
     return Claim(
         name=NAME,
         title="Does the loss of flat models follow a law of size and bytes?",
-        said="BDH follows scaling laws like a Transformer's and rivals it at equal parameters and training data, from 10 M to "
-        "1 B parameters",
+        said="BDH follows scaling laws like a Transformer's and rivals it at equal parameters and training data, from 10 M "
+        "to 1 B parameters",
         source="arXiv 2509.26507, abstract and §4",
         checkpoints=checksums,
         command=repeat,
