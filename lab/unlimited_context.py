@@ -190,8 +190,8 @@ def experiment(
     return Claim(
         name=NAME,
         title=f"{name}: is its context unlimited?",
-        said="BDH has no context window: what it remembers is a state of constant size in its synapses, so that a stream "
-        "may go on without bound at a constant cost a byte",
+        said="BDH has no context window: what it remembers is a state of constant size in its synapses, so that a "
+        "stream may go on without bound at a constant cost a byte",
         source="arXiv 2509.26507, §6.1 for long contexts; the released code hears everything again for each byte",
         checkpoints=checksums,
         command=repeat,
