@@ -26,6 +26,8 @@ CSS = """
   border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
 .claims-table th:first-child, .claims-table td:first-child { white-space: nowrap; overflow-wrap: normal; }
 .claims-table td:nth-child(2) { width: 32%; } .claims-table td:nth-child(3) { width: 46%; }
+#claims-overview :is(table, tr, td, th) { border-left: 0; border-right: 0; border-top: 0; }
+#claims-overview table { border-bottom: 0; }
 .claims-table ul { margin: 0; padding-left: 1.1em; }
 .claim-verdict { display: inline-block; white-space: nowrap; padding: 1px 8px; border-radius: 9px; border: 1px solid; }
 .claim-verdict.yes { color: #1a7f37; } .claim-verdict.partly { color: #9a6700; } .claim-verdict.no { color: #cf222e; }
