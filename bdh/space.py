@@ -25,7 +25,12 @@ HARDWARE = (
 """What a Space can suggest to run on; zero-a10g is ZeroGPU."""
 
 _TOP = ("app.py", "requirements.txt", "LICENSE")
-_FOLDERS = {"bdh": (".py",), "lab": (".py", ".json"), "train": (".py", ".toml", ".txt.xz", ".md"), "ui": (".py",)}
+_FOLDERS = {
+    "bdh": (".py",),
+    "lab": (".py", ".json", ".png"),
+    "train": (".py", ".toml", ".txt.xz", ".md"),
+    "ui": (".py",),
+}
 """What of each folder the page needs, by the ends of names."""
 _ABOUT = """
 # {name}

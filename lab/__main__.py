@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from typing import Any
 
 from train.__main__ import keep_freed_memory
 
-from . import composability, concept_experiment, features, network_experiment, sparsity
-
 EXPERIMENTS = {
-    "composability": composability,
-    "concept": concept_experiment,
-    "features": features,
-    "network": network_experiment,
-    "sparsity": sparsity,
+    "composability": "composability",
+    "unlimited-context": "unlimited_context",
+    "sparsity": "sparsity",
+    "scaling": "scaling",
+    "hierarchy": "hierarchy",
+    "causality": "causality",
+    "concept": "concept_experiment",
+    "network": "network_experiment",
+    "features": "features",
+    "activity-price": "activity_price",
 }
+"""By name, the module of each, imported when it is run."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,14 +28,18 @@ def main(arguments: list[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in EXPERIMENTS:
         keep_freed_memory()
-        return EXPERIMENTS[name].main(rest)
+        return int(_module(name).main(rest))
     if name in ("-h", "--help", "--list"):
         print(f"{__doc__}\n")
-        for known, module in EXPERIMENTS.items():
-            print(f"{known:<15}{(module.__doc__ or '').splitlines()[0]}")
+        for known in EXPERIMENTS:
+            print(f"{known:<19}{(_module(known).__doc__ or '').splitlines()[0]}")
         return 0
     print(f"error: there is no experiment {name[:100]!r}; there is {', '.join(EXPERIMENTS)}", file=sys.stderr)
     return 2
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f".{EXPERIMENTS[name]}", __package__)
 
 
 if __name__ == "__main__":

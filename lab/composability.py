@@ -15,8 +15,10 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,13 +43,17 @@ from train.evaluate.report import table
 from train.export import export
 from train.folder import environment
 from train.loop import Run, fit
+from train.plots import shrink
 from train.recipe import Recipe, load_recipe
 from train.sources import is_shipped
 from train.strategy import plain_tensors
 
+from . import claim
 from .crossed import Hearing, compare, listen, mean_hearing
 from .findings import (
+    BARS,
     BASE,
+    CROSSED,
     JOINT,
     REPORT,
     STREAMS,
@@ -55,6 +61,7 @@ from .findings import (
     Experiment,
     Measured,
     Report,
+    as_claim,
     contenders_table,
     text_name,
     verdict,
@@ -74,7 +81,7 @@ Say = Callable[[str], None]
 def main(arguments: list[str]) -> int:
     """Run the command; the exit status as in `bdh.cli`."""
     options = _parser().parse_args(arguments)
-    return guarded(lambda: _run(options))
+    return guarded(lambda: _run(options, claim.command("composability", arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--bytes", metavar="N", type=int, default=65_536, help="measure at most so many of each text (default: 65536)")
     add("--sample-bytes", metavar="N", type=int, default=120, help="each model writes so many on each prompt; 0: none")
     add("--out", type=Path, default=Path("runs/composability"), help="folder (default: runs/composability)")
+    add("--keep", action="store_true", help="put the report into reports/, which the page shows")
     add("--quiet", action="store_true", help="show no progress")
     return parser
 
@@ -117,7 +125,8 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no list of whole numbers such as 0,1,2") from None
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, repeat: str) -> int:
+    begun = time.monotonic()
     say: Say = (lambda line: None) if options.quiet else partial(print, file=sys.stderr, flush=True)
     parents, texts, base = list(options.parents), list(options.data), resolved(options.base) if options.base else ""
     if options.train_recipes:
@@ -137,9 +146,24 @@ def _run(options: argparse.Namespace) -> int:
         sample_bytes=options.sample_bytes,
     )
     found = experiment(asked, options.out, say=say)
+    if options.keep:
+        _keep(found, asked, options.out, repeat, time.monotonic() - begun)
     print(table(contenders_table(found)))
     print("\n".join(["", *verdicts(found), "", str(options.out / REPORT)]))
     return 0
+
+
+def _keep(found: Report, asked: Experiment, folder: Path, repeat: str, elapsed_s: float) -> None:
+    """Put the report where the page shows it, in the form of a claim."""
+    names = [one.name for one in found.contenders if one.what == "parent"]
+    checksums = {name: load(place, device="cpu").checksum() for name, place in zip(names, asked.parents, strict=True)}
+    told = folder / "claim"
+    told.mkdir(exist_ok=True)
+    for drawing in (BARS, CROSSED):
+        shutil.copyfile(folder / drawing, told / drawing)
+        shrink(told / drawing)
+    claim.write(as_claim(found, checksums, repeat, elapsed_s), told)
+    claim.keep(told, claim.REPORTS)
 
 
 def _learned(parents: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from bdh.errors import ConfigError
 from train.folder import environment
 from train.plots import draw_bars, draw_heat
 
+from .claim import Claim, Table, Threshold
 from .crossed import Crossed, Estimate, Row
 from .heritage import Inherited
 
@@ -197,6 +198,50 @@ def write_report(found: Report, folder: Path) -> None:
             for name, one in found.heritage.items()
         }
         draw_heat(shares, "of the activity, %", folder / HERITAGE, span=(0, 100))
+
+
+def as_claim(found: Report, checkpoints: dict[str, str], repeat: str, elapsed_s: float) -> Claim:
+    """The report in the form that the page shows of every claim, with a part for each method.
+
+    Args:
+        checkpoints: the parents' names and the checksums of their weights.
+    """
+    checks = []
+    for one in found.contenders:
+        if one.verdict:
+            bounds = Threshold(
+                f"{one.name} keeps what the parents know", "ratio to the best parents", SUPPORTED, PARTLY
+            )
+            checks.append(bounds.judge(one.row.ratio.mean, f"95 %: {_interval(one.row.ratio)}"))
+    asked = found.experiment
+    base = [one.row.ratio.mean for one in found.contenders if one.what == "base"]
+    return Claim(
+        name="composability",
+        title=f"{' + '.join(checkpoints)}: can they be merged?",
+        said="specialists that were trained from one base can be joined by putting their neurons side by side, without "
+        "training",
+        source="arXiv 2509.26507, §7.1",
+        checkpoints=checkpoints,
+        command=repeat,
+        settings={
+            "texts": [text.name for text in found.texts],
+            "bytes": asked.bytes,
+            "methods": list(asked.methods),
+            "heal_steps": asked.heal_steps,
+        },
+        checks=tuple(checks),
+        tables=(Table("Bits per byte, held out", contenders_table(found)),),
+        drawings=(BARS, CROSSED),
+        notes=(
+            "The ratio is the mean over texts of bits per byte over those of the best parent for that text; all heard "
+            "the same bytes.",
+            *(
+                f"The base that the parents were cloned from has a ratio of {one:.3f}: merging gains below."
+                for one in base
+            ),
+        ),
+        measured_s=elapsed_s,
+    )
 
 
 def _markdown(found: Report) -> Iterator[str]:

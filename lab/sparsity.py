@@ -1,286 +1,294 @@
-"""What do few active neurons cost? Equal short runs from one base, each steered to another activity of x_sparse.
+"""How few neurons are active? x and y of every layer on several kinds of input, trained and untrained.
 
-One more run is not steered. All hear the same bytes by the same schedule, and what is measured are the weights of the
-last step, on the held-out part of each text. A contender that is trained is not trained again: the same command goes
-on where it was stopped, and with more targets it trains those alone.
+Beside the checkpoint: the same shape with fresh weights, another checkpoint, a short training of its own whose activity
+is followed step by step (or a run's folder), and a Transformer of the same size trained on the same bytes, of whose
+GELU the exact zeros are counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bdh import checkpoint
-from bdh.cli import guarded, resolved
-from bdh.errors import ConfigError
+from bdh.cli import guarded
+from bdh.config import config_to_dict
+from bdh.errors import ConfigError, DataError
 from bdh.load import load
-from bdh.models import Model
-from bdh.models.observe import observing
-from bdh.stream import Stream
-from train.data import Bytes, split
-from train.evaluate import bits_per_byte
-from train.evaluate.report import table
-from train.export import held_out_bytes
-from train.folder import environment
-from train.loop import Run, fit
-from train.plots import draw_points
+from bdh.models import Model, build
+from train.data import Bytes
+from train.folder import Folder
+from train.plots import Panel, draw_heat, draw_panels, shrink
 from train.recipe import Recipe
-from train.sources import prepare
-from train.sparsity import Activity
-from train.strategy import plain_tensors
 
-SETTINGS, RESULT, PLOT = "settings.json", "sparsity.json", "sparsity.png"
-UNSTEERED = "unsteered"
+from . import activity, cost, short_runs
+from .claim import (
+    Check,
+    Claim,
+    Table,
+    Tell,
+    Threshold,
+    Work,
+    add_common,
+    command,
+    done,
+    opened,
+    progress,
+    short_name,
+)
 
-_TRAINED = "trained"
-_STREAMS = 8
-_HEARD_BYTES, _ROUND_BYTES, _ROUNDS = 256, 8, 51
-_LABELS = ("x_sparse active, %", "bits per byte, held out", "heard byte by byte, bytes/s")
+NAME = "sparsity"
+DRAWINGS = DRAWING, LAYERS, TRAINING_DRAWING = "sparsity.png", "layers.png", "training.png"
 
-
-@dataclass(frozen=True)
-class Contender:
-    """One run of the experiment, measured; a row of the table."""
-
-    name: str
-    target: float
-    """Part of x_sparse that was to be active; 0 is not steered."""
-    x_active: float
-    """Part of x_sparse above 0, mean over layers, on the held-out texts."""
-    y_active: float
-    """Part of y_sparse above 0, likewise."""
-    bits_per_byte: float
-    """Mean over the held-out texts."""
-    price_bits: float
-    """What that is more than without steering."""
-    texts: dict[str, float]
-    """Bits per byte of each text."""
-    bytes_per_s: float
-    """Of one stream on the CPU, byte by byte; median of short rounds that all contenders take in turn."""
-    lower_bytes_per_s: float
-    """Lower quartile of these rounds."""
-    upper_bytes_per_s: float
-    """Upper quartile."""
+X = Threshold("about 5 % of x is active", "x_sparse above 0, mean over layers and texts", 0.075, 0.15, form=".1%")
+Y = Threshold("about 5 % of y is active", "y_sparse above 0, mean over layers and texts", 0.075, 0.15, form=".1%")
+TRAINING = Threshold("training makes x sparse", "active x of the trained over that of the untrained", 0.5, 0.8)
+GELU = Threshold(
+    "far fewer are active than in a Transformer", "active x over the Transformer's values that are not 0", 0.2, 0.5
+)
+_TEXTS = ("prose", "code", "Spanish", "dialogue")
+_TRANSFORMER = "Transformer, short training"
 
 
 def main(arguments: list[str]) -> int:
     """Run the command; the exit status as in `bdh.cli`."""
     options = _parser().parse_args(arguments)
-    return guarded(lambda: _run(options))
+    return guarded(lambda: _run(options, command(NAME, arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m lab sparsity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m lab {NAME}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("base", metavar="BASE", help="checkpoint to go on from: a shipped name, a folder or user/repo")
-    add("--targets", metavar="P", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="parts of x_sparse, 0 to 1")
-    add("--texts", metavar="TEXT", nargs="+", default=["chat", "english"], help="shipped corpora or files")
-    add("--steps", metavar="N", type=int, default=300, help="steps of each run (default: 300)")
-    add("--rows", metavar="N", type=int, default=4, help="rows of the batch that read each text (default: 4)")
-    add("--learning-rate", metavar="X", type=float, default=1e-3, help="highest of each run (default: 0.001)")
-    add("--seed", metavar="N", type=int, default=0, help="of places in the texts and resets (default: 0)")
-    add("--bytes", metavar="N", type=int, default=65_536, help="hear at most so many held-out ones of each text")
-    add("--out", type=Path, default=Path("runs/sparsity"), help="folder of it all (default: runs/sparsity)")
-    add("--quiet", action="store_true", help="show no progress")
+    add("checkpoint", metavar="CHECKPOINT", help="a flat or hierarchical model: a shipped name, a folder or user/repo")
+    add("--beside", metavar="CHECKPOINT", nargs="*", default=[], help="others, in a column of their own")
+    add("--bytes", metavar="N", type=int, default=4096, help="of each kind of input (default: 4,096)")
+    add("--run", metavar="FOLDER", type=Path, help="follow this run's activity instead of a short one of its own")
+    add("--data", metavar="TEXT", default="english", help="text of the short trainings (default: english)")
+    add("--steps", metavar="N", type=int, default=240, help="of each short training (default: 240)")
+    add("--rows", metavar="N", type=int, default=4, help="of each short training (default: 4)")
+    add("--chunk", metavar="N", type=int, default=128, help="bytes between two of its steps (default: 128)")
+    add_common(parser, NAME)
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
-    say = (lambda line: None) if options.quiet else partial(print, file=sys.stderr, flush=True)
-    free = unsteered(
-        resolved(options.base), options.texts, options.steps, options.rows, options.learning_rate, options.seed
-    )
-    if options.bytes < 2 * _STREAMS:
-        raise ConfigError(f"--bytes is {options.bytes}; it must be at least {2 * _STREAMS}")
-    found = experiment(free, options.targets, options.out, heard_bytes=options.bytes, say=say)
-    print(f"{report(found)}\n\n{options.out / RESULT}, {options.out / PLOT}")
-    return 0
+def _run(options: argparse.Namespace, repeat: str) -> int:
+    if not 8 <= options.steps <= 1_000_000 or not 1 <= options.rows <= 1024 or not 16 <= options.chunk <= 4096:
+        raise ConfigError("short trainings take 8 to 1,000,000 steps of 1 to 1,024 rows of 16 to 4,096 bytes")
+    models = {short_name(name): opened(name) for name in (options.checkpoint, *options.beside)}
+    return done(experiment(models, options, repeat), options)
 
 
-def unsteered(base: str, texts: Sequence[str], steps: int, rows: int, learning_rate: float, seed: int) -> Recipe:
-    """The recipe that all runs share, without steering."""
-    return Recipe(
-        name=UNSTEERED,
-        base=base,
-        texts=dict.fromkeys(texts, rows),
-        steps=steps,
-        warmup_steps=steps // 20,
-        decay_steps=steps // 3,
-        learning_rate=learning_rate,
-        evaluate_every=max(1, steps // 5),
-        sample_bytes=0,
-        seed=seed,
-    )
-
-
-def experiment(
-    free: Recipe,
-    targets: Sequence[float],
-    folder: Path,
-    *,
-    heard_bytes: int = 65_536,
-    say: Callable[[str], None] = print,
-) -> list[Contender]:
-    """Train what is not trained yet, measure all, and write table and plot to the folder.
+def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, repeat: str) -> Claim:
+    """Measure what is not measured yet, draw it, and say what comes of it.
 
     Args:
-        free: of the run without steering; the others differ from it in name and activity.
-        targets: parts of x_sparse; half of the steps approach them.
-        heard_bytes: hear at most so many held-out bytes of each text.
-        say: takes lines on how it goes.
-
-    Raises:
-        ConfigError: a target is no part, the base has no x_sparse, or the folder holds another experiment.
+        models: the one that the claim is about first.
     """
-    if not targets or not all(0 < target < 1 for target in targets):
-        raise ConfigError(f"targets are {list(targets)}; each must be a part above 0 and below 1, such as 0.1")
-    _settle(free, folder)
-    steering = {f"{target:.6g}": target for target in sorted(targets)}
-    recipes = {UNSTEERED: free} | {
-        name: dataclasses.replace(free, name=name, activity=target, activity_steps=free.steps // 2)
-        for name, target in steering.items()
+    name, first = next(iter(models.items()))
+    kinds = activity.inputs(options.bytes)
+    checksums = {one: model.checksum() for one, model in models.items()}
+    settings = {
+        "bytes": options.bytes,
+        "run": None if options.run is None else short_name(str(options.run)),
+        "data": short_name(options.data),
+        "steps": options.steps,
+        "rows": options.rows,
+        "chunk": options.chunk,
     }
-    for name, recipe in recipes.items():
-        _train(recipe, folder / name, folder / "texts", say)
-    say(f"measuring {len(recipes)} contenders")
-    found = _measured(recipes, folder, heard_bytes)
-    result = {
-        "base": free.base,
-        "steps": free.steps,
-        "texts": list(free.texts),
-        "heard_bytes": heard_bytes,
-        "threads": torch.get_num_threads(),
-        **environment(),
-        "contenders": [dataclasses.asdict(one) for one in found],
+    heard_s = options.steps * options.rows * options.chunk / 1200
+    each_s = len(kinds) * options.bytes / 2500
+    expected = {
+        **{f"active-{one}": each_s for one in models},
+        "active-untrained": 2 * each_s,
+        **({} if options.run else {"training": heard_s}),
+        "transformer": heard_s / 2,
     }
-    (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw_points(
-        {
-            f"{one.target:.4g}" if one.target else one.name: dict(
-                zip(_LABELS, (100 * one.x_active, one.bits_per_byte, one.bytes_per_s), strict=True)
-            )
-            for one in found
-        },
-        _LABELS[0],
-        _LABELS[1:],
-        folder / PLOT,
+    work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
+    columns = {one: work.part(f"active-{one}", partial(_active, model, kinds)) for one, model in models.items()}
+    columns["untrained"] = work.part("active-untrained", partial(_active, build(first.config, seed=0).eval(), kinds))
+    heads, layers = _shape(first)
+    baseline = cost.baseline(first.parameter_count(), layers, heads, 512)
+    columns[_TRANSFORMER] = work.part(
+        "transformer", partial(_transformer, config_to_dict(baseline.config), options, kinds)
     )
-    return found
-
-
-def report(found: Sequence[Contender]) -> str:
-    """The contenders in aligned columns."""
-    rows = [["target", "x active", "y active", "bits/byte", "price", *found[0].texts, "bytes/s", "half of the rounds"]]
-    for one in found:
-        rows.append(
-            [
-                f"{one.target:.4g}" if one.target else one.name,
-                f"{one.x_active:.2%}",
-                f"{one.y_active:.2%}",
-                f"{one.bits_per_byte:.4f}",
-                f"{one.price_bits:+.4f}",
-                *(f"{bits:.4f}" for bits in one.texts.values()),
-                f"{one.bytes_per_s:,.1f}",
-                f"{one.lower_bytes_per_s:,.1f} to {one.upper_bytes_per_s:,.1f}",
-            ]
-        )
-    return table(rows)
-
-
-def _settle(free: Recipe, folder: Path) -> None:
-    """Note what all runs share, or hold it against what was noted before."""
-    base = load(free.base, device="cpu")
-    activity = Activity()
-    with torch.no_grad(), observing(activity):
-        base(torch.zeros(1, 8, dtype=torch.uint8), keep_state=False)
-    if "x_sparse" not in activity.fractions:
-        raise ConfigError(f"{free.base} is a {base.config.kind} model without x_sparse; take one of BDH layers")
-    settings = json.loads(json.dumps({"base_weights": base.checksum(), "recipe": dataclasses.asdict(free)}))
-    path = folder / SETTINGS
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    elif json.loads(path.read_text(encoding="utf-8")) != settings:
-        raise ConfigError(f"{folder} holds an experiment with another base or other options; choose another --out")
-
-
-def _train(recipe: Recipe, folder: Path, cache: Path, say: Callable[[str], None]) -> None:
-    """Train a contender to its last step, and keep the weights of that step; nothing if they are there."""
-    if (folder / _TRAINED).is_dir():
-        say(f"{recipe.name}: trained before")
-        return
-    run = Run(recipe, folder, cache=cache)
-    if run.folder.exists():
-        run.resume()
+    if options.run:
+        course = _course(Folder(options.run, writes=False).measures(), str(options.run))
     else:
-        run.begin()
-    for told in fit(run):
-        active = "".join(f"  {name} {part:.1%} active" for name, part in told.active.items())
-        say(
-            f"{recipe.name}: step {told.step}/{told.steps}  {told.bits_per_byte:.3f} bits/byte{active}  "
-            f"{told.remaining_s / 60:.1f} min left"
-        )
-    provenance = {"recipe": dataclasses.asdict(recipe), "steps": run.step}
-    checkpoint.write(folder / _TRAINED, run.model.config, plain_tensors(run.model), provenance=provenance)
+        course = work.part("training", partial(_trained, config_to_dict(first.config), options))
+        # What is active before the first step is what the fresh weights of the same seed show.
+        course = [
+            [0, _mean(columns["untrained"], "x", ["prose"]), _mean(columns["untrained"], "y", ["prose"])],
+            *course,
+        ]
+    course = _changes(course)
+    _draw(name, columns, course, options.out)
+    return Claim(
+        name=NAME,
+        title=f"{name}: how few neurons are active?",
+        said="about 5 % of the neurons are active at a time (of x by §4.1, of y by Empirical Finding 1), while a "
+        "Transformer's activations are dense",
+        source="arXiv 2509.26507",
+        checkpoints=checksums,
+        command=repeat,
+        settings=settings,
+        checks=tuple(_checks(name, columns)),
+        tables=tuple(_tables(columns, course)),
+        drawings=DRAWINGS,
+        notes=(
+            f"{options.bytes:,} bytes of each kind, heard with the state carried; texts are held-out parts of the "
+            "shipped corpora, random bytes are uniform, repeated text is one sentence over and over.",
+            "Checks are of the mean over layers and the four texts; random bytes and repeated text stand beside.",
+            *_steered(models),
+            f"Short trainings: {options.steps} steps of {options.rows} × {options.chunk} bytes, without "
+            "any pressure on activity; the Transformer has about as many parameters as the checkpoint, and hears the "
+            "same bytes.",
+            "Activity against training steps is of the training chunks, noted every 20 steps"
+            + (f", by the run {options.run.name}." if options.run else "; step 0 is the fresh weights on prose."),
+        ),
+        numbers={"active": columns, "training": course},
+        measured_s=work.elapsed_s(),
+    )
 
 
-def _measured(recipes: Mapping[str, Recipe], folder: Path, heard_bytes: int) -> list[Contender]:
-    free = recipes[UNSTEERED]
-    prepared = [prepare(text, folder / "texts") for text in free.sources(free.parts()[0])]
-    cut = [split(one, validation=free.validation, test=free.test) for one in prepared]
-    held_out = {one.name: held_out_bytes(one)[:heard_bytes] for one in cut}
-    models = {name: load(folder / name / _TRAINED, device="cpu").eval() for name in recipes}
-    rates = _rates(models, next(iter(held_out.values())))
-    found: list[Contender] = []
-    for name, model in models.items():
-        activity = Activity()
-        with observing(activity):
-            bits = {text: bits_per_byte(model, data, streams=_STREAMS) for text, data in held_out.items()}
-        mean = statistics.fmean(bits.values())
-        lower, middle, upper = statistics.quantiles(rates[name], n=4)
-        found.append(
-            Contender(
-                name,
-                recipes[name].activity,
-                activity.mean("x_sparse"),
-                activity.mean("y_sparse"),
-                mean,
-                mean - found[0].bits_per_byte if found else 0.0,
-                bits,
-                middle,
-                lower,
-                upper,
-            )
+def _active(model: Model[Any], kinds: Mapping[str, Bytes], tell: Tell) -> dict[str, Any]:
+    found = {}
+    for index, (kind, text) in enumerate(kinds.items(), 1):
+        found[kind] = dataclasses.asdict(activity.active(model, text))
+        tell(index / len(kinds))
+    return found
+
+
+def _transformer(
+    config: Mapping[str, Any], options: argparse.Namespace, kinds: Mapping[str, Bytes], tell: Tell
+) -> dict[str, Any]:
+    folder = options.out / "transformer"
+    asked = _recipe("transformer", config, options)
+    short_runs.train(asked, folder, options.out / "texts", lambda done: tell(0.9 * done))
+    trained = load(folder / short_runs.TRAINED, device="cpu").eval()
+    return _active(trained, kinds, lambda done: tell(0.9 + 0.1 * done))
+
+
+def _trained(config: Mapping[str, Any], options: argparse.Namespace, tell: Tell) -> list[list[float]]:
+    asked = _recipe("short", config, options)
+    return _course(short_runs.train(asked, options.out / "short", options.out / "texts", tell), "the short training")
+
+
+def _recipe(name: str, config: Mapping[str, Any], options: argparse.Namespace) -> Recipe:
+    return short_runs.recipe(
+        name, config, steps=options.steps, rows=options.rows, chunk_bytes=options.chunk, text=options.data
+    )
+
+
+def _course(measures: Sequence[Mapping[str, Any]], where: str) -> list[list[float]]:
+    """Step, active x and active y, from what a run noted."""
+    found = [
+        [one["step"], one["active"]["x_sparse"], one["active"]["y_sparse"]]
+        for one in measures
+        if {"x_sparse", "y_sparse"} <= one.get("active", {}).keys()
+    ]
+    if not found:
+        raise DataError(
+            f"{where:.200} holds no run that noted what is active; choose the folder of a run of BDH layers"
         )
     return found
 
 
-def _rates(models: Mapping[str, Model[Any]], text: Bytes) -> dict[str, list[float]]:
-    """Bytes a second at which each hears the same bytes one by one, in rounds, so that load on the machine hits all."""
-    data = text.tobytes()
-    streams = {name: Stream(model) for name, model in models.items()}
-    for stream in streams.values():
-        stream.feed(data[:_HEARD_BYTES])
-    rates: dict[str, list[float]] = {name: [] for name in models}
-    for number in range(_ROUNDS):
-        start = _HEARD_BYTES + number * _ROUND_BYTES
-        piece = [data[i % len(data) : i % len(data) + 1] for i in range(start, start + _ROUND_BYTES)]
-        for name, stream in streams.items():
-            begun = time.perf_counter()
-            for byte in piece:
-                stream.feed(byte)
-            rates[name].append(_ROUND_BYTES / (time.perf_counter() - begun))
-    return rates
+def _changes(course: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The looks at what is active: what a run notes in between says again what the last look saw."""
+    return [list(one) for index, one in enumerate(course) if not index or list(one[1:]) != list(course[index - 1][1:])]
+
+
+def _shape(model: Model[Any]) -> tuple[int, int]:
+    """Heads and layers of a Transformer beside a model."""
+    config = model.config
+    heads = getattr(config, "n_head", 0) or getattr(config, "global_n_head", 4)
+    return heads, getattr(config, "n_layer", 0) or config.global_n_layer
+
+
+def _steered(models: Mapping[str, Model[Any]]) -> list[str]:
+    told = []
+    for name, model in models.items():
+        recipe = (model.origin.provenance if model.origin else {}).get("recipe", {})
+        if isinstance(recipe, dict) and recipe.get("activity"):
+            told.append(f"{name} was steered to {recipe['activity']:.0%} of x active by a penalty in training.")
+    return told
+
+
+def _mean(found: Mapping[str, Any], which: str, kinds: Sequence[str]) -> float:
+    return statistics.fmean(value for kind in kinds for value in found[kind][which].values())
+
+
+def _checks(name: str, columns: Mapping[str, Any]) -> list[Check]:
+    x = {one: _mean(found, "x", _TEXTS) for one, found in columns.items()}
+    y = {one: _mean(found, "y", _TEXTS) for one, found in columns.items() if found["prose"]["y"]}
+    beside = [one for one in columns if one not in (name, "untrained", _TRANSFORMER)]
+
+    def others(values: Mapping[str, float]) -> str:
+        return "; ".join(f"{one}: {values[one]:.1%}" for one in (*beside, "untrained"))
+
+    return [
+        X.judge(x[name], others(x)),
+        Y.judge(y[name], others(y)),
+        TRAINING.judge(x[name] / x["untrained"], "; ".join(f"{one}: {x[one] / x['untrained']:.3f}" for one in beside)),
+        GELU.judge(x[name] / x[_TRANSFORMER], f"of its values {x[_TRANSFORMER]:.1%} are not exactly 0"),
+    ]
+
+
+def _tables(columns: Mapping[str, Any], course: Sequence[Sequence[float]]) -> list[Table]:
+    tables = []
+    kinds = list(next(iter(columns.values())))
+    for which, what in (("x", "x_sparse"), ("y", "y_sparse")):
+        shown = {one: found for one, found in columns.items() if found[kinds[0]][which]}
+        rows = [["input", *shown]]
+        rows += [[kind, *(f"{_mean(found, which, [kind]):.1%}" for found in shown.values())] for kind in kinds]
+        note = "Of the Transformer, the values behind its GELU that are not exactly 0." if which == "x" else ""
+        tables.append(Table(f"Part of {what} that is active, mean over layers", rows, note))
+    for one, found in columns.items():
+        layers = list(found[kinds[0]]["x"])
+        rows = [["x / y active", *layers]]
+        for kind in kinds:
+            cells = []
+            for layer in layers:
+                y = f" / {found[kind]['y'][layer]:.1%}" if found[kind]["y"] else ""
+                cells.append(f"{found[kind]['x'][layer]:.1%}{y}")
+            rows.append([kind, *cells])
+        tables.append(Table(f"Layer by layer: {one}", rows))
+    rows = [["step", "x active", "y active"], *([f"{step:,.0f}", f"{x:.1%}", f"{y:.1%}"] for step, x, y in course)]
+    return [*tables, Table("Against training steps", rows)]
+
+
+def _draw(name: str, columns: Mapping[str, Any], course: Sequence[Sequence[float]], folder: Path) -> None:
+    kinds = list(columns[name])
+    draw_heat(
+        {
+            f"{which} active, mean over layers, %": {
+                one: {kind.replace(" ", "\n"): 100 * _mean(found, which, [kind]) for kind in kinds}
+                for one, found in columns.items()
+                if found[kinds[0]][which]
+            }
+            for which in ("x", "y")
+        },
+        "active, %",
+        folder / DRAWING,
+    )
+    draw_heat(
+        {
+            f"{which} active in {name}, layer by layer, %": {
+                kind: {layer: 100 * value for layer, value in found[which].items()}
+                for kind, found in columns[name].items()
+            }
+            for which in ("x", "y")
+        },
+        "active, %",
+        folder / LAYERS,
+    )
+    lines = {"x": [(step, 100 * x) for step, x, _ in course], "y": [(step, 100 * y) for step, _, y in course]}
+    draw_panels([Panel("training steps", "active, mean over layers, %", lines, log_x=False)], folder / TRAINING_DRAWING)
+    for drawing in DRAWINGS:
+        shrink(folder / drawing)

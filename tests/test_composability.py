@@ -21,7 +21,7 @@ from bdh.merge.join import concatenate, heritage, join_config
 from bdh.merge.parents import model_of
 from bdh.models import Model, build
 from bdh.models.observe import observing
-from lab import findings
+from lab import claim, findings
 from lab.__main__ import main
 from lab.crossed import Hearing, block_costs, compare, crossed, listen, mean_hearing
 from lab.findings import verdict
@@ -292,8 +292,18 @@ def test_healing_the_ends_leaves_the_neurons_as_they_were(arguments: list[str], 
     assert not torch.equal(merged["lm_head"], healed["lm_head"])
 
 
-def test_files_that_nothing_learns_from_are_heard_whole(arguments: list[str], tmp_path: Path) -> None:
-    assert main([*arguments, "--quiet"]) == 0
+def test_files_that_nothing_learns_from_are_heard_whole(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "REPORTS", tmp_path / "kept")
+    assert main([*arguments, "--quiet", "--keep"]) == 0
+    kept = claim.read(tmp_path / "kept" / "composability.json")
+    ratios = {
+        one["name"]: one["row"]["ratio"]["mean"] for one in read(tmp_path / "out")["contenders"] if one["verdict"]
+    }
+    told = {check["part"].removesuffix(" keeps what the parents know"): check["value"] for check in kept["checks"]}
+    assert told == ratios and set(kept["checkpoints"]) == {"left", "right"}
+    assert str(tmp_path) not in kept["command"] and len(kept["drawings"]) == 2
     assert [one["start_bytes"] for one in read(tmp_path / "out")["texts"]] == [0, 0]
     assert "not said by left, right" in (tmp_path / "out" / findings.REPORT).read_text()
 

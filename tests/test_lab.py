@@ -11,7 +11,7 @@ from test_train import text as text
 
 import bdh
 from bdh.models.observe import observing
-from lab import sparsity
+from lab import activity_price
 from lab.__main__ import main
 from train.sparsity import Activity
 
@@ -20,7 +20,7 @@ from train.sparsity import Activity
 def arguments(text: Path, tmp_path: Path) -> list[str]:
     base = zoo.fresh("flat-damped").save_pretrained(tmp_path / "base")
     given = [
-        "sparsity",
+        "activity-price",
         str(base),
         "--texts",
         str(text),
@@ -39,7 +39,7 @@ def test_contenders_hear_the_same_and_are_measured_at_their_last_step(
 ) -> None:
     assert main(arguments) == 0
     told, out = capsys.readouterr(), tmp_path / "out"
-    result = json.loads((out / sparsity.RESULT).read_text())
+    result = json.loads((out / activity_price.RESULT).read_text())
     found = result["contenders"]
     assert [one["target"] for one in found] == [0, 0.1, 0.2]
     assert found[0]["price_bits"] == 0
@@ -66,7 +66,7 @@ def test_contenders_hear_the_same_and_are_measured_at_their_last_step(
     )
     assert "price" in told.out and f"{found[1]['bits_per_byte']:.4f}" in told.out
     assert "0.2: step 10/10" in told.err
-    assert (out / sparsity.PLOT).read_bytes().startswith(b"\x89PNG")
+    assert (out / activity_price.PLOT).read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_trained_is_not_trained_again_and_targets_can_be_added(arguments: list[str], tmp_path: Path) -> None:
@@ -87,12 +87,12 @@ def test_a_contender_that_was_stopped_goes_on_to_the_same_weights(arguments: lis
             raise KeyboardInterrupt
 
     again = tmp_path / "again"
-    free = sparsity.unsteered(str(tmp_path / "base"), [str(tmp_path / "rhyme.txt")], 10, 2, 1e-3, 0)
+    free = activity_price.unsteered(str(tmp_path / "base"), [str(tmp_path / "rhyme.txt")], 10, 2, 1e-3, 0)
     with pytest.raises(KeyboardInterrupt):
-        sparsity.experiment(free, [0.1], again, say=stop)
+        activity_price.experiment(free, [0.1], again, say=stop)
     assert not (again / "0.1" / "trained").exists()
     lines: list[str] = []
-    sparsity.experiment(free, [0.1], again, say=lines.append)
+    activity_price.experiment(free, [0.1], again, say=lines.append)
     assert lines[0] == "unsteered: trained before" and lines[1].startswith("0.1: step 8/")
     assert bdh.load(again / "0.1" / "trained", device="cpu").checksum() == whole
 
@@ -130,6 +130,6 @@ def test_a_base_without_sparse_activations_is_refused(
 
 def test_experiments_are_listed_and_others_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    assert "sparsity       What do few active neurons cost?" in capsys.readouterr().out
+    assert "activity-price     What do few active neurons cost?" in capsys.readouterr().out
     assert main(["nothing"]) == 2
-    assert "no experiment 'nothing'; there is composability, concept, network, sparsity" in capsys.readouterr().err
+    assert "no experiment 'nothing'; there is composability, unlimited-context" in capsys.readouterr().err

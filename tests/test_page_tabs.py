@@ -229,3 +229,15 @@ def test_publishing_is_stopped_and_done_again(page: Page, hub: Hub) -> None:
     hub.slow_s = 0.0
     page.locator("#models-push").click()
     expect(page.locator("#models-pushed")).to_contain_text("Published: me/stopped", timeout=WAIT_MS)
+
+
+def test_claims_say_what_was_measured_and_with_which_command(page: Page) -> None:
+    open_tab(page, "Inspect")
+    open_tab(page, "Claims")
+    expect(page.locator("#claims-overview")).to_contain_text("Unlimited context", timeout=WAIT_MS)
+    expect(page.locator("#claim-report")).to_contain_text("what it remembers is a state of constant size")
+    choose(page, "#claims-choice", "Sparse neurons")
+    expect(page.locator("#claim-report")).to_contain_text("python -m lab sparsity hatchling", timeout=WAIT_MS)
+    expect(page.locator("#claim-drawings img")).to_have_count(3, timeout=WAIT_MS)
+    choose(page, "#inspect-model", "beta")
+    expect(page.locator("#claim-command")).to_contain_text("python -m lab sparsity beta", timeout=WAIT_MS)

@@ -6,6 +6,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -161,6 +162,61 @@ def draw_points(points: Mapping[str, Mapping[str, float]], x: str, ys: Sequence[
             axes.grid(True, color="0.9", linewidth=0.6)
             axes.set_axisbelow(True)
         _save(figure, path)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines against one axis."""
+
+    x: str
+    """Label of the axis."""
+    y: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    """Points by name; what has one name has one colour in every panel."""
+    log_x: bool = True
+    log_y: bool = False
+
+
+def draw_panels(panels: Sequence[Panel], path: Path, *, dpi: int = 100) -> None:
+    """Write panels of lines, two in a row; every line carries a marker of its own.
+
+    Raises:
+        DataError: there is nothing to draw, or the file cannot be written.
+    """
+    check_file(path)
+    if not panels or not all(any(panel.lines.values()) for panel in panels):
+        raise DataError("there is nothing to draw: nothing was measured")
+    from matplotlib import rc_context  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
+    rows = (len(panels) + 1) // 2
+    with rc_context(_STYLE):
+        size = (2 * _WIDTH_INCHES if len(panels) > 1 else 1.4 * _WIDTH_INCHES, _PANEL_INCHES * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        places = list(figure.subplots(rows, 2 if len(panels) > 1 else 1, squeeze=False).flat)
+        for axes in places[len(panels) :]:
+            axes.set_visible(False)
+        for axes, panel in zip(places, panels, strict=False):
+            for name, points in panel.lines.items():
+                index = names.index(name)
+                colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+                across, up = zip(*points, strict=True) if points else ((), ())
+                axes.plot(across, up, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
+            if panel.log_x:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+                axes.xaxis.set_minor_formatter("")
+            if panel.log_y:
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+                axes.yaxis.set_minor_formatter("")
+            axes.set_xlabel(panel.x)
+            axes.set_ylabel(panel.y)
+            axes.grid(True, which="major", color="0.9", linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.legend(frameon=False, fontsize=7.5)
+        _save(figure, path, dpi=dpi)
 
 
 def draw_bars(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], label: str, path: Path) -> None:
@@ -375,6 +431,15 @@ def draw_maps(panels: Mapping[str, Map], path: Path, *, label: str, signed: bool
             axes.set_title(title, loc="left")
         figure.colorbar(image, ax=list(places), label=label).outline.set_visible(False)
         _save(figure, path)
+
+
+def shrink(path: Path, colours: int = 128) -> None:
+    """Write a PNG again with few colours, which for lines and fields are enough, in a third of the bytes."""
+    from PIL import Image  # noqa: PLC0415 - comes with matplotlib, and only drawing needs it
+
+    with Image.open(path) as image:
+        few = image.convert("RGB").quantize(colours)
+    few.save(path, optimize=True)
 
 
 def _save(figure: Figure, path: Path, dpi: int = 200) -> None:

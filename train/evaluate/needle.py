@@ -122,10 +122,10 @@ def trial(text: Bytes, length: int, depth: float, candidates: int, seed: Sequenc
     piece = text[start : start + size].tobytes()
     # What is likely of itself among words must not be the same at every depth and in every text.
     random = np.random.default_rng((*seed, round(1e6 * depth), zlib.crc32(piece)))
-    name = _invented(random, _NAME_SYLLABLES).capitalize()
+    name = invented_word(random, _NAME_SYLLABLES).capitalize()
     words: list[str] = []
     while len(words) < candidates:
-        word = _invented(random, _WORD_SYLLABLES)
+        word = invented_word(random, _WORD_SYLLABLES)
         if word not in words and word.encode() not in piece:
             words.append(word)
     question = _QUESTION.format(name).encode()
@@ -165,7 +165,7 @@ def _row(
     ]
 
 
-def _invented(random: np.random.Generator, syllables: int) -> str:
+def invented_word(random: np.random.Generator, syllables: int) -> str:
     """A word that can be spoken and means nothing."""
     return "".join(
         _CONSONANTS[random.integers(len(_CONSONANTS))] + _VOWELS[random.integers(len(_VOWELS))]

@@ -8,15 +8,16 @@ import gradio as gr
 
 from ..limits import Limits
 from ..registry import Registry
-from . import baseline, concept, features, memory, network, reader, reading
+from . import baseline, claims, concept, features, memory, network, reader, reading
 from .baseline import build_baseline
+from .claims import build_claims
 from .concept import build_concept
 from .features import build_features
 from .memory import build_memory
 from .network import build_network
 from .reading import build_reading
 
-CSS = "".join(part.CSS for part in (reader, reading, memory, concept, network, baseline, features))
+CSS = "".join(part.CSS for part in (reader, reading, memory, concept, network, baseline, features, claims))
 
 
 @dataclass
@@ -49,4 +50,6 @@ def build_inspect(registry: Registry, owner: gr.BrowserState, limits: Limits) ->
             build_baseline(registry, owner, limits, model)
         with gr.Tab("Features", id="features"):
             build_features(registry, owner, limits, model)
+        with gr.Tab("Claims", id="claims"):
+            build_claims(registry, owner, limits, model)
     return InspectTab(model, text)
