@@ -145,9 +145,7 @@ class Folder:
         path = self.path / METRICS
         if self._writes and path.is_file():
             kept = [json.dumps(measure) + "\n" for measure in self.measures() if measure["step"] <= step]
-            written = path.with_suffix(".new")
-            written.write_text("".join(kept), encoding="utf-8")
-            os.replace(written, path)
+            _replace(path, "".join(kept))
 
     def end(self, how: str, message: str = "") -> None:
         """Note how the run ended: `finished`, `stopped` or `failed`, and why."""
@@ -197,9 +195,18 @@ class Folder:
     def _write_json(self, name: str, value: Any) -> None:
         if self._writes:
             self.path.mkdir(parents=True, exist_ok=True)
-            written = self.path / f"{name}.new"
-            written.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-            os.replace(written, self.path / name)
+            _replace(self.path / name, json.dumps(value, indent=1) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put a text in the place of a file, whole or not at all."""
+    written = path.with_name(f"{path.name}.new")
+    try:
+        written.write_text(text, encoding="utf-8")
+        os.replace(written, path)
+    except OSError:
+        written.unlink(missing_ok=True)
+        raise
 
 
 def environment() -> dict[str, str]:

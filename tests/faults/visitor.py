@@ -28,7 +28,11 @@ class Visitor:
         self._components = {one["id"]: one for one in self._config["components"]}
         self._ids = {
             one["props"]["elem_id"]: one["id"] for one in self._config["components"] if one["props"].get("elem_id")
-        } | {f"tab-{one['props']['id']}": one["id"] for one in self._config["components"] if one["type"] == "tabitem"}
+        } | {
+            f"tab-{one['props']['id']}": one["id"]
+            for one in self._config["components"]
+            if one["type"] == "tabitem" and "id" in one["props"]
+        }
 
     def send(self, *files: Path | tuple[str, bytes]) -> list[dict[str, Any]]:
         """Upload files as a browser does; what a component's value is then."""
