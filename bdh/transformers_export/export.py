@@ -20,10 +20,17 @@ from ..errors import CheckpointError
 from ..models import Model
 
 HERE = Path(__file__).parent
-CODE = ("configuration_bdh.py", "modeling_bdh.py", "tokenization_bdh.py")
-"""The files of this folder that are exported, as they stand."""
-KINDS = {"flat": "BdhFlat", "hebbian": "BdhHebbian"}
+KINDS = {
+    "flat": "BdhFlat",
+    "hebbian": "BdhHebbian",
+    "hierarchical": "BdhHierarchical",
+    "transformer": "BdhTransformer",
+}
 """What can be exported, and how the names of its classes begin."""
+CODE = ("configuration_bdh.py", "layers_bdh.py", "memory_bdh.py", "modeling_bdh.py", "tokenization_bdh.py")
+"""The files of this folder that are exported, as they stand."""
+CODE_OF_PATCHES = "modeling_bdh_hierarchical.py"
+"""The file that is exported for a hierarchical model, too."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '\\nUser: ' }}"
@@ -61,7 +68,7 @@ def export(
     kind = model.config.kind
     if kind not in KINDS:
         raise CheckpointError(
-            f"a {kind} model cannot be exported to transformers; {' and '.join(KINDS)} ones can. "
+            f"a {kind} model cannot be exported to transformers; {', '.join(KINDS)} ones can. "
             "Load it with bdh.load, or publish it as it is: python -m bdh --help"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -79,7 +86,7 @@ def export(
         "tokenizer_config.json": _json(_tokenizer()),
         checkpoint.CARD: _card(model, name or folder.name),
         checkpoint.PROVENANCE: _json(provenance),
-        **{file: (HERE / file).read_text(encoding="utf-8") for file in CODE},
+        **{file: (HERE / file).read_text(encoding="utf-8") for file in code_of(kind)},
     }
     fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
@@ -99,6 +106,11 @@ def export(
     return folder
 
 
+def code_of(kind: str) -> tuple[str, ...]:
+    """The files that a model of the kind is exported with, and that transformers runs."""
+    return (*CODE, CODE_OF_PATCHES) if kind == "hierarchical" else CODE
+
+
 def _asks(provenance: dict[str, Any]) -> bool:
     """Whether the recipe that made the model ends its prompt where an answer begins."""
     recipe = provenance.get("recipe")
@@ -107,14 +119,15 @@ def _asks(provenance: dict[str, Any]) -> bool:
 
 
 def _config(model: Model[Any], dtype: torch.dtype | None) -> dict[str, Any]:
-    stem = KINDS[model.config.kind]
+    kind = model.config.kind
+    stem, file = KINDS[kind], CODE_OF_PATCHES if kind == "hierarchical" else "modeling_bdh.py"
     return {
         "architectures": [f"{stem}ForCausalLM"],
         "auto_map": {
             "AutoConfig": f"configuration_bdh.{stem}Config",
-            "AutoModelForCausalLM": f"modeling_bdh.{stem}ForCausalLM",
+            "AutoModelForCausalLM": f"{file.removesuffix('.py')}.{stem}ForCausalLM",
         },
-        "model_type": f"bdh_hatchery_{model.config.kind}",
+        "model_type": f"bdh_hatchery_{kind}",
         **config_to_dict(model.config),
         "torch_dtype": str(dtype or model.dtype).removeprefix("torch."),
         "tie_word_embeddings": False,
@@ -153,7 +166,8 @@ def _card(model: Model[Any], name: str) -> str:
     data: Any = card.data
     data.library_name, data.pipeline_tag = "transformers", "text-generation"
     data.tags = sorted({*(data.tags or ()), "bdh", "byte-level", "custom_code"})
-    return f"---\n{data}\n---\n{card.text.strip()}\n{_USAGE}"
+    files = ", ".join(f"`{file}`" for file in code_of(model.config.kind))
+    return f"---\n{data}\n---\n{card.text.strip()}\n{_USAGE.format(files=files)}"
 
 
 def _json(value: dict[str, Any]) -> str:
@@ -174,7 +188,8 @@ inputs = tokenizer("In the beginning, ", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
 ```
 
-`trust_remote_code=True` runs `configuration_bdh.py`, `modeling_bdh.py` and `tokenization_bdh.py` of this repository:
-read them first, and name a `revision`. Tokens are bytes; what goes from call to call as `past_key_values` is a memory
-of constant size. `bdh.load` of BDH Hatchery loads the same folder and runs none of its code.
+`trust_remote_code=True` runs {files}
+of this repository: read them first, and name a `revision`. Tokens are bytes; what goes from call to call as
+`past_key_values` is a memory of constant size. `bdh.load` of BDH Hatchery loads the same folder and runs none of its
+code.
 """
