@@ -204,7 +204,9 @@ def bdh_layer(
     recall: Recall,
     dropout: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """x_sparse = relu(x · encoder);  y_sparse = relu(LN(recall(rope(x_sparse), x)) · encoder_v)
+    """Fire, recall, gate, add.
+
+    x_sparse = relu(x · encoder);  y_sparse = relu(LN(recall(rope(x_sparse), x)) · encoder_v)
     x' = LN(x + LN((x_sparse · y_sparse) · decoder))
 
     Args:
@@ -254,9 +256,7 @@ class HebbianAttention(nn.Module):
         self.eta = nn.Parameter(torch.full((1,), 0.1))
         self.drop = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, phases: Phases, memory: Tensor | None, recall: Recall
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, phases: Phases, memory: Tensor | None, recall: Recall) -> tuple[Tensor, Tensor | None]:
         """(B, T, D) to (B, T, D), with the memory (B, H, D / H, D / H) before and after."""
         batch, length, width = x.shape
         query, key, value = self.qkv(x).view(batch, length, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)

@@ -185,9 +185,7 @@ class BdhPreTrainedModel(PreTrainedModel, GenerationMixin):
         """Layers that remember."""
         return self.config.n_layer
 
-    def _hear(
-        self, x: Tensor, heard: Tensor | None, memory: Any, *, write: bool, inplace: bool
-    ) -> list[Tensor]:
+    def _hear(self, x: Tensor, heard: Tensor | None, memory: Any, *, write: bool, inplace: bool) -> list[Tensor]:
         """Hear a chunk (B, T, D) and write what is to be remembered into `memory`.
 
         Args:
@@ -209,9 +207,7 @@ class BdhStackModel(BdhPreTrainedModel):
 
     config_class: type[BdhConfig] = BdhStackConfig
 
-    def _hear(
-        self, x: Tensor, heard: Tensor | None, memory: Any, *, write: bool, inplace: bool
-    ) -> list[Tensor]:
+    def _hear(self, x: Tensor, heard: Tensor | None, memory: Any, *, write: bool, inplace: bool) -> list[Tensor]:
         phases = cos_sin(memory.position, x.shape[1], self._increments(x.device))
         recall = self._recall(memory.position, heard, write, inplace)
         hidden = [self._begin(x)]

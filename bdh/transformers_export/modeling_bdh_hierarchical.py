@@ -138,9 +138,7 @@ class BdhHierarchicalForCausalLM(BdhPreTrainedModel):
     def _read_out(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
 
-    def _hear(
-        self, x: Tensor, heard: Tensor | None, memory: Any, *, write: bool, inplace: bool
-    ) -> list[Tensor]:
+    def _hear(self, x: Tensor, heard: Tensor | None, memory: Any, *, write: bool, inplace: bool) -> list[Tensor]:
         size, (batch, length, width) = self.config.patch_size, x.shape
         if heard is None:
             heard = memory.position.new_full((batch,), length)
@@ -236,7 +234,9 @@ class BdhHierarchicalForCausalLM(BdhPreTrainedModel):
         fresh: list[Tensor | None] = [None] * len(kept)
         if begun := int(opened.masked_fill(stays, 0).max()):
             begin = opened.new_zeros(1)
-            _, fresh = self.local_model.hear(patch[:, :begun], context, begin, fresh, heard=opened.clamp(max=begun), write=True)
+            _, fresh = self.local_model.hear(
+                patch[:, :begun], context, begin, fresh, heard=opened.clamp(max=begun), write=True
+            )
         if not stays.any():
             return fresh
         merged: list[Tensor | None] = []
