@@ -27,27 +27,28 @@ class BdhConfig(PretrainedConfig):
     """What all kinds share."""
 
     kind = ""
+    vocab_size = VOCAB_SIZE
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
-    def __init__(
-        self,
-        vocab_size: int = VOCAB_SIZE,
-        dropout: float = 0.0,
-        use_cache: bool = True,
-        kind: str = "",
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, use_cache: bool = True, kind: str = "", **kwargs: Any) -> None:
         if kind not in ("", type(self).kind):
             raise ValueError(f"kind is {kind!r:.40}; it must be {type(self).kind}")
-        if vocab_size != VOCAB_SIZE:
-            raise ValueError(f"vocab_size is {vocab_size!r:.40}; models here speak bytes, so it must be {VOCAB_SIZE}")
-        self.kind = type(self).kind
-        self.vocab_size, self.dropout, self.use_cache = vocab_size, dropout, use_cache
+        self.kind, self.use_cache = type(self).kind, use_cache
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 
 
-class BdhStackConfig(BdhConfig):
+class BdhMemberConfig(BdhConfig):
+    """What all kinds share that are not composed."""
+
+    def __init__(self, vocab_size: int = VOCAB_SIZE, dropout: float = 0.0, **kwargs: Any) -> None:
+        if vocab_size != VOCAB_SIZE:
+            raise ValueError(f"vocab_size is {vocab_size!r:.40}; models here speak bytes, so it must be {VOCAB_SIZE}")
+        self.vocab_size, self.dropout = vocab_size, dropout
+        super().__init__(**kwargs)
+
+
+class BdhStackConfig(BdhMemberConfig):
     """A stack of equal layers over bytes."""
 
     attribute_map = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}  # noqa: RUF012
@@ -114,7 +115,7 @@ class BdhTransformerConfig(BdhStackConfig):
         check_shared("channels", self.n_embd, self.n_head)
 
 
-class BdhHierarchicalConfig(BdhConfig):
+class BdhHierarchicalConfig(BdhMemberConfig):
     """Patches of bytes heard by a global model, the bytes within a patch by a local one.
 
     Args:
@@ -168,3 +169,45 @@ class BdhHierarchicalConfig(BdhConfig):
         check_decay("global_decay", global_decay, global_n_head)
         if global_decay and not use_bdh_attention:
             raise ValueError("global_decay damps a Hebbian sum; Transformer blocks have none, so leave it empty")
+
+
+class BdhComposedConfig(BdhConfig):
+    """Several members that hear the same bytes, behind one front.
+
+    Args:
+        method: `average`, `mixture` or `deep`.
+        members: the configuration of each, by the names that the classes above have, with its `kind`.
+        share_rate: `mixture` only: the part of the weight that is shared out evenly after each byte.
+        n_embd: `deep` only: width of the combined hidden state.
+        sources: empty; a model that was exported holds its members.
+    """
+
+    model_type = "bdh_hatchery_composed"
+    kind = "composed"
+    attribute_map = {"hidden_size": "n_embd"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        method: str = "mixture",
+        members: Sequence[dict[str, Any]] = (),
+        share_rate: float = 0.0,
+        n_embd: int = 256,
+        sources: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        if method not in ("average", "mixture", "deep"):
+            raise ValueError(f"method is {method!r:.40}; it must be average, mixture or deep")
+        if sources:
+            raise ValueError("sources must be empty: the weights hold the members")
+        self.method, self.members = method, [dict(member) for member in members]
+        self.share_rate, self.n_embd, self.sources = share_rate, n_embd, list(sources)
+        super().__init__(**kwargs)
+
+    def member_configs(self) -> list[BdhConfig]:
+        """The members' configurations, checked."""
+        kinds = (BdhFlatConfig, BdhHebbianConfig, BdhHierarchicalConfig, BdhTransformerConfig)
+        known = {one.kind: one for one in kinds}
+        for member in self.members:
+            if member.get("kind") not in known:
+                raise ValueError(f"a member's kind is {member.get('kind')!r:.40}; it must be one of {', '.join(known)}")
+        return [known[member["kind"]](**member) for member in self.members]

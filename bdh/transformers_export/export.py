@@ -23,14 +23,18 @@ HERE = Path(__file__).parent
 KINDS = {
     "flat": "BdhFlat",
     "hebbian": "BdhHebbian",
-    "hierarchical": "BdhHierarchical",
     "transformer": "BdhTransformer",
+    "hierarchical": "BdhHierarchical",
+    "composed": "BdhComposed",
 }
-"""What can be exported, and how the names of its classes begin."""
+"""How the names of a kind's classes begin."""
 CODE = ("configuration_bdh.py", "layers_bdh.py", "memory_bdh.py", "modeling_bdh.py", "tokenization_bdh.py")
 """The files of this folder that are exported, as they stand."""
-CODE_OF_PATCHES = "modeling_bdh_hierarchical.py"
-"""The file that is exported for a hierarchical model, too."""
+FURTHER = {
+    "hierarchical": ("modeling_bdh_hierarchical.py",),
+    "composed": ("modeling_bdh_composed.py", "modeling_bdh_hierarchical.py"),
+}
+"""What is exported beside these for some kinds, the file of the model first."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '\\nUser: ' }}"
@@ -62,15 +66,10 @@ def export(
             recipe asks it a question.
 
     Raises:
-        CheckpointError: the model's kind cannot be exported, or the folder is not empty.
+        CheckpointError: the folder is not empty or cannot be written, or the model's own card cannot be read.
     """
     folder = Path(os.path.abspath(folder))
     kind = model.config.kind
-    if kind not in KINDS:
-        raise CheckpointError(
-            f"a {kind} model cannot be exported to transformers; {', '.join(KINDS)} ones can. "
-            "Load it with bdh.load, or publish it as it is: python -m bdh --help"
-        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} is there and is not empty; choose a new or empty folder")
     provenance = model.origin.provenance if model.origin else {}
@@ -108,7 +107,7 @@ def export(
 
 def code_of(kind: str) -> tuple[str, ...]:
     """The files that a model of the kind is exported with, and that transformers runs."""
-    return (*CODE, CODE_OF_PATCHES) if kind == "hierarchical" else CODE
+    return tuple(sorted((*CODE, *FURTHER.get(kind, ()))))
 
 
 def _asks(provenance: dict[str, Any]) -> bool:
@@ -120,7 +119,7 @@ def _asks(provenance: dict[str, Any]) -> bool:
 
 def _config(model: Model[Any], dtype: torch.dtype | None) -> dict[str, Any]:
     kind = model.config.kind
-    stem, file = KINDS[kind], CODE_OF_PATCHES if kind == "hierarchical" else "modeling_bdh.py"
+    stem, file = KINDS[kind], FURTHER.get(kind, ("modeling_bdh.py",))[0]
     return {
         "architectures": [f"{stem}ForCausalLM"],
         "auto_map": {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,13 @@ class BdhMemory:
         """
         self.length = 0
         """Positions of the batch that were given, padding included."""
+
+    def __copy__(self) -> BdhMemory:
+        """A memory of its own, with the same tensors."""
+        other = object.__new__(type(self))
+        other.__dict__ |= self.__dict__
+        other.layers = list(self.layers)
+        return other
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions that were given so far, padding included."""
@@ -90,3 +98,36 @@ class BdhPatchMemory(BdhMemory):
         """Forget everything."""
         super().reset()
         self.patch = self.context = None
+
+
+class BdhMembersMemory(BdhMemory):
+    """What a composed model remembers: what each member does, and how far a mixture trusts them."""
+
+    log_weights: Tensor | None = None
+    """(B, K) float32: log of each member's posterior weight; None is as before the first byte."""
+    predictions: Tensor | None = None
+    """(B, K, V) float32: each member's log probabilities for the byte to come."""
+
+    def __init__(self, members: Sequence[BdhMemory], batch_size: int, device: torch.device | str = "cpu") -> None:
+        super().__init__(0, batch_size, device)
+        self.members = list(members)
+
+    def __copy__(self) -> BdhMembersMemory:
+        other = super().__copy__()
+        assert isinstance(other, BdhMembersMemory)
+        other.members = [copy.copy(member) for member in self.members]
+        return other
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> None:
+        super()._map(function)
+        for member in self.members:
+            member._map(function)
+        self.log_weights = None if self.log_weights is None else function(self.log_weights)
+        self.predictions = None if self.predictions is None else function(self.predictions)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        for member in self.members:
+            member.reset()
+        self.log_weights = self.predictions = None

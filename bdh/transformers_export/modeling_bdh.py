@@ -58,8 +58,10 @@ class BdhPreTrainedModel(PreTrainedModel, GenerationMixin):
             with torch.no_grad():
                 module.freqs.copy_(module.released(module.freqs.numel()).view_as(module.freqs))
         for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, nn.LayerNorm):
-                nn.init.constant_(parameter, float(name == "weight"))
+            if name in ("bias", "combine_weight"):
+                nn.init.constant_(parameter, 0.0)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.constant_(parameter, 1.0)
             elif name == "eta":
                 nn.init.constant_(parameter, 0.1)
             else:
@@ -126,7 +128,7 @@ class BdhPreTrainedModel(PreTrainedModel, GenerationMixin):
             raise ValueError("give either input_ids or inputs_embeds")
         if past_key_values is not None and type(past_key_values) is not self.memory_class:
             raise ValueError(f"past_key_values is a {type(past_key_values).__name__}; a BDH model remembers in its own")
-        embedded = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        embedded = self._embed(input_ids, inputs_embeds)
         batch, length = embedded.shape[:2]
         heard = place = None
         if attention_mask is not None:
@@ -145,12 +147,11 @@ class BdhPreTrainedModel(PreTrainedModel, GenerationMixin):
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         memory = past_key_values
         if memory is None:
-            memory = self.memory_class(self._memories(), batch, embedded.device)
+            memory = self._empty_memory(batch, embedded.device)
         if memory.position.shape[0] != batch:
             raise ValueError(f"{batch} streams were given with the memory of {memory.position.shape[0]}")
         if not use_cache:
             memory = copy.copy(memory)
-            memory.layers = list(memory.layers)
         size = (_CHUNK_GRAD if torch.is_grad_enabled() else _CHUNK) * self._bytes_a_position()
         said = []
         for start in range(0, embedded.shape[1], size):
@@ -181,9 +182,13 @@ class BdhPreTrainedModel(PreTrainedModel, GenerationMixin):
         """Bytes that one position of the longest attention stands for."""
         return 1
 
-    def _memories(self) -> int:
-        """Layers that remember."""
-        return self.config.n_layer
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """What `_hear` hears, (B, T, D)."""
+        return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+
+    def _empty_memory(self, batch_size: int, device: torch.device) -> BdhMemory:
+        """The memory of streams that have heard nothing."""
+        return self.memory_class(self.config.n_layer, batch_size, device)
 
     def _hear(self, x: Tensor, heard: Tensor | None, memory: Any, *, write: bool, inplace: bool) -> list[Tensor]:
         """Hear a chunk (B, T, D) and write what is to be remembered into `memory`.

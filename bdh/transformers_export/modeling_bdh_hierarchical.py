@@ -132,8 +132,8 @@ class BdhHierarchicalForCausalLM(BdhPreTrainedModel):
     def _bytes_a_position(self) -> int:
         return self.config.patch_size
 
-    def _memories(self) -> int:
-        return self.config.global_n_layer + self.config.local_n_layer
+    def _empty_memory(self, batch_size: int, device: torch.device) -> BdhPatchMemory:
+        return BdhPatchMemory(self.config.global_n_layer + self.config.local_n_layer, batch_size, device)
 
     def _read_out(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
