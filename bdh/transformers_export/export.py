@@ -157,7 +157,7 @@ def _card(model: Model[Any], name: str) -> str:
     if model.origin is not None and model.origin.folder is not None and model.origin.folder.is_dir():
         own = checkpoint.read_card(model.origin.folder)
     if not own.startswith("---\n"):
-        own = f"---\npipeline_tag: text-generation\n---\n{own or _TITLE.format(name=name, kind=model.config.kind)}"
+        own = f"---\npipeline_tag: text-generation\n---\n{own or _title(name, model.config.kind)}"
     try:
         card = ModelCard(own)
     except Exception as error:  # a front matter that is none, whatever reads it raises
@@ -169,11 +169,15 @@ def _card(model: Model[Any], name: str) -> str:
     return f"---\n{data}\n---\n{card.text.strip()}\n{_USAGE.format(files=files)}"
 
 
+def _title(name: str, kind: str) -> str:
+    what = "byte-level Transformer" if kind == "transformer" else f"{kind} byte-level Baby Dragon Hatchling model"
+    return f"# {name}\n\nA {what}.\n"
+
+
 def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
-_TITLE = "# {name}\n\nA {kind} byte-level Baby Dragon Hatchling model.\n"
 _USAGE = """
 ## With transformers
 

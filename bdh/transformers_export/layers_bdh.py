@@ -194,6 +194,13 @@ class Frequencies(nn.Module):
         return (self.freqs.float().reshape(-1)[::2] * TURN).to(torch.int64)
 
 
+def by_head(x: Tensor, weight: Tensor) -> Tensor:
+    """(B, H or 1, T, D) · (H, D, N) as one product of whole matrices a head, however many rows are short."""
+    batch, _, length, width = x.shape
+    rows = x.transpose(0, 1).reshape(-1, batch * length, width)
+    return (rows @ weight).view(-1, batch, length, weight.shape[-1]).transpose(0, 1)
+
+
 def bdh_layer(
     x: Tensor,
     encoder: Tensor,
@@ -216,10 +223,10 @@ def bdh_layer(
         memory: (B, H, N, D).
         dropout: probability, 0 outside training.
     """
-    x_sparse = F.relu(x[:, None] @ encoder)
+    x_sparse = F.relu(by_head(x[:, None], encoder))
     rotated = rotate_pairs(x_sparse, *phases)
     read, memory = recall(rotated, rotated, x[:, None], memory)
-    y_sparse = F.relu(norm(read) @ encoder_v)
+    y_sparse = F.relu(by_head(norm(read), encoder_v))
     gated = F.dropout(x_sparse * y_sparse, dropout, dropout > 0)
     return norm(x + norm(gated.transpose(1, 2).flatten(2) @ decoder)), memory
 

@@ -159,7 +159,7 @@ class BdhPreTrainedModel(PreTrainedModel, GenerationMixin):
             last = start + size >= embedded.shape[1]
             write = use_cache or not last
             # What was given to be read alone must not be written into.
-            inplace = not torch.is_grad_enabled() and (use_cache or start > 0)
+            inplace = not torch.is_grad_enabled() and (use_cache or past_key_values is None)
             given = self._hear(embedded[:, start : start + size], part, memory, write=write, inplace=inplace)
             said.append(given if states else given[-1:])
         memory.length += length

@@ -142,7 +142,9 @@ class BdhHierarchicalForCausalLM(BdhPreTrainedModel):
         size, (batch, length, width) = self.config.patch_size, x.shape
         if heard is None:
             heard = memory.position.new_full((batch,), length)
-        offset = memory.position % size
+        # Divided on the CPU, because MPS divides large integers as floats.
+        before = (memory.position.cpu() // size).to(x.device)
+        offset = memory.position - before * size
         room = size - offset
         # Without writing, a patch that the last byte completes need not be heard as a whole.
         closed = (offset + heard - int(not write)).clamp(min=0) // size
@@ -154,11 +156,10 @@ class BdhHierarchicalForCausalLM(BdhPreTrainedModel):
         old = x.new_zeros(batch, size, width) if memory.patch is None else memory.patch
         patches = taken(torch.cat((old, x), dim=1), source.clamp(max=size + length - 1))
 
-        contexts = self._contexts(patches[:, : count * size], closed, memory, write=write, inplace=inplace)
+        contexts = self._contexts(patches[:, : count * size], before, closed, memory, write=write, inplace=inplace)
         layers, local = self.config.global_n_layer, self.local_model
-        begin = closed.new_zeros(1)
-        nothing: list[Tensor | None] = [None] * self.config.local_n_layer
 
+        # What is left of each stream's open patch.
         stays = closed == 0
         rest = torch.minimum(room, heard)
         first = max(1, int(rest.max()))
@@ -171,9 +172,11 @@ class BdhHierarchicalForCausalLM(BdhPreTrainedModel):
             write=write and bool(stays.any()),
             inplace=inplace,
         )
+        # The patches after it, up to the last byte.
         if further := max(0, int(((offset + heard - 1) // size).max())):
             whole = patches[:, size : (further + 1) * size].reshape(batch * further, size, width)
-            said, _ = local.hear(whole, contexts[:, 1 : further + 1].flatten(0, 1), begin, nothing)
+            nothing: list[Tensor | None] = [None] * self.config.local_n_layer
+            said, _ = local.hear(whole, contexts[:, 1 : further + 1].flatten(0, 1), closed.new_zeros(1), nothing)
             index = torch.arange(length, device=x.device)
             index = torch.where(index < room[:, None], index, index - room[:, None] + first)
             index = index.clamp(max=first + further * size - 1)
@@ -194,26 +197,27 @@ class BdhHierarchicalForCausalLM(BdhPreTrainedModel):
         return hidden
 
     def _contexts(
-        self, patches: Tensor, closed: Tensor, memory: BdhPatchMemory, *, write: bool, inplace: bool
+        self, patches: Tensor, before: Tensor, closed: Tensor, memory: BdhPatchMemory, *, write: bool, inplace: bool
     ) -> Tensor:
         """Let the global model hear full patches; what it says to each of them and to the one after them.
 
         Args:
             patches: (B, patches · P, local D).
+            before: (B,), patches that were full before.
             closed: (B,), how many of them are full, which come first.
 
         Returns:
             (B, patches + 1, local D) float32.
         """
-        size, layers = self.config.patch_size, self.config.global_n_layer
+        layers = self.config.global_n_layer
         context = self.local_model.start_embed[:, 0].float().expand(len(closed), -1)
         if memory.context is not None:
-            context = torch.where((memory.position < size)[:, None], context, memory.context)
+            context = torch.where((before == 0)[:, None], context, memory.context)
         if not patches.shape[1]:
             return context[:, None]
         hidden, memory.layers[:layers] = self.global_model(
-            self.patch_embedder(patches.unflatten(1, (-1, size))),
-            memory.position // size,
+            self.patch_embedder(patches.unflatten(1, (-1, self.config.patch_size))),
+            before,
             memory.layers[:layers],
             heard=closed,
             write=write,
