@@ -302,6 +302,14 @@ def test_gradients_go_through_a_memory_unless_it_is_cut_off(loaded: dict[str, An
     assert not any(kept.requires_grad for kept in memory.layers)
 
 
+def test_training_reaches_what_the_first_patch_is_told_through_a_memory(loaded: dict[str, Any]) -> None:
+    hears = loaded["hierarchical"]
+    with torch.no_grad():
+        memory = hears(text(2), use_cache=True).past_key_values
+    logits = hears(text(1), past_key_values=memory, use_cache=False).logits
+    assert torch.autograd.grad(logits.square().sum(), hears.local_model.start_embed)[0].abs().sum() > 0
+
+
 def test_what_a_kind_cannot_hear_is_refused_in_words(loaded: dict[str, Any]) -> None:
     with torch.no_grad():
         memory = loaded["flat"](text(3), use_cache=True).past_key_values
