@@ -6,6 +6,7 @@ PyTorch's restricted reader only, and each tensor is measured before it is copie
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import pickletools
@@ -520,7 +521,7 @@ def _our_fields(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of our configuration, with foreign names translated and keys that mean nothing to it left out."""
     if not isinstance(config, Mapping):
         raise ConfigError(f"the configuration is a {type(config).__name__}; it must be a dictionary")
-    known = CONFIGS[kind].__dataclass_fields__
+    known = [field.name for field in dataclasses.fields(CONFIGS[kind])]
     fields: dict[str, Any] = {}
     unknown: list[str] = []
     for key, value in dict(config).items():

@@ -12,10 +12,12 @@ from .export import export
 
 DESCRIPTION = """\
 Write a folder that another library loads by itself. There is one such library: transformers, whose
-AutoModelForCausalLM and AutoTokenizer take it with trust_remote_code=True. bdh.load takes it too."""
+AutoModelForCausalLM and AutoTokenizer take it with trust_remote_code=True. bdh.load takes it too. Models of every kind
+can be written: flat, hebbian, transformer, hierarchical, and composed with their members."""
 EXAMPLES = """\
 examples:
   python -m bdh export transformers chat chat-transformers
+  python -m bdh export transformers nestling nestling-transformers
   python -m bdh export transformers user/repo small --dtype bfloat16
   hf upload user/name chat-transformers
 """

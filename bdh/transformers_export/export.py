@@ -20,10 +20,21 @@ from ..errors import CheckpointError
 from ..models import Model
 
 HERE = Path(__file__).parent
-CODE = ("configuration_bdh.py", "modeling_bdh.py", "tokenization_bdh.py")
+KINDS = {
+    "flat": "BdhFlat",
+    "hebbian": "BdhHebbian",
+    "transformer": "BdhTransformer",
+    "hierarchical": "BdhHierarchical",
+    "composed": "BdhComposed",
+}
+"""How the names of a kind's classes begin."""
+CODE = ("configuration_bdh.py", "layers_bdh.py", "memory_bdh.py", "modeling_bdh.py", "tokenization_bdh.py")
 """The files of this folder that are exported, as they stand."""
-KINDS = {"flat": "BdhFlat", "hebbian": "BdhHebbian"}
-"""What can be exported, and how the names of its classes begin."""
+FURTHER = {
+    "hierarchical": ("modeling_bdh_hierarchical.py",),
+    "composed": ("modeling_bdh_composed.py", "modeling_bdh_hierarchical.py"),
+}
+"""What is exported beside these for some kinds, the file of the model first."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ '\\nUser: ' }}"
@@ -55,15 +66,10 @@ def export(
             recipe asks it a question.
 
     Raises:
-        CheckpointError: the model's kind cannot be exported, or the folder is not empty.
+        CheckpointError: the folder is not empty or cannot be written, or the model's own card cannot be read.
     """
     folder = Path(os.path.abspath(folder))
     kind = model.config.kind
-    if kind not in KINDS:
-        raise CheckpointError(
-            f"a {kind} model cannot be exported to transformers; {' and '.join(KINDS)} ones can. "
-            "Load it with bdh.load, or publish it as it is: python -m bdh --help"
-        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} is there and is not empty; choose a new or empty folder")
     provenance = model.origin.provenance if model.origin else {}
@@ -79,7 +85,7 @@ def export(
         "tokenizer_config.json": _json(_tokenizer()),
         checkpoint.CARD: _card(model, name or folder.name),
         checkpoint.PROVENANCE: _json(provenance),
-        **{file: (HERE / file).read_text(encoding="utf-8") for file in CODE},
+        **{file: (HERE / file).read_text(encoding="utf-8") for file in code_of(kind)},
     }
     fresh = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     try:
@@ -99,6 +105,11 @@ def export(
     return folder
 
 
+def code_of(kind: str) -> tuple[str, ...]:
+    """The files that a model of the kind is exported with, and that transformers runs."""
+    return tuple(sorted((*CODE, *FURTHER.get(kind, ()))))
+
+
 def _asks(provenance: dict[str, Any]) -> bool:
     """Whether the recipe that made the model ends its prompt where an answer begins."""
     recipe = provenance.get("recipe")
@@ -107,14 +118,15 @@ def _asks(provenance: dict[str, Any]) -> bool:
 
 
 def _config(model: Model[Any], dtype: torch.dtype | None) -> dict[str, Any]:
-    stem = KINDS[model.config.kind]
+    kind = model.config.kind
+    stem, file = KINDS[kind], FURTHER.get(kind, ("modeling_bdh.py",))[0]
     return {
         "architectures": [f"{stem}ForCausalLM"],
         "auto_map": {
             "AutoConfig": f"configuration_bdh.{stem}Config",
-            "AutoModelForCausalLM": f"modeling_bdh.{stem}ForCausalLM",
+            "AutoModelForCausalLM": f"{file.removesuffix('.py')}.{stem}ForCausalLM",
         },
-        "model_type": f"bdh_hatchery_{model.config.kind}",
+        "model_type": f"bdh_hatchery_{kind}",
         **config_to_dict(model.config),
         "torch_dtype": str(dtype or model.dtype).removeprefix("torch."),
         "tie_word_embeddings": False,
@@ -145,7 +157,7 @@ def _card(model: Model[Any], name: str) -> str:
     if model.origin is not None and model.origin.folder is not None and model.origin.folder.is_dir():
         own = checkpoint.read_card(model.origin.folder)
     if not own.startswith("---\n"):
-        own = f"---\npipeline_tag: text-generation\n---\n{own or _TITLE.format(name=name, kind=model.config.kind)}"
+        own = f"---\npipeline_tag: text-generation\n---\n{own or _title(name, model.config.kind)}"
     try:
         card = ModelCard(own)
     except Exception as error:  # a front matter that is none, whatever reads it raises
@@ -153,14 +165,19 @@ def _card(model: Model[Any], name: str) -> str:
     data: Any = card.data
     data.library_name, data.pipeline_tag = "transformers", "text-generation"
     data.tags = sorted({*(data.tags or ()), "bdh", "byte-level", "custom_code"})
-    return f"---\n{data}\n---\n{card.text.strip()}\n{_USAGE}"
+    files = ", ".join(f"`{file}`" for file in code_of(model.config.kind))
+    return f"---\n{data}\n---\n{card.text.strip()}\n{_USAGE.format(files=files)}"
+
+
+def _title(name: str, kind: str) -> str:
+    what = "byte-level Transformer" if kind == "transformer" else f"{kind} byte-level Baby Dragon Hatchling model"
+    return f"# {name}\n\nA {what}.\n"
 
 
 def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=2) + "\n"
 
 
-_TITLE = "# {name}\n\nA {kind} byte-level Baby Dragon Hatchling model.\n"
 _USAGE = """
 ## With transformers
 
@@ -174,7 +191,8 @@ inputs = tokenizer("In the beginning, ", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0]))
 ```
 
-`trust_remote_code=True` runs `configuration_bdh.py`, `modeling_bdh.py` and `tokenization_bdh.py` of this repository:
-read them first, and name a `revision`. Tokens are bytes; what goes from call to call as `past_key_values` is a memory
-of constant size. `bdh.load` of BDH Hatchery loads the same folder and runs none of its code.
+`trust_remote_code=True` runs {files}
+of this repository: read them first, and name a `revision`. Tokens are bytes; what goes from call to call as
+`past_key_values` is a memory of constant size. `bdh.load` of BDH Hatchery loads the same folder and runs none of its
+code.
 """

@@ -1,16 +1,14 @@
 """Baby Dragon Hatchling (BDH) for the transformers library: bytes in, bytes out, a memory that never grows.
 
 A byte is heard in the same time and memory however many came before: what is handed from call to call as
-`past_key_values` is not a cache of keys and values but one sum of outer products a head and layer.
+`past_key_values` is one sum of outer products a head and layer, or in softmax attention a window of fixed length.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,214 +16,37 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .configuration_bdh import BdhConfig, BdhFlatConfig, BdhHebbianConfig
+from .configuration_bdh import BdhConfig, BdhFlatConfig, BdhHebbianConfig, BdhStackConfig, BdhTransformerConfig
+from .layers_bdh import (
+    Frequencies,
+    HebbianBlock,
+    Phases,
+    Recall,
+    TransformerBlock,
+    bdh_layer,
+    cos_sin,
+    hebbian_attention,
+    norm,
+    radian_increments,
+    taken,
+    windowed_attention,
+)
+from .memory_bdh import BdhMemory
 
-Recall: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
-"""`hebbian_attention` for a chunk: query, key, value and memory to reads and memory."""
-
-_TURN = 2.0**64
 _CHUNK, _CHUNK_GRAD = 128, 512
-"""Bytes heard at once, without gradients and with them: scores cost its square."""
-
-
-class BdhMemory:
-    """What a model remembers of each stream of a batch; its size does not depend on how much was heard.
-
-    It is handed to the model as `past_key_values`. Without gradients the model writes into it, as into any cache; to
-    come back to a moment, keep a `copy.deepcopy`.
-    """
-
-    is_compileable = False
-    is_croppable = False
-
-    def __init__(self, n_layer: int, batch_size: int, device: torch.device | str = "cpu") -> None:
-        self.position = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        """(B,) bytes heard, without padding."""
-        self.layers: list[Tensor | None] = [None] * n_layer
-        """A sum for each layer, (B, H, N, D) float32; None before anything was heard."""
-        self.length = 0
-        """Positions of the batch that were given, padding included."""
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions that were given so far, padding included."""
-        return self.length
-
-    def get_max_cache_shape(self, layer_idx: int = 0) -> None:
-        """There is no longest text."""
-
-    def get_max_length(self) -> int:
-        """There is no longest text."""
-        return -1
-
-    def _map(self, function: Any) -> None:
-        self.position = function(self.position)
-        self.layers = [None if layer is None else function(layer) for layer in self.layers]
-
-    def detach_(self) -> None:
-        """Cut the memory off from the autograd graph: truncated backpropagation through time."""
-        self._map(Tensor.detach)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Give each beam the memory of the one that it goes on from."""
-        self._map(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the given streams."""
-        self._map(lambda tensor: tensor[indices])
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each stream so many times."""
-        self._map(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.position = torch.zeros_like(self.position)
-        self.layers = [None] * len(self.layers)
-        self.length = 0
-
-    def crop(self, *_: Any) -> None:
-        """A sum cannot be taken apart."""
-        raise ValueError("a Hebbian memory cannot forget its last bytes; keep a copy.deepcopy from before them")
-
-
-def norm(x: Tensor) -> Tensor:
-    """Layer normalisation without learned scale or shift, over the last axis."""
-    return F.layer_norm(x, x.shape[-1:])
-
-
-def counted(heard: Tensor | None, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """How many bytes of a chunk are heard before each of its positions, (B or 1, T), and in all, (B or 1,)."""
-    if heard is None:
-        return torch.arange(length, device=device)[None], torch.full((1,), length, device=device)
-    upto = heard.long().cumsum(1)
-    return upto - heard.long(), upto[:, -1]
-
-
-def cos_sin(position: Tensor, increments: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each pair's phase, (B, 1, T, N / 2).
-
-    A phase is a 64-bit fixed-point fraction of a turn, which wraps by itself: it is exact at any position.
-
-    Args:
-        position: (B, T) int64.
-        increments: (N / 2,) int64, in units of 2^-64 turns a byte.
-    """
-    turns = (position[:, None, :, None] * increments).to(torch.float32) / _TURN
-    return (turns * (2 * math.pi)).cos(), (turns * (2 * math.pi)).sin()
-
-
-def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair (2i, 2i + 1) of the last axis by its phase."""
-    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
-
-
-def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each pair (i, i + N / 2) of the last axis by its phase."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-
-
-def hebbian_attention(query: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
-    """See `_hebbian_attention`; sums are float32 under any autocast."""
-    with torch.autocast(query.device.type, enabled=False):
-        return _hebbian_attention(query, *arguments, **options)
-
-
-def _hebbian_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    memory: Tensor | None,
-    *,
-    decay: Tensor | None,
-    heard: Tensor | None,
-    write: bool,
-    inplace: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """read_t = q_t · S_t;  S_(t+1) = λ S_t + k_tᵀ ⊗ v_t at each byte that is heard, S_(t+1) = S_t at padding.
-
-    Reading comes before writing: a byte does not see itself. All is computed in float32.
-
-    Args:
-        query, key: (B, H, T, N).
-        value: (B, H or 1, T, D).
-        memory: S, (B, H, N, D) float32; None is an empty one.
-        decay: λ, (H,), or None for 1.
-        heard: (B, T), False at padding; None is all True.
-        write: whether S after the chunk is wanted, and `inplace` whether it may be written over S.
-
-    Returns:
-        The reads (B, H, T, D), and S after the chunk.
-    """
-    dtype = value.dtype
-    query, key, value = query.float(), key.float(), value.float()
-    length = key.shape[2]
-    before, total = counted(heard, length, key.device)
-    if heard is not None:
-        key = key * heard[:, None, :, None]
-    read = None
-    if length > 1:
-        scores = (query @ key.mT).tril(-1)
-        if decay is not None:
-            age = (before[:, :, None] - before[:, None, :] - 1).clamp(min=0)
-            scores = scores * decay[:, None, None] ** age[:, None]
-        read = scores @ value
-    if memory is not None:
-        recalled = query @ memory
-        if decay is not None:
-            recalled = recalled * (decay[:, None] ** before[:, None])[..., None]
-        read = recalled if read is None else read + recalled
-    if read is None:
-        read = torch.zeros_like(value).expand(*query.shape[:3], -1)
-    if not write:
-        return read.to(dtype), None
-    if decay is not None:
-        left = (total[:, None] - before - 1).clamp(min=0)
-        value = value * (decay[:, None] ** left[:, None])[..., None]
-    written = key.mT @ value
-    if memory is not None:
-        kept = 1.0 if decay is None else (decay ** total[:, None])[..., None, None]
-        written = memory.mul_(kept).add_(written) if inplace else memory * kept + written
-    return read.to(dtype), written
-
-
-class Frequencies(nn.Module):
-    """Turns a byte of each neuron of a head: stored with the weights, and float32 whatever these are."""
-
-    freqs: Tensor
-
-    def __init__(self, n_neuron: int) -> None:
-        super().__init__()
-        self.register_buffer("freqs", self.released(n_neuron).view(1, 1, 1, n_neuron))
-
-    @staticmethod
-    def released(n_neuron: int) -> Tensor:
-        """65536^(-2⌊j/2⌋/n) / 2π, computed in float32 as in the released code."""
-        pairs = (torch.arange(0, n_neuron, 1, dtype=torch.float32) / 2).floor() * 2
-        return 1.0 / (65536.0 ** (pairs / n_neuron)) / (2 * math.pi)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Frequencies:
-        kept = self.freqs
-        super()._apply(fn, recurse)
-        if self.freqs.dtype != kept.dtype:
-            self.freqs = kept.to(self.freqs.device)
-        return self
-
-    def increments(self) -> Tensor:
-        """Fixed-point turns of each pair, (N / 2,) int64: exact, because a float32 times a power of two is."""
-        return (self.freqs.float().reshape(-1)[::2] * _TURN).to(torch.int64)
+"""Positions heard at once, without gradients and with them: scores cost its square."""
 
 
 class BdhPreTrainedModel(PreTrainedModel, GenerationMixin):
-    """What both kinds share: bytes are heard a chunk at a time, and the memory goes from chunk to chunk."""
+    """What all kinds share: bytes are heard a chunk at a time, and the memory goes from chunk to chunk."""
 
     config_class: type[BdhConfig] = BdhConfig
+    memory_class: type[BdhMemory] = BdhMemory
     base_model_prefix = ""
     main_input_name = "input_ids"
     _is_stateful = True
     _skip_keys_device_placement = "past_key_values"
-    _no_split_modules = ["HebbianBlock"]  # noqa: RUF012
+    _no_split_modules = ["BdhBlock", "HebbianBlock", "TransformerBlock"]  # noqa: RUF012
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -237,7 +58,11 @@ class BdhPreTrainedModel(PreTrainedModel, GenerationMixin):
             with torch.no_grad():
                 module.freqs.copy_(module.released(module.freqs.numel()).view_as(module.freqs))
         for name, parameter in module.named_parameters(recurse=False):
-            if name == "eta":
+            if name in ("bias", "combine_weight"):
+                nn.init.constant_(parameter, 0.0)
+            elif isinstance(module, nn.LayerNorm):
+                nn.init.constant_(parameter, 1.0)
+            elif name == "eta":
                 nn.init.constant_(parameter, 0.1)
             else:
                 nn.init.normal_(parameter, std=0.02)
@@ -301,37 +126,46 @@ class BdhPreTrainedModel(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        if past_key_values is not None and not isinstance(past_key_values, BdhMemory):
+        if past_key_values is not None and type(past_key_values) is not self.memory_class:
             raise ValueError(f"past_key_values is a {type(past_key_values).__name__}; a BDH model remembers in its own")
-        embedded = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        embedded = self._embed(input_ids, inputs_embeds)
         batch, length = embedded.shape[:2]
-        heard = None
+        heard = place = None
         if attention_mask is not None:
             if attention_mask.dim() != 2 or attention_mask.shape[0] != batch or attention_mask.shape[1] < length:
                 raise ValueError(
                     f"attention_mask is {tuple(attention_mask.shape)}; it must be ({batch}, {length}) or longer"
                 )
-            heard = attention_mask[:, -length:].to(embedded.device).bool()
-            heard = None if bool(heard.all()) else heard
+            mask = attention_mask[:, -length:].to(embedded.device).bool()
+            if not mask.all():
+                # Padding goes behind what is heard, where nothing sees it.
+                heard = mask.sum(1)
+                order = (~mask).int().argsort(dim=1, stable=True)
+                embedded = taken(embedded, order[:, : max(1, int(heard.max()))])
+                place = (mask.cumsum(1) - 1).clamp(min=0)
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        memory = BdhMemory(self.config.n_layer, batch, embedded.device) if past_key_values is None else past_key_values
+        memory = past_key_values
+        if memory is None:
+            memory = self._empty_memory(batch, embedded.device)
         if memory.position.shape[0] != batch:
             raise ValueError(f"{batch} streams were given with the memory of {memory.position.shape[0]}")
         if not use_cache:
             memory = copy.copy(memory)
-            memory.layers = list(memory.layers)
-        size = _CHUNK_GRAD if torch.is_grad_enabled() else _CHUNK
+        size = (_CHUNK_GRAD if torch.is_grad_enabled() else _CHUNK) * self._bytes_a_position()
         said = []
-        for start in range(0, length, size):
-            part = None if heard is None else heard[:, start : start + size]
-            last = start + size >= length
+        for start in range(0, embedded.shape[1], size):
+            part = None if heard is None else (heard - start).clamp(0, size)
+            last = start + size >= embedded.shape[1]
             write = use_cache or not last
             # What was given to be read alone must not be written into.
-            inplace = not torch.is_grad_enabled() and (use_cache or start > 0)
+            inplace = not torch.is_grad_enabled() and (use_cache or past_key_values is None)
             given = self._hear(embedded[:, start : start + size], part, memory, write=write, inplace=inplace)
             said.append(given if states else given[-1:])
+        memory.length += length
         hidden = said[0] if len(said) == 1 else [torch.cat(parts, dim=1) for parts in zip(*said, strict=True)]
+        if place is not None:
+            hidden = [taken(one, place) for one in hidden]
         logits = self._read_out(hidden[-1][:, -logits_to_keep:] if logits_to_keep else hidden[-1])
         loss = None
         if labels is not None:
@@ -344,22 +178,54 @@ class BdhPreTrainedModel(PreTrainedModel, GenerationMixin):
         )
         return output if return_dict is not False else output.to_tuple()
 
-    def _hear(self, x: Tensor, heard: Tensor | None, memory: BdhMemory, *, write: bool, inplace: bool) -> list[Tensor]:
-        """Hear a chunk; what each layer is given, and last what is read out."""
-        before, total = counted(heard, x.shape[1], x.device)
-        phases = cos_sin(memory.position[:, None] + before, self._increments(x.device))
-        recall = partial(hebbian_attention, decay=self._decay(x.device), heard=heard, write=write, inplace=inplace)
+    def _bytes_a_position(self) -> int:
+        """Bytes that one position of the longest attention stands for."""
+        return 1
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """What `_hear` hears, (B, T, D)."""
+        return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+
+    def _empty_memory(self, batch_size: int, device: torch.device) -> BdhMemory:
+        """The memory of streams that have heard nothing."""
+        return self.memory_class(self.config.n_layer, batch_size, device)
+
+    def _hear(self, x: Tensor, heard: Tensor | None, memory: Any, *, write: bool, inplace: bool) -> list[Tensor]:
+        """Hear a chunk (B, T, D) and write what is to be remembered into `memory`.
+
+        Args:
+            heard: (B,), how many bytes of the chunk are heard, which come first; None is all.
+            write, inplace: as in `hebbian_attention`.
+
+        Returns:
+            What each layer is given, and last what is read out.
+        """
+        raise NotImplementedError
+
+    def _read_out(self, hidden: Tensor) -> Tensor:
+        """Logits (B, T, V)."""
+        raise NotImplementedError
+
+
+class BdhStackModel(BdhPreTrainedModel):
+    """A stack of equal layers over bytes, each with a memory of its own."""
+
+    config_class: type[BdhConfig] = BdhStackConfig
+
+    def _hear(self, x: Tensor, heard: Tensor | None, memory: Any, *, write: bool, inplace: bool) -> list[Tensor]:
+        phases = cos_sin(memory.position, x.shape[1], self._increments(x.device))
+        recall = self._recall(memory.position, heard, write, inplace)
         hidden = [self._begin(x)]
         for index, kept in enumerate(memory.layers):
             x, memory.layers[index] = self._layer(index, hidden[-1], phases, kept, recall)
             hidden.append(x)
         hidden[-1] = self._end(hidden[-1])
-        memory.position = memory.position + total
-        memory.length += x.shape[1]
+        memory.position = memory.position + (x.shape[1] if heard is None else heard)
         return hidden
 
-    def _decay(self, device: torch.device) -> Tensor | None:
-        return torch.tensor(self.config.decay, device=device) if self.config.decay else None
+    def _recall(self, position: Tensor, heard: Tensor | None, write: bool, inplace: bool) -> Recall:
+        decay = torch.tensor(self.config.decay, device=position.device) if self.config.decay else None
+        return partial(hebbian_attention, decay=decay, heard=heard, write=write, inplace=inplace)
 
     def _begin(self, x: Tensor) -> Tensor:
         return x
@@ -367,13 +233,18 @@ class BdhPreTrainedModel(PreTrainedModel, GenerationMixin):
     def _end(self, x: Tensor) -> Tensor:
         return x
 
+    def _increments(self, device: torch.device) -> Tensor:
+        """Fixed-point turns of each pair a byte."""
+        return radian_increments(self.config.n_embd // self.config.n_head, device)
 
-class BdhFlatForCausalLM(BdhPreTrainedModel):
-    """BDH as released: one layer of weights applied `n_layer` times, a Hebbian memory for each time.
+    def _layer(
+        self, index: int, x: Tensor, phases: Phases, memory: Tensor | None, recall: Recall
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.blocks[index](x, phases, memory, recall)
 
-    x_sparse = relu(x · encoder);  y_sparse = relu(LN(recall(rope(x_sparse), x)) · encoder_v)
-    x' = LN(x + LN((x_sparse · y_sparse) · decoder))
-    """
+
+class BdhFlatForCausalLM(BdhStackModel):
+    """BDH as released: one layer of weights applied `n_layer` times, a Hebbian memory for each time."""
 
     config_class = BdhFlatConfig
 
@@ -406,82 +277,19 @@ class BdhFlatForCausalLM(BdhPreTrainedModel):
         return norm(x)
 
     def _layer(
-        self,
-        index: int,
-        x: Tensor,
-        phases: tuple[Tensor, Tensor],
-        memory: Tensor | None,
-        recall: Recall,
+        self, index: int, x: Tensor, phases: Phases, memory: Tensor | None, recall: Recall
     ) -> tuple[Tensor, Tensor | None]:
-        x_sparse = F.relu(x[:, None] @ self.encoder)
-        rotated = rotate_pairs(x_sparse, *phases)
-        read, memory = recall(rotated, rotated, x[:, None], memory)
-        y_sparse = F.relu(norm(read) @ self.encoder_v)
-        gated = F.dropout(x_sparse * y_sparse, self.config.dropout, self.training)
-        out = gated.transpose(1, 2).flatten(2) @ self.decoder
-        return norm(x + norm(out)), memory
+        dropout = self.config.dropout if self.training else 0.0
+        return bdh_layer(x, self.encoder, self.encoder_v, self.decoder, phases, memory, recall, dropout)
 
     def _read_out(self, hidden: Tensor) -> Tensor:
         return hidden @ self.lm_head
 
 
-class HebbianAttention(nn.Module):
-    """out_t = q_t · σ_t;  σ_(t+1) = λ σ_t + η k_tᵀ ⊗ v_t, with q and k rotated, then cut at zero."""
+class BdhTiedModel(BdhStackModel):
+    """Blocks, each with weights of its own, between an embedding and the same embedding read backwards."""
 
-    def __init__(self, config: BdhConfig) -> None:
-        super().__init__()
-        self.n_head = config.n_head
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.eta = nn.Parameter(torch.full((1,), 0.1))
-        self.drop = nn.Dropout(config.dropout)
-
-    def forward(
-        self,
-        x: Tensor,
-        phases: tuple[Tensor, Tensor],
-        memory: Tensor | None,
-        recall: Recall,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) to (B, T, D), with the memory (B, H, D / H, D / H) before and after."""
-        batch, length, width = x.shape
-        query, key, value = self.qkv(x).view(batch, length, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
-        query, key = (F.relu(rotate_halves(t, *phases)) for t in (query, key))
-        read, memory = recall(query, self.eta * key, value, memory)
-        return self.drop(self.proj(read.transpose(1, 2).reshape(batch, length, width))), memory
-
-
-class HebbianBlock(nn.Module):
-    """x + attention(LN x), then x + W2 relu(W1 LN x)."""
-
-    def __init__(self, config: BdhConfig) -> None:
-        super().__init__()
-        width = config.n_embd
-        self.attn = HebbianAttention(config)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width, bias=False),
-            nn.ReLU(),
-            nn.Linear(4 * width, width, bias=False),
-            nn.Dropout(config.dropout),
-        )
-
-    def forward(self, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor | None]:
-        """As `HebbianAttention.forward`."""
-        attended, memory = self.attn(norm(x), *arguments)
-        x = x + attended
-        return x + self.mlp(norm(x)), memory
-
-
-class BdhHebbianForCausalLM(BdhPreTrainedModel):
-    """A stack of blocks between an embedding and the same embedding read backwards."""
-
-    config_class = BdhHebbianConfig
-
-    def __init__(self, config: BdhHebbianConfig) -> None:
-        super().__init__(config)
-        self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
-        self.blocks = nn.ModuleList(HebbianBlock(config) for _ in range(config.n_layer))
-        self.post_init()
+    tok_emb: nn.Embedding
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The bytes' embedding."""
@@ -494,23 +302,44 @@ class BdhHebbianForCausalLM(BdhPreTrainedModel):
     def get_output_embeddings(self) -> None:
         """The embedding, read backwards."""
 
-    def _increments(self, device: torch.device) -> Tensor:
-        size = self.config.n_neuron
-        radians = 1.0 / (10_000.0 ** (torch.arange(0, size, 2, dtype=torch.float64) / size))
-        return (radians / (2 * math.pi) * _TURN).to(torch.int64).to(device)
+    def _read_out(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.tok_emb.weight)
 
-    def _layer(
-        self,
-        index: int,
-        x: Tensor,
-        phases: tuple[Tensor, Tensor],
-        memory: Tensor | None,
-        recall: Recall,
-    ) -> tuple[Tensor, Tensor | None]:
-        return self.blocks[index](x, phases, memory, recall)
+
+class BdhHebbianForCausalLM(BdhTiedModel):
+    """Blocks of Hebbian attention with untied q, k and v."""
+
+    config_class = BdhHebbianConfig
+
+    def __init__(self, config: BdhHebbianConfig) -> None:
+        super().__init__(config)
+        self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(
+            HebbianBlock(config.n_embd, config.n_head, config.dropout) for _ in range(config.n_layer)
+        )
+        self.post_init()
 
     def _end(self, x: Tensor) -> Tensor:
         return norm(x)
 
-    def _read_out(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.tok_emb.weight)
+
+class BdhTransformerForCausalLM(BdhTiedModel):
+    """Blocks of softmax attention with a window that slides along the text."""
+
+    config_class = BdhTransformerConfig
+
+    def __init__(self, config: BdhTransformerConfig) -> None:
+        super().__init__(config)
+        self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config.n_embd, config.n_head, config.dropout) for _ in range(config.n_layer)
+        )
+        self.ln_f = nn.LayerNorm(config.n_embd)
+        self.post_init()
+
+    def _recall(self, position: Tensor, heard: Tensor | None, write: bool, inplace: bool) -> Recall:
+        window = self.config.block_size
+        return partial(windowed_attention, window=window, position=position, heard=heard, write=write)
+
+    def _end(self, x: Tensor) -> Tensor:
+        return self.ln_f(x)
