@@ -27,7 +27,7 @@ HARDWARE = (
 _TOP = ("app.py", "requirements.txt", "LICENSE")
 _FOLDERS = {
     "bdh": (".py",),
-    "lab": (".py", ".json", ".png"),
+    "lab": (".py", ".json", ".png", ".txt"),
     "train": (".py", ".toml", ".txt.xz", ".md"),
     "ui": (".py",),
 }

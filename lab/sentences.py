@@ -60,7 +60,7 @@ def preset(name: str) -> Sentences:
     Raises:
         DataError: there is none of that name.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise DataError(f"there are no sentences {name!r:.40}; there are {', '.join(PRESETS)}")
     concept, contrast = ((FOLDER / f"{name}.{which}.txt").read_text(encoding="utf-8") for which in _SETS)
     return parse(name, concept, contrast)

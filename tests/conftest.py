@@ -21,14 +21,19 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytest.register_assert_rewrite("browsing")
-_TOGETHER = (
+_LONGEST = (
+    "test_page_tabs",
+    "test_killed",
+    "test_page_merge",
+    "test_page_chat",
+    "test_job",
+    "test_page_train",
+    "test_page_inspect",
+    "test_train",
+    "test_gpu_step",
     "test_benchmarks",
-    "test_composability",
-    "test_from_programs",
-    "test_lab",
-    "test_openai_api",
-    "test_sources",
 )
+"""Files of tests, which with -n are worked on each in one process: what its tests share is made once."""
 _COMPILED = Path(__file__).parents[1] / "bdh" / "ops"
 
 
@@ -44,31 +49,15 @@ settings.register_profile("default", deadline=None, max_examples=12, derandomize
 settings.load_profile("default")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One process more than there are cores: the tests of the page wait for it most of the time."""
     return len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) + 1
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep together what shares an app or another thing that takes long to make: with -n, in one process."""
-    if group := _group(item):
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest in one piece, so that no process is left alone with it at the end."""
-    items.sort(key=lambda item: not _is_long(item))
-
-
-def _group(item: pytest.Item) -> str:
-    name = item.path.stem
-    if name.startswith("test_page"):
-        return name if name == "test_page_tabs" else "page"  # that one has an app of its own
-    return name if item.path.parent.name in ("faults", "fuzz") or name in _TOGETHER else ""
-
-
-def _is_long(item: pytest.Item) -> bool:
-    return item.path.stem.startswith("test_page") or item.path.parent.name == "faults"
+    """Begin with the files that take longest, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
 
 
 @pytest.fixture(autouse=True)

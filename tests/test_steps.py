@@ -11,6 +11,7 @@ import gradio as gr
 import pytest
 
 from bdh.errors import MergeError
+from ui import steps
 from ui.steps import Stopped, Tell, in_steps, whole
 
 
@@ -67,7 +68,7 @@ def test_silent_work_lets_itself_be_stopped_between_two_words() -> None:
         assert [item for item in steps if not isinstance(item, tuple)] == ["done"]
 
 
-def test_every_update_says_what_those_before_it_said() -> None:
+def test_every_update_says_what_those_shortly_before_it_said() -> None:
     @whole
     def by_place(first: int) -> Iterator[tuple[Any, ...]]:
         yield first, "b", gr.skip()
@@ -80,3 +81,17 @@ def test_every_update_says_what_those_before_it_said() -> None:
 
     assert list(by_place(7)) == [(7, "b", gr.skip()), (7, "c", gr.skip())]
     assert list(by_name()) == [{"a": 1, "b": 2}, {"a": 1, "b": 3}]
+
+
+def test_what_was_said_long_ago_is_not_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(steps.time, "monotonic", lambda: now)
+
+    @whole
+    def slow() -> Iterator[tuple[Any, ...]]:
+        nonlocal now
+        yield "chosen", "begun"
+        now = 60.0
+        yield gr.skip(), "done"
+
+    assert list(slow()) == [("chosen", "begun"), (gr.skip(), "done")]

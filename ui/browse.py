@@ -93,7 +93,8 @@ def build_browse(source: gr.Textbox, limits: Limits) -> None:
         return said, gr.Dataframe([row(one) for one in found], visible=True), *empty
 
     def on_result(event: gr.SelectData, account: gr.OAuthToken | None) -> tuple[Any, ...]:
-        picked = str(event.row_value[0]).partition(" ")[0] if event.row_value else ""
+        row = event.row_value
+        picked = str(row[0]).partition(" ")[0] if isinstance(row, list) and row else ""
         if not cards.is_hub_id(picked):
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
         try:

@@ -53,7 +53,7 @@ CSS = """
 @media (max-width: 500px) {
   .gradio-container { padding: var(--spacing-md) !important; }
   .gradio-container h1 { font-size: var(--text-xl) !important; }
-  .tab-container button { padding-inline: var(--size-2) !important; }
+  .tab-container button { padding-inline: 5px !important; }
 }
 """
 _SECRET = re.compile("TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY", re.IGNORECASE)

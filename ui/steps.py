@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import wraps
@@ -16,6 +17,7 @@ Tell: TypeAlias = Callable[[float, str], None]
 """Called with the part done, 0 to 1, and what is done; raises if the work is to stop."""
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 _AGAIN_S = 0.3
+_TOGETHER_S = 2.0
 
 
 class Stopped(Exception):
@@ -81,25 +83,23 @@ def _arrived(told: queue.SimpleQueue[Any]) -> list[Any]:
 
 
 def whole(handler: Handler) -> Handler:
-    """A handler's updates, each with what those before it said and it skips or leaves out.
+    """A handler's updates, each with what those shortly before it said and it skips or leaves out.
 
     Of updates that come together a browser shows the last one only: a button that the one before it changed would
-    stay as it was.
+    stay as it was. What was said longer ago was shown, and may since have been changed by who looks at it.
     """
 
     @wraps(handler)
     def telling(*given: Any, **named: Any) -> Generator[Any, None, None]:
-        last: Any = None
+        said: dict[Any, tuple[float, Any]] = {}
         with closing(handler(*given, **named)) as updates:
             for update in updates:
-                if isinstance(update, dict):
-                    last = {**(last or {}), **update}
-                else:
-                    last = tuple(update if last is None else map(_newer, last, update))
-                yield last
+                by_name = isinstance(update, dict)
+                now = time.monotonic()
+                for place, value in update.items() if by_name else enumerate(update):
+                    if not (isinstance(value, dict) and value == gr.skip()):
+                        said[place] = now, value
+                recent = {place: value for place, (when, value) in said.items() if now - when < _TOGETHER_S}
+                yield recent if by_name else tuple(recent.get(place, gr.skip()) for place in range(len(update)))
 
     return telling  # type: ignore[return-value]
-
-
-def _newer(before: Any, now: Any) -> Any:
-    return before if isinstance(now, dict) and now == gr.skip() else now

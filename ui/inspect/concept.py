@@ -25,7 +25,7 @@ from ..markup import bar
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
-from ..steps import Tell, in_steps
+from ..steps import Tell, in_steps, whole
 from .recent import Recent
 
 OWN = "sentences of your own"
@@ -375,7 +375,10 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             beginning = _beginning(finder.check(asked))
         return asked, beginning, bar(0.0, "getting ready"), "", "", gr.File(visible=False), *_running(True)
 
-    def on_find(request: gr.Request, secret: str, asked: Asked) -> Iterator[tuple[Any, ...]]:
+    @whole
+    def on_find(request: gr.Request, secret: str, asked: Asked | None) -> Iterator[tuple[Any, ...]]:
+        if asked is None:
+            return
         whose = identify(secret, request)
         known: Concept | None = None
         with reported(), closing(finder.find(Asked(*asked), whose)) as steps:  # type: ignore[type-var]
@@ -402,6 +405,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
                 raise DataError("that find is not kept any more; search again")
         return strip(told, kind, place)
 
+    @whole
     def on_silence(
         request: gr.Request, secret: str, asked: Asked | None, many: float, beginning: str
     ) -> Iterator[tuple[Any, ...]]:

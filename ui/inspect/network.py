@@ -46,7 +46,7 @@ from ..markup import bar
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
-from ..steps import Tell, in_steps
+from ..steps import Tell, in_steps, whole
 from .recent import Recent
 
 DEGREES = (2, 32)
@@ -372,7 +372,10 @@ def build_network(registry: Registry, owner: gr.BrowserState, model: gr.Dropdown
             asked = Asked(id, chosen, float(mean))
         return asked, bar(0.0, "getting ready"), gr.File(visible=False), *_running(True)
 
-    def on_measure(request: gr.Request, secret: str, asked: Asked) -> Iterator[tuple[Any, ...]]:
+    @whole
+    def on_measure(request: gr.Request, secret: str, asked: Asked | None) -> Iterator[tuple[Any, ...]]:
+        if asked is None:
+            return
         whose, asked = identify(secret, request), Asked(*asked)
         with reported(), closing(mapper.measure(asked, whose)) as steps:  # type: ignore[type-var]
             for item in steps:
