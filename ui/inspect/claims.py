@@ -135,7 +135,8 @@ def build_claims(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
 
     def show(name: str) -> tuple[str, str]:
         with reported():
-            return pictures(name, reports), told(name, reports)
+            known = _known(name).name
+            return pictures(known, reports), told(known, reports)
 
     def command_of(name: str, model: str | None) -> str:
         with reported():
@@ -223,7 +224,7 @@ def repeat(name: str, model: str | None, registry: Registry) -> str:
     """The command that measures the claim on the chosen model, where that is a shipped one of a kind that fits."""
     known = _known(name)
     try:
-        if not model or registry.source(model, "") != "shipped":
+        if not isinstance(model, str) or not model or registry.source(model, "") != "shipped":
             return "Choose a shipped model above for the command that measures this claim on it."
         kind = registry.config(model, "").kind
     except HatcheryError:
