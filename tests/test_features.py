@@ -366,10 +366,11 @@ def test_an_experiment_that_was_killed_goes_on_to_the_same_report(
         (["--point", "layer.0.*"], "stands for 7 points"),
         (["--point", "layer.0.value"], "is neither a residual nor neurons"),
         (["--bytes", "5"], "must be at least 64"),
-        (["--put-back-bytes", "20000"], "are more than the 16,384 measured"),
+        (["--put-back-bytes", "20000"], "are more than the 200 measured"),
         (["--steps", "0"], "steps and batch must be at least 1"),
         (["--learning-rate", "2"], "the learning rate is 2.0"),
-        (["--bytes", "100"], "take a longer text"),
+        (["--measured-bytes", "100000000"], "take a longer text"),
+        (["--bytes", "3000"], "has 2,119 of 3,000 bytes to learn from"),
     ],
 )
 def test_a_wish_that_cannot_be_is_refused_before_anything_is_heard(
@@ -377,10 +378,9 @@ def test_a_wish_that_cannot_be_is_refused_before_anything_is_heard(
 ) -> None:
     wish = asked(tmp_path)
     data = tmp_path / "word.txt"
-    if more == ["--bytes", "100"]:
-        data.write_bytes(b"short")
     out = tmp_path / "out"
-    given_to = ["features", wish.checkpoint, "--data", str(data), "--out", str(out), "--put-back-bytes", "64"]
+    given_to = ["features", wish.checkpoint, "--data", str(data), "--out", str(out)]
+    given_to += ["--bytes", "300", "--measured-bytes", "200", "--put-back-bytes", "64"]
     assert main([*given_to, *more]) == 2
     assert message in capsys.readouterr().err and not (out / "heard").exists()
 

@@ -448,17 +448,14 @@ def _text(asked: Experiment) -> _Text:
         source = names[0]
     whole = read_bytes(source)
     # Of a shipped corpus what is measured was never trained on.
-    start = (
-        held_out_start(len(whole))
-        if is_shipped(source)
-        else len(whole) - min(asked.measured_bytes + 1, len(whole) // 3)
-    )
+    start = held_out_start(len(whole)) if is_shipped(source) else max(0, len(whole) - asked.measured_bytes - 1)
     measured = whole[start : start + asked.measured_bytes + 1]
     learned = whole[max(0, start - asked.bytes) : start]
-    if min(len(learned), len(measured)) < _LEAST_BYTES or len(measured) <= asked.put_back_bytes:
+    if len(learned) < asked.bytes or len(measured) <= asked.measured_bytes:
         raise DataError(
-            f"{source[:200]} has {len(learned):,} bytes to learn from and {len(measured):,} to measure on; take a "
-            "longer text, or fewer bytes with --measured-bytes and --put-back-bytes"
+            f"{source[:200]} has {len(learned):,} of {asked.bytes:,} bytes to learn from and {len(measured):,} of "
+            f"{asked.measured_bytes + 1:,} to measure on, the byte after the last included; take a longer text, or "
+            "fewer bytes with --bytes and --measured-bytes"
         )
     return _Text(Path(source).name.split(".")[0], learned, measured, start)
 
