@@ -15,6 +15,7 @@ import anyio
 import httpx
 import pytest
 import schemathesis
+import schemathesis.specs.openapi.schemas  # as large as it is, it is not to be compiled while threads are at work
 import uvicorn
 import zoo
 from hypothesis import HealthCheck, Phase, given, settings
