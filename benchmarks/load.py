@@ -1,14 +1,13 @@
 """Listeners that come and go: they hear to the end, stop, leave in the middle and come back as somebody new.
 
 Whatever each heard must be what its seed gives alone, or the beginning of that. Memory, threads, open and temporary
-files of the server are watched; at the end all temporary files are made old, and must be gone soon.
+files of the server are watched.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
 import sys
 import tempfile
@@ -25,7 +24,6 @@ from .listening import CHAT, GENERATE, Heard, alone, client, limits, listen
 from .report import Result
 from .start import serving
 
-_BACK_S, _GONE_S = 1_000_000.0, 90.0
 _SENT_BYTES = 2_000
 
 
@@ -152,13 +150,6 @@ async def _run(
             rows.append(load.row(begun))
             if not options.json:
                 print(rows[-1], file=sys.stderr)
-    for file in files_below(temporary):
-        os.utime(file, (time.time() - _BACK_S,) * 2)
-    deadline = time.monotonic() + _GONE_S
-    while files_below(temporary):
-        if time.monotonic() > deadline:
-            raise SystemExit(f"temporary files stay behind: {[str(file) for file in files_below(temporary)[:5]]}")
-        await asyncio.sleep(0.5)
     rows.append(load.row(begun) | {name: count for name, count in load.count.items() if name.startswith("left")})
     return rows
 

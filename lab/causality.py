@@ -294,7 +294,9 @@ def _rows(text: Bytes) -> Tensor:
 
 def _checks(found: Mapping[str, Any], tiny: Mapping[str, Any]) -> list[Check]:
     leaks = [name for name, one in found.items() if one["before"] or not one["after"]]
-    best = min(found, key=lambda name: found[name]["bits_per_byte"])
+    # What sees the byte that it is to predict proves nothing.
+    honest = {name: one["bits_per_byte"] for name, one in found.items() if name not in leaks}
+    best = min(honest, key=honest.__getitem__, default="")
     return [
         CAUSAL.judge(float(len(leaks)), f"of {len(found)}: {', '.join(leaks) or 'none'}"),
         CAUGHT.judge(
@@ -302,8 +304,8 @@ def _checks(found: Mapping[str, Any], tiny: Mapping[str, Any]) -> list[Check]:
             f"by up to {tiny['leaky']['largest']:.2g}; of the tiny causal model {tiny['causal']['before']}",
         ),
         WORTH.judge(
-            found[best]["bits_per_byte"],
-            f"{best}; the tiny leaky model claims {tiny['leaky']['claimed'][-1][1]:.3f}, and has "
+            honest.get(best),
+            f"{best or 'none is causal'}; the tiny leaky model claims {tiny['leaky']['claimed'][-1][1]:.3f}, and has "
             f"{tiny['leaky']['honest'][-1][1]:.3f} when it cannot look ahead",
         ),
     ]

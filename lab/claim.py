@@ -160,7 +160,7 @@ class Work:
         noted = json.loads(json.dumps(dict(settings)))
         path = folder / SETTINGS
         if path.is_file():
-            if _read_json(path) != noted:
+            if json.dumps(_read_json(path)) != json.dumps(noted):  # the order of checkpoints counts, too
                 raise ConfigError(
                     f"{folder} holds an experiment with other checkpoints or options; choose another --out"
                 )

@@ -335,8 +335,7 @@ def activities(
             lengths = torch.tensor([len(sentences[row]) for row in rows])
             summing = _Summing(columns, lengths, summary)
             with probing(summing):
-                for start, piece, state in _pieces(model, ids):
-                    summing.start = start
+                for _, piece, state in _pieces(model, ids):
                     model(piece, keep_state=False) if state is None else model.step_(piece, state)
             values[rows] = summing.values.numpy()
             done += len(rows)
@@ -353,8 +352,8 @@ class _Summing:
         self._points = {point.name: point for point in columns.points}
         self._columns, self._lengths, self._summary = columns, lengths, summary
         self.values = torch.zeros(len(lengths), len(columns))
-        self.start = 0
-        """The byte that the piece begins at."""
+        self._seen: dict[str, int] = {}
+        """Rows of each point so far."""
 
     def wants(self, point: str) -> bool:
         return point in self._points
@@ -366,12 +365,14 @@ class _Summing:
         # Patches of a stream may stand as rows of their own; streams come one after another either way.
         heads = heads.flatten(1, 2).unflatten(1, (streams, -1)).float().cpu()
         ends = self._lengths // patch
-        places = self.start // patch + torch.arange(heads.shape[2])
+        seen = self._seen.get(point, 0)
+        self._seen[point] = seen + heads.shape[2]
+        places = seen + torch.arange(heads.shape[2])
         own = self._columns.of_point(point)
         if self._summary == "max":
             inside = heads.masked_fill((places >= ends[:, None])[None, :, :, None], -torch.inf).amax(2)
             most = torch.maximum(self.values[:, own], inside.transpose(0, 1).flatten(1))
-            self.values[:, own] = most if self.start else inside.transpose(0, 1).flatten(1)
+            self.values[:, own] = most if seen else inside.transpose(0, 1).flatten(1)
             return
         if self._summary == "mean":
             weights = (places < ends[:, None]).float() / ends[:, None]

@@ -57,6 +57,8 @@ class Silenced:
         """Whether the neurons found matter to the concept more than others do."""
         concept, contrast = self.more(self.found)
         others = [self.more(one) for one in self.controls]
+        if concept <= 0:
+            return "nothing: the concept costs no more without them"
         if concept <= max(one for one, _ in others):
             return "no more than others as active"
         if concept - contrast <= max(one - other for one, other in others):
@@ -96,9 +98,10 @@ def silence(
 
 def silencing(neurons: Sequence[Neuron]) -> list[probe.Silence]:
     """The edits that silence neurons."""
-    by_point: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    by_point: dict[str, list[Any]] = defaultdict(list)
     for neuron in neurons:
-        by_point[neuron.point].append((neuron.head, neuron.number))
+        headless = neuron.point.endswith(".mlp")  # all other neurons are a head's
+        by_point[neuron.point].append(neuron.number if headless else (neuron.head, neuron.number))
     return [probe.Silence(point, pairs) for point, pairs in by_point.items()]
 
 

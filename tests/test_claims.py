@@ -353,6 +353,16 @@ def test_sparsity_from_the_command_line(
         sparsity._course([{"active": {}}], "the run")
 
 
+def test_a_checkpoint_that_looks_ahead_proves_nothing_of_how_few_bits_are_needed() -> None:
+    tiny = {
+        name: {"before": 9, "largest": 1.0, "claimed": [(1, 0.9)], "honest": [(1, 6.0)]} for name in ("leaky", "causal")
+    }
+    leaky = {"bits_per_byte": 0.2, "before": 99, "after": 5}
+    honest = {"bits_per_byte": 1.7, "before": 0, "after": 5}
+    assert causality._checks({"honest": honest, "leaky": leaky}, tiny)[-1].value == 1.7
+    assert causality._checks({"leaky": leaky}, tiny)[-1].value is None
+
+
 def test_hierarchy_and_causality_from_the_command_line(
     checkpoints: Callable[[str], str],
     text: Path,

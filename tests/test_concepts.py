@@ -118,6 +118,14 @@ def test_models_without_such_synapses_have_none_to_search() -> None:
     assert search_synapses(zoo.model("transformer"), found) is None
 
 
+@pytest.mark.parametrize("name", ["transformer", "hebbian"])
+def test_neurons_without_heads_are_silenced_too(name: str) -> None:
+    model = zoo.model(name)
+    found = search(model, sentences(), shuffles=5)
+    silenced = silencing.silence(model, found, [one.what for one in found.neurons.best[:2]], controls=1)
+    assert silenced.found != silenced.whole
+
+
 def test_silence_costs_what_the_edited_model_loses_and_others_are_as_active() -> None:
     model = zoo.model("flat")
     found = search(model, sentences(), shuffles=5)

@@ -248,6 +248,10 @@ def test_observers_see_what_they_always_saw_and_edits_too() -> None:
         (lambda m: probe.record(m, TEXT, "*", state=m.empty_state(2)), "memory of 2 streams"),
         (lambda m: probe.edited(["x"]).__enter__(), "is no edit"),
         (lambda m: probe.edited([probe.Silence("layer.0.x")]).__enter__(), "is no point"),
+        (
+            lambda m: probe.edited([probe.Silence("layer.*.gate")], m).__enter__(),
+            "is a pattern; an edit is of one point",
+        ),
         (lambda m: probe.edited([probe.Silence("layer.7.gate")], m).__enter__(), "has no point 'layer.7.gate'"),
         (lambda m: probe.edited([probe.Silence("layer.0.gate", [(2, 0)])], m).__enter__(), "no neuron (2, 0)"),
         (lambda m: probe.edited([probe.Silence("layer.0.gate", [3])], m).__enter__(), "give (head, index) pairs"),

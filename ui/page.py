@@ -162,6 +162,7 @@ def launch_options(limits: Limits, data: Path, registry: Registry | None = None)
     """
     clock = None if registry is None else registry.clock
     served = Served(Path(get_upload_folder()), limits.max_served_bytes, limits.served_hours * 3600.0, clock)
+    data_folder.keep_tidy(data, [served.tidy_if_due])  # also while nobody comes
     return {
         "mcp_server": limits.mcp,
         "app_kwargs": {

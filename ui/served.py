@@ -64,6 +64,11 @@ class Served:
         """Take note of bytes that came, until the next look."""
         self._held += size
 
+    def tidy_if_due(self) -> None:
+        """`tidy`, if it is time for it."""
+        if self.due:
+            self.tidy()
+
     def tidy(self) -> None:
         """Look through the folder: delete what is too old, what broke off, and the oldest if it is too full."""
         if not self._lock.acquire(blocking=False):

@@ -162,6 +162,8 @@ def edited(edits: Sequence[Edit], model: Model[Any] | None = None) -> Iterator[N
             raise DataError(f"{edit!r:.100} is no edit; edits are Silence, Drive, ScaleNeurons, Replace, ScaleSynapses")
         if not isinstance(edit.point, str) or edit.point.rpartition(".")[2] not in KINDS:
             raise DataError(f"{edit.point!r:.100} is no point; names end in one of {', '.join(KINDS)}")
+        if any(letter in edit.point for letter in "*?["):
+            raise DataError(f"{edit.point!r:.100} is a pattern; an edit is of one point, so give one for each")
         if model is not None:
             for point in selected(model, edit.point):
                 edit.check(point.shape)

@@ -310,7 +310,7 @@ def strip(known: Mapping[str, Any], kind: str, place: int) -> Any:
 def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, model: gr.Dropdown) -> None:
     """Lay out the view and wire it."""
     finder = Finder(registry, limits)
-    first = next(iter(PRESETS))
+    first = "names"  # of which neurons tell, and so does the share of capitals
     begun = preset(first)
     gr.Markdown(
         "Is there a neuron for it? Give sentences about a concept, and others that differ in nothing else. Half of "

@@ -280,7 +280,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         max_lines=10,
         elem_id="reading-text",
     )
-    with gr.Row(equal_height=True):
+    with gr.Row():
         count = gr.Slider(
             0,
             MOST_WRITTEN,
