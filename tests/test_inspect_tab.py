@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 from collections.abc import Iterator
@@ -16,10 +17,12 @@ from PIL import Image
 
 from bdh import probe
 from bdh.errors import HatcheryError
+from bdh.models import build
 from lab import reading as lab
 from lab.reading import Reading
 from ui.inspect import reader
 from ui.inspect.reading import MOST_BYTES, Heard, Inspector, active_bars, choices, firings, summary
+from ui.inspect.recent import known_by
 from ui.limits import Limits
 from ui.registry import Registry
 
@@ -149,3 +152,11 @@ def test_a_reading_can_be_taken_along(inspector: Inspector) -> None:
     files = [Path(path) for path in inspector.files("flat", "me", Heard(HURT, len(HURT)), "layer.0", "gate", 0)]
     assert [path.name for path in files] == ["reading.npz", "reading.csv", "reading.png"]
     assert all(path.stat().st_size for path in files)
+
+
+def test_models_of_equal_weights_and_another_damping_share_no_results() -> None:
+    model = zoo.fresh("flat-damped")
+    config = dataclasses.replace(model.config, decay=tuple(0.5 for _ in model.config.decay))
+    other = build(config)
+    other.load_state_dict(model.state_dict())
+    assert model.checksum() == other.checksum() and known_by(model) != known_by(other)

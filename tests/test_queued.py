@@ -74,12 +74,12 @@ def test_a_flood_of_sessions_takes_no_letters_from_those_at_work() -> None:
     assert len(post) == 3 and post["at work"] is kept
 
 
-WRITING, QUICK, LOADING = 0, 1, 2
+WRITING, QUICK, LOADING, LOOKING = 0, 1, 2, 3
 
 
 def joined(function: int, theirs: list[int], who: str = "9.9.9.9", **bounds: int) -> str:
     """Why somebody may not join, with this much of theirs in the queue; empty if they may."""
-    kinds = {WRITING: ("writing", 8), QUICK: ("1", None), LOADING: ("loading", 2)}
+    kinds = {WRITING: ("writing", 8), QUICK: ("1", None), LOADING: ("loading", 2), LOOKING: ("searching", 2)}
     fns = {
         index: SimpleNamespace(fn=lambda: None, inputs=[], concurrency_id=group, concurrency_limit=limit)
         for index, (group, limit) in kinds.items()
@@ -112,6 +112,11 @@ def test_one_visitor_has_a_quarter_of_the_answers_at_once(at_once: int, each: in
     )
     assert joined(LOADING, [WRITING] * each, **bounds) == ""
     assert joined(WRITING, [WRITING] * each, who="127.0.0.1", **bounds) == ""
+
+
+def test_one_visitor_has_two_looks_into_models_of_a_kind_at_once() -> None:
+    assert joined(LOOKING, [LOOKING, WRITING, LOADING], max_waiting_each=32) == ""
+    assert "you have 2 looks into models" in joined(LOOKING, [LOOKING] * 2, max_waiting_each=32)
 
 
 def test_what_is_over_in_a_moment_counts_apart() -> None:

@@ -16,8 +16,9 @@ _FOLDERS_KEPT = 4
 class Folders:
     """New temporary folders, each in the stead of one whose files the page has copied by then."""
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+    def __init__(self, prefix: str, *, kept: int = _FOLDERS_KEPT) -> None:
+        """Begin all names with `prefix`, and keep so many: more than visitors have files made at the same time."""
+        self._prefix, self._kept = prefix, kept
         self._serving, self._folders = threading.Lock(), list[Path]()
 
     def new(self) -> Path:
@@ -25,7 +26,7 @@ class Folders:
         folder = Path(tempfile.mkdtemp(prefix=self._prefix))
         with self._serving:
             self._folders.append(folder)
-            old, self._folders = self._folders[:-_FOLDERS_KEPT], self._folders[-_FOLDERS_KEPT:]
+            old, self._folders = self._folders[: -self._kept], self._folders[-self._kept :]
         for served in old:
             shutil.rmtree(served, ignore_errors=True)
         return folder

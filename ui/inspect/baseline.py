@@ -200,7 +200,7 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     Args:
         model: the choice of the tab.
     """
-    comparer, folders = Comparer(registry, limits), Folders("baseline-")
+    comparer, folders = Comparer(registry, limits), Folders("baseline-", kept=64)
     met = registry.default()
     choices = comparer.baselines(met, "") if met and not comparer.why_not(met, "") else []
     gr.Markdown(

@@ -26,7 +26,7 @@ from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
 from ..steps import Tell, in_steps, whole
-from .recent import Recent
+from .recent import Recent, known_by
 
 OWN = "sentences of your own"
 WRITTEN_BYTES, MOST_PROMPT_BYTES = 80, 400
@@ -76,7 +76,7 @@ class Finder:
     """What the view does, without components."""
 
     def __init__(self, registry: Registry, limits: Limits) -> None:
-        self._registry, self._limits, self._folders = registry, limits, Folders("concept-")
+        self._registry, self._limits, self._folders = registry, limits, Folders("concept-", kept=64)
         self._recent, self._silenced = Recent[Concept](_KEPT), Recent[Silenced](_KEPT)
 
     def check(self, asked: Asked) -> Sentences:
@@ -121,7 +121,7 @@ class Finder:
         """What is known after a search of the neurons."""
         sentences = self.check(asked)
         with self._registry.lease(asked.model, owner) as model:
-            key = (model.checksum(), sentences, asked.summary)
+            key = (known_by(model), sentences, asked.summary)
             if (known := self._recent.get(key)) is None:
                 known = Concept(search(model, sentences, summary=asked.summary, tell=tell))
                 if known.search.neurons.tried <= _MOST_KEPT_NEURONS:

@@ -60,7 +60,7 @@ def build_features(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     """Lay out the view and wire it."""
     # Reports of this machine may be on models of its owner alone.
     runs = None if limits.public else RUNS
-    folders = Folders("features-")
+    folders = Folders("features-", kept=64)
     names = choices(runs)
     first = names[0][1] if names else None
     begun, opening = _begin(runs, first)

@@ -20,6 +20,7 @@ from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
 from ..steps import in_steps, whole
+from .recent import known_by
 from .remembered import (
     ALL,
     BY_NUMBER,
@@ -75,7 +76,7 @@ class Memories:
     def __init__(self, registry: Registry, limits: Limits) -> None:
         self.registry, self.limits = registry, limits
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str, int, bytes], Trace] = OrderedDict()
+        self._kept: OrderedDict[tuple[tuple[str, str], str, int, bytes], Trace] = OrderedDict()
 
     def places(self, model: str | None, owner: Owner) -> tuple[Place, ...]:
         """The layers of a model with a Hebbian memory."""
@@ -109,7 +110,7 @@ class Memories:
         def work(tell: Any, give: Any) -> None:
             with self.registry.lease(look.model, owner) as model, self.registry.reserve(2 * model.state_bytes()):
                 wiring = lab.wiring(model, place, look.head)
-                key = (model.checksum(), place.name, look.head, data)
+                key = (known_by(model), place.name, look.head, data)
                 with self._lock:
                     trace = self._kept.get(key)
                     if trace is not None:
@@ -152,7 +153,7 @@ class Memories:
             raise DataError(f"the text has {len(data):,} bytes; give {least:,} to {most:,}")
         return data
 
-    def _keep(self, key: tuple[str, str, int, bytes], trace: Trace) -> None:
+    def _keep(self, key: tuple[tuple[str, str], str, int, bytes], trace: Trace) -> None:
         with self._lock:
             self._kept[key] = trace
             while sum(one.size_bytes for one in self._kept.values()) > _KEPT_BYTES and len(self._kept) > 1:
@@ -165,7 +166,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
     Args:
         model: the choice of the tab.
     """
-    memories, folders = Memories(registry, limits), Folders("memory-")
+    memories, folders = Memories(registry, limits), Folders("memory-", kept=64)
     first = lab.places(registry.config(registry.default(), "")) if registry.default() else ()
     met = _first(first)
     gr.Markdown(

@@ -47,7 +47,7 @@ from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
 from ..steps import Tell, in_steps, whole
-from .recent import Recent
+from .recent import Recent, known_by
 
 DEGREES = (2, 32)
 """Mean degrees to choose from."""
@@ -83,7 +83,7 @@ class Mapper:
     """What the view does, without components."""
 
     def __init__(self, registry: Registry) -> None:
-        self._registry, self._folders = registry, Folders("network-")
+        self._registry, self._folders = registry, Folders("network-", kept=64)
         self._graphs, self._measured = Recent[Drawn](_KEPT), Recent[Network](_KEPT)
 
     def places(self, model: str | None, owner: Owner) -> list[str]:
@@ -102,7 +102,7 @@ class Mapper:
             HatcheryError: there is no such model or place, or the mean degree is not allowed.
         """
         with self._registry.lease(asked.model, owner) as model:
-            key = (model.checksum(), asked.place, asked.mean_degree)
+            key = (known_by(model), asked.place, asked.mean_degree)
             if (found := self._graphs.get(key)) is None:
                 known = places(model.config)
                 if asked.place not in known:
@@ -126,7 +126,7 @@ class Mapper:
 
     def _network(self, asked: Asked, owner: Owner, tell: Tell) -> Network:
         with self._registry.lease(asked.model, owner) as model:
-            key = (model.checksum(), asked.place, asked.mean_degree)
+            key = (known_by(model), asked.place, asked.mean_degree)
             if (found := self._measured.get(key)) is None:
                 place = places(model.config)[asked.place]
                 found = measure(model, place, mean_degree=asked.mean_degree, random_graphs=_RANDOM, tell=tell)

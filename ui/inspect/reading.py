@@ -97,7 +97,7 @@ class Inspector:
 
     def __init__(self, registry: Registry, limits: Limits) -> None:
         self._registry, self._limits = registry, limits
-        self._folders = Folders("reading-")
+        self._folders = Folders("reading-", kept=64)
 
     def points(self, model: str | None, owner: Owner) -> tuple[Point, ...]:
         """The neurons of a model, known from its configuration alone.

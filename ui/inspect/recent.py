@@ -5,9 +5,16 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from bdh.models import Model
 
 T = TypeVar("T")
+
+
+def known_by(model: Model[Any]) -> tuple[str, str]:
+    """What a model's results may be kept under: weights alone can be anybody's, with another damping or depth."""
+    return model.checksum(), repr(model.config)
 
 
 class Recent(Generic[T]):
