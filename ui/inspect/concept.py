@@ -106,6 +106,8 @@ class Finder:
     def files(self, asked: Asked, owner: Owner, place: int, kind: str, count: float) -> list[str]:
         """What was found as JSON, CSV and a drawing of one find; with the cost of silence, if that was measured."""
         told = self.look(asked, owner).fields(self._silenced.get((asked, count)))
+        if told[kind] is None or place >= len(told[kind]["best"]):
+            raise DataError("that find is not kept any more; search again")
         folder: Path = self._folders.new()
         paths = [folder / name for name in _GIVEN]
         paths[0].write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
