@@ -181,7 +181,7 @@ class Stream:
             "format": _FORMAT,
             "kind": self.model.config.kind,
             "weights": self.model.checksum(),
-            "config": _function_of(self.model),
+            "config": function_of(self.model),
             "position_bytes": str(self._position),
         }
         written = Path(f"{path}.new")
@@ -219,7 +219,7 @@ class Stream:
                 f"the memory belongs to a {metadata.get('kind', '')[:20]} model with weights "
                 f"{metadata.get('weights', '')[:12]}; this model's are {mine[:12]}. Load that model first"
             )
-        if metadata.get("config") != _function_of(self.model):
+        if metadata.get("config") != function_of(self.model):
             raise StateError(
                 "the memory belongs to a model with these weights but another configuration (layers, damping); "
                 "load the model that it was saved with"
@@ -389,7 +389,7 @@ def _check_finite(logits: NDArray[np.float64]) -> None:
         raise DataError("the model's prediction is not finite; clear the memory, or check the checkpoint")
 
 
-def _function_of(model: Model[Any]) -> str:
+def function_of(model: Model[Any]) -> str:
     """The configuration as far as it decides what the model computes."""
     fields = config_to_dict(model.config)
     return json.dumps({name: value for name, value in fields.items() if name != "dropout"}, sort_keys=True)

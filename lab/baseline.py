@@ -141,14 +141,19 @@ def equal_transformer(config: Config, *, block_size: int = 256) -> TransformerCo
         raise DataError(f"a {config.kind} model was given; give one of BDH layers to be equalled")
     layers = config.global_n_layer + config.local_n_layer if isinstance(config, HierarchicalConfig) else config.n_layer
     heads = config.global_n_head if isinstance(config, HierarchicalConfig) else config.n_head
-    wanted, step = parameter_count(config), 2 * heads
+    return transformer_of(parameter_count(config), layers, heads, block_size)
+
+
+def transformer_of(parameters: int, layers: int, heads: int, block_size: int) -> TransformerConfig:
+    """A Transformer of about so many parameters, its width fitted."""
+    step = 2 * heads
     # 12 L D² + 256 D is nearly all of it.
-    near = max(1, round((wanted / (12 * layers)) ** 0.5 / step))
+    near = max(1, round((parameters / (12 * layers)) ** 0.5 / step))
     fitted = [
         TransformerConfig(n_layer=layers, n_head=heads, n_embd=step * width, block_size=block_size)
         for width in range(max(1, near - 3), near + 2)
     ]
-    return min(fitted, key=lambda one: abs(parameter_count(one) - wanted))
+    return min(fitted, key=lambda one: abs(parameter_count(one) - parameters))
 
 
 @dataclass(frozen=True)

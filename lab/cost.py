@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from bdh.config import TransformerConfig
 from bdh.errors import ConfigError, DataError
 from bdh.models import Model, build
 from bdh.models.flat import Flat
@@ -21,6 +20,7 @@ from bdh.models.transformer import Transformer
 from bdh.stream import Stream
 from train.data import Bytes
 
+from .baseline import transformer_of
 from .claim import Tell, write_json
 from .recomputing import GrowingCache, last_logits, recomputing_bytes
 
@@ -57,11 +57,7 @@ class Cost:
 
 def baseline(parameters: int, layers: int, heads: int, window: int) -> Transformer:
     """A fresh Transformer of about so many parameters: its cost does not hang on what it knows."""
-    step = 2 * heads
-    widths = range(step, 4096, step)
-    width = min(widths, key=lambda one: abs(12 * layers * one * one + 256 * one - parameters))
-    config = TransformerConfig(n_layer=layers, n_head=heads, n_embd=width, block_size=window)
-    model = build(config, seed=0).eval()
+    model = build(transformer_of(parameters, layers, heads, window), seed=0).eval()
     assert isinstance(model, Transformer)
     return model
 

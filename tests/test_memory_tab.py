@@ -64,13 +64,13 @@ def test_every_view_of_a_memory_is_shown_for_every_kind_and_nothing_in_it_is_mar
 def test_a_text_is_heard_once_for_several_looks_and_forgotten_when_there_is_no_room(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(memory, "_KEPT_BYTES", 1)
     memories, heard = Memories(registry, LIMITS), []
     listen = lab.listen
     monkeypatch.setattr(lab, "listen", lambda *given, **named: heard.append(1) or listen(*given, **named))
     look = Look("flat", "layer.0", 0, TEXT)
     first, _ = memories.heard(look, OWNER)
     assert memories.heard(look, OWNER)[0] is first and len(heard) == 1
-    monkeypatch.setattr(memory, "_KEPT_BYTES", 1)
     memories.heard(look._replace(head=1), OWNER)
     memories.heard(look, OWNER)
     assert len(heard) == 3

@@ -28,8 +28,8 @@ _ALL_UNREAD_BYTES = 512_000_000
 _MOST_FIELD_BYTES = 4_096
 """Of what stands beside the files of an upload, which is held in memory."""
 _FEW_BYTES = 64_000
-_LOOKING, _LOOKS_EACH = ("searching", "looking", "inspecting"), 2
-"""The groups of functions that look into models, and what one visitor may have of each at once."""
+_LOOKING, _LOOKS = ("searching", "looking", "inspecting"), ("looks into models", 2)
+"""The groups of functions that look into models; what one visitor may have of each at once."""
 _WRITING = "writing"
 """The group of functions that write; what it can do at once is shared."""
 _TOO_LATE = "the answer was not read as it came, so it was given up"
@@ -140,13 +140,13 @@ def _too_many(wanted: Any, theirs: list[Any], limits: Limits) -> str:
     )
     if sum((one.concurrency_limit is None) == quick for one in theirs) >= most:
         return "you have many requests waiting; try again when some are answered"
-    writing = sum(one.concurrency_id == _WRITING for one in theirs)
-    if wanted.concurrency_id == _WRITING and writing >= max(1, limits.max_at_once // 4):
-        told = f"you have {writing} answers under way or waiting"
+    group = wanted.concurrency_id
+    shared = {_WRITING: ("answers", max(1, limits.max_at_once // 4)), **dict.fromkeys(_LOOKING, _LOOKS)}
+    what, bound = shared.get(group, ("", 0))
+    same = sum(one.concurrency_id == group for one in theirs)
+    if what and same >= bound:
+        told = f"you have {same} {what} under way or waiting"
         return f"{told}, which is all one visitor can have here; wait for one of them"
-    looking = sum(one.concurrency_id == wanted.concurrency_id for one in theirs)
-    if wanted.concurrency_id in _LOOKING and looking >= _LOOKS_EACH:
-        return f"you have {looking} looks into models under way or waiting; wait for one of them"
     return ""
 
 

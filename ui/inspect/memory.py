@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
 from ..steps import in_steps, whole
-from .recent import known_by
+from .recent import Recent, known_by
 from .remembered import (
     ALL,
     BY_NUMBER,
@@ -75,8 +73,7 @@ class Memories:
 
     def __init__(self, registry: Registry, limits: Limits) -> None:
         self.registry, self.limits = registry, limits
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[tuple[str, str], str, int, bytes], Trace] = OrderedDict()
+        self._kept: Recent[Trace] = Recent(_KEPT_BYTES, lambda trace: trace.size_bytes)
 
     def places(self, model: str | None, owner: Owner) -> tuple[Place, ...]:
         """The layers of a model with a Hebbian memory."""
@@ -111,11 +108,7 @@ class Memories:
             with self.registry.lease(look.model, owner) as model, self.registry.reserve(2 * model.state_bytes()):
                 wiring = lab.wiring(model, place, look.head)
                 key = (known_by(model), place.name, look.head, data)
-                with self._lock:
-                    trace = self._kept.get(key)
-                    if trace is not None:
-                        self._kept.move_to_end(key)
-                if trace is None:
+                if (trace := self._kept.get(key)) is None:
                     trace = lab.listen(
                         model,
                         data,
@@ -123,7 +116,7 @@ class Memories:
                         look.head,
                         progress=lambda done, total: tell(done / total, f"heard {done:,} of {total:,} bytes"),
                     )
-                    self._keep(key, trace)
+                    self._kept.put(key, trace)
                 give([trace, wiring])
 
         return in_steps(work)
@@ -152,12 +145,6 @@ class Memories:
         if not least <= len(data) <= most:
             raise DataError(f"the text has {len(data):,} bytes; give {least:,} to {most:,}")
         return data
-
-    def _keep(self, key: tuple[tuple[str, str], str, int, bytes], trace: Trace) -> None:
-        with self._lock:
-            self._kept[key] = trace
-            while sum(one.size_bytes for one in self._kept.values()) > _KEPT_BYTES and len(self._kept) > 1:
-                self._kept.popitem(last=False)
 
 
 def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, model: gr.Dropdown) -> None:
