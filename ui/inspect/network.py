@@ -191,7 +191,7 @@ def head(found: Network) -> str:
                 f'<tr><th scope="row">{name}, {side}</th><td>{fit.alpha:.2f} <small>± {fit.sigma:.2f}</small></td>'
                 f"<td>{fit.least_degree} to {fit.largest_degree}</td><td>{fit.tail:,}</td>"
                 f"<td>{fit.distance:.3f} <small>p {_small(fit.p)}</small></td>{ratios}"
-                f'<td class="verdict">{fit.verdict}</td></tr>'
+                f'<td class="worded">{fit.verdict}</td></tr>'
             )
     return (
         f'<div class="report"><p class="concept-said">In-degree: <b>{own.in_fit.verdict}</b>. Out-degree: '
@@ -451,7 +451,7 @@ def _running(running: bool) -> tuple[gr.Button, gr.Button]:
 
 
 CSS = """
-.report .wide td.verdict { white-space: normal; min-width: 8.5rem; }
+.report .wide td.worded { white-space: normal; min-width: 8.5rem; }
 .network-plot .vega-embed, .network-plot .altair { width: 100%; }
 .network-plot .vega-embed details { display: none; }
 """
