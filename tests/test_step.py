@@ -392,6 +392,67 @@ def test_many_streams_whose_layers_threads_share_hear_what_each_hears_alone(monk
             assert torch.equal(mine, others)
 
 
+def _layers_of_a_byte() -> tuple[Any, ...]:
+    """What the loops take for a byte through 5 layers of 4 heads; x comes first, the memory fifth."""
+    random = np.random.default_rng(0)
+
+    def draw(*shape: int) -> Any:
+        return random.standard_normal(shape).astype(np.float32)
+
+    encoder, encoder_v = torch.from_numpy(draw(4, 16, 32)), torch.from_numpy(draw(4, 16, 32))
+    weights = prepared.Weights((), encoder, encoder_v, torch.from_numpy(draw(128, 16)))
+    phase = random.uniform(0, 6, (1, 16)).astype(np.float32)
+    memory, owed = draw(5, 1, 4, 32, 16), np.ones((5, 1, 4), np.float32)
+    decay = np.linspace(0.5, 1, 4, dtype=np.float32)
+    turned = (np.cos(phase), np.sin(phase))
+    rest = (*weights.arrays, *prepared.NO_TABLE[1:], np.empty((1, 4, 16), np.float32))
+    return draw(1, 16), np.full(1, -1), *turned, memory, owed, decay, *rest
+
+
+def test_threads_that_come_together_late_or_not_at_all_hear_what_one_hears() -> None:
+    alone, shared = _layers_of_a_byte(), _layers_of_a_byte()
+    for _ in range(30):
+        loops.call("stack", *alone)
+        work = np.zeros(11, np.int64)
+
+        def help(work: Any = work) -> None:
+            while not loops.call("together", work, *shared):
+                pass
+
+        with ThreadPoolExecutor(3) as pool:
+            for done in [pool.submit(help) for _ in range(3)]:
+                done.result()
+        for ours, theirs in zip(shared, alone, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert loops.call("together", work, *shared)  # late: all is done, and nothing is done twice
+        np.testing.assert_array_equal(shared[4], alone[4])
+        assert work[0] == 5
+        assert (work[2::2] == 4).all()
+
+
+def test_a_byte_that_is_interrupted_is_heard_to_its_end_before_anybody_sees_its_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone, shared = _layers_of_a_byte(), _layers_of_a_byte()
+    loops.call("stack", *alone)
+    call, answers = loops.call, iter([False, False])
+
+    def busy(name: str, *arguments: Any) -> Any:
+        return next(answers, None) is not False and call(name, *arguments)
+
+    def interrupted(seconds: float) -> None:
+        monkeypatch.setattr(step.time, "sleep", lambda _: None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(step, "_helpers", lambda _: ThreadPoolExecutor(1))
+    monkeypatch.setattr(step.loops, "call", busy)
+    monkeypatch.setattr(step.time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        step._hear(1, 5, *shared)
+    for ours, theirs in zip(shared, alone, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_bytes_heard_without_a_block_of_memories_are_the_same() -> None:
     model = _damped((0.9, 0.99))
     joined, apart = model.empty_state(1), states.clone(model.empty_state(1))

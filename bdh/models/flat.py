@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..config import FlatConfig
 from ..ops import debt, gpu_step, loops, step
+from ..ops.pages import zeros
 from ..ops.prepared import Table, Weights, prepared
 from ..state import HebbianMemory
 from .base import Model, advanced, init_weights
@@ -51,7 +52,7 @@ class Flat(Model[FlatConfig]):
         heads, width, neurons = self.encoder.shape
         device = self.encoder.device
         # In one block, which the loops for single bytes take at once.
-        block = torch.zeros(self.config.n_layer, batch_size, heads, neurons, width, device=device)
+        block = zeros(self.config.n_layer, batch_size, heads, neurons, width, device=device)
         return HebbianMemory(torch.zeros(batch_size, dtype=torch.int64, device=device), block.unbind(0))
 
     def _hear(

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ops import debt, fused, rope, step
 from ..ops.chunked import hebbian_attention
+from ..ops.pages import zeros
 from ..ops.prepared import prepared
 from .observe import edited, looking_again, observe, observed, scalings, show, wanted
 
@@ -207,7 +208,7 @@ class BDHBlock(nn.Module):
     def empty_memory(self, batch_size: int) -> Tensor:
         """(B, H, N, D) float32 zeros."""
         heads, width, neurons = self.encoder.shape
-        return torch.zeros(batch_size, heads, neurons, width, device=self.encoder.device)
+        return zeros(batch_size, heads, neurons, width, device=self.encoder.device)
 
     def forward(
         self, x: Tensor, position: Tensor, memory: Any, *, keep: bool = True, inplace: bool = False

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import lru_cache, partial
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from threading import get_ident
 from typing import Any
 
@@ -26,6 +26,8 @@ _STREAMS = 8
 """Where more streams are stepped together, whole products are taken, which read the weights once for all of them."""
 _WORTH_SHARING = 4_000_000
 """Products of a layer from which on threads that share its heads win more than their meeting costs."""
+_NAP_S = 5e-5
+"""Between looks at threads that were sent away amid a head: somebody else has their core."""
 _ALONE_S = 0.1
 """After so long without another stream's byte, a stream has the cores for itself."""
 
@@ -65,24 +67,16 @@ def stack(
     batch, heads, size, width = memories[0].shape
     debt = current() if batch == 1 else None  # several streams may be taken apart
     block = Block(memories) if debt is None else debt.block(memories)
-    threads = min(torch.get_num_threads(), heads) if weights.encoder.size >= _WORTH_SHARING else 1
-    shares = threads > 1 and _alone(id(debt) if debt else get_ident())
+    helpers = _helpers_for(weights, debt)
     rates = np.ones(heads, np.float32) if decay is None else decay.numpy()
     cos, sin = np.empty((2, len(position), size // 2), np.float32)
     loops.call("phases", position.numpy(), increments.numpy(), cos, sin)
-    parts = np.empty((batch, heads, width), np.float32)
-    fixed = (*weights.arrays, table.starts, table.neurons, table.values, parts)
+    fixed = (*weights.arrays, *table[1:], np.empty((batch, heads, width), np.float32))
+    if ids is None or not len(table.starts):
+        ids = np.full(batch, -1)
     for memory, owed in block.parts():
-        if ids is None or not len(table.starts):
-            ids = np.full(batch, -1)
-        if not shares:
-            loops.call("stack", x, ids, cos, sin, memory, owed, rates, *fixed)
-            ids = None
-            continue
-        for layer, factors in zip(memory, owed, strict=True):
-            _share(partial(_heads, (x, ids, cos, sin, layer, factors, rates, *fixed)), heads, threads)
-            loops.call("add", x, parts)
-            ids = np.full(batch, -1)
+        _hear(helpers, len(memory), x, ids, cos, sin, memory, owed, rates, *fixed)
+        ids = np.full(batch, -1)
     if debt is None and decay is not None:
         block.settle()
     return torch.from_numpy(x)[:, None]
@@ -98,29 +92,36 @@ def byte(
     increments: Tensor,
     decay: Tensor | None,
 ) -> Tensor | None:
-    """All that a byte does to the stream that this thread hears (see `owing`), in one call; its logits, (V,).
+    """All that a byte does to the stream that this thread hears (see `owing`); its logits, (V,).
 
     Args:
         head: (D, V), and the others as in `stack`; `position`, (1,), grows.
 
     Returns:
-        None where that is not for one call: nobody to owe damping to, memories that do not lie in one block, or layers
-        that threads may share.
+        None where there is nobody to owe damping to, or the memories do not lie in one block.
     """
     debt = current()
-    if debt is None or len(position) != 1 or weights.encoder.size >= _WORTH_SHARING:
+    if debt is None or len(position) != 1:
         return None
     block = debt.block(memories)
     if len(block.arrays) != 1:
         return None
     _, heads, size, width = memories[0].shape
-    logits = np.empty(head.shape[1], np.float32)
+    x, logits = np.empty((1, width), np.float32), np.empty(head.shape[1], np.float32)
+    turns, phases, out = (position.numpy(), increments.numpy()), np.empty((2, 1, size // 2), np.float32), head.detach()
     rates = np.ones(heads, np.float32) if decay is None else decay.numpy()
-    loops.call(
-        "byte", id, position.numpy(), increments.numpy(), table.embedded, head.detach().numpy(),
-        np.empty((1, width), np.float32), logits, *np.empty((2, 1, size // 2), np.float32), block.arrays[0], block.owed,
-        rates, *weights.arrays, *table[1:], np.empty((1, heads, width), np.float32),
-    )  # fmt: skip
+    memory = (block.arrays[0], block.owed, rates)
+    rest = (*weights.arrays, *table[1:], np.empty((1, heads, width), np.float32))
+    helpers = _helpers_for(weights, debt)
+    if helpers:
+        loops.call("phases", *turns, *phases)
+        position += 1
+        x[0] = table.embedded[id]
+        ids = np.full(1, id if len(table.starts) else -1)
+        _hear(helpers, len(memories), x, ids, *phases, *memory, *rest)
+        loops.call("product", x[0], out.numpy(), logits)
+    else:
+        loops.call("byte", id, *turns, table.embedded, out.numpy(), x, logits, *phases, *memory, *rest)
     return torch.from_numpy(logits)
 
 
@@ -136,8 +137,11 @@ def product(x: Tensor, matrix: Tensor, *, rows: bool = False) -> Tensor | None:
     return torch.from_numpy(out).view(*x.shape[:-1], -1)
 
 
-def _heads(arguments: tuple[Any, ...], first: int, last: int) -> None:
-    loops.call("heads", first, last, *arguments)
+def _helpers_for(weights: Weights, debt: Debt | None) -> int:
+    """Threads beside this one that share the layers of the stream whose debt this is."""
+    most = min(torch.get_num_threads(), len(weights.encoder)) - 1
+    worth = most > 0 and weights.encoder.size >= _WORTH_SHARING
+    return most if worth and _alone(get_ident() if debt is None else id(debt)) else 0
 
 
 _last = (0, 0.0)
@@ -159,20 +163,24 @@ def _helpers(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="heads")
 
 
-def _share(work: Callable[[int, int], None], heads: int, count: int) -> None:
-    """Do the heads from the first to the last of each of `count` ranges, together."""
-    places = [index * heads // count for index in range(count + 1)]
-    others = [_helpers(os.getpid()).submit(work, *places[index : index + 2]) for index in range(1, count)]
+def _hear(helpers: int, layers: int, *arguments: Any) -> None:
+    """Let x, the first of the arguments of `step_kernels.stack`, go through all layers, with so many helpers.
+
+    Who comes late finds heads taken, and the last layer done: there is nothing to wait for.
+    """
+    if not helpers:
+        loops.call("stack", *arguments)
+        return
+    work = np.zeros(1 + 2 * layers, np.int64)
+    for _ in range(helpers):
+        _helpers(os.getpid()).submit(loops.call, "together", work, *arguments)
     try:
-        work(*places[:2])
-    finally:
-        try:
-            wait(others)
-        except BaseException:
-            wait(others)  # interrupted: still, nobody may go on writing behind the caller's back
-            raise
-    for other in others:
-        other.result()
+        while not loops.call("together", work, *arguments):
+            time.sleep(_NAP_S)
+    except BaseException:  # interrupted: still, nobody may go on writing behind the caller's back
+        while not loops.call("together", work, *arguments):
+            time.sleep(_NAP_S)
+        raise
 
 
 @torch.no_grad()
@@ -185,10 +193,9 @@ def warm_up() -> None:
     assert weights is not None
     x = np.zeros((1, 4), np.float32)
     stack(x, weights, [memory], position, position.repeat(2), decay)
+    phases, owed = np.zeros((1, 2), np.float32), np.ones((1, 1, 1), np.float32)
     fixed = (*weights.arrays, *NO_TABLE[1:], x[None])
-    phases, owed = np.zeros((1, 2), np.float32), np.ones((1, 1), np.float32)
-    _heads((x, np.full(1, -1), phases, phases, memory.numpy(), owed, decay.numpy(), *fixed), 0, 1)
-    loops.call("add", x, x[None])
+    _hear(1, 1, x, np.full(1, -1), phases, phases, memory[None].numpy(), owed, decay.numpy(), *fixed)
     with owing(Debt()):
         byte(
             0, weights, NO_TABLE._replace(embedded=x), torch.zeros(4, 4), [memory], position, position.repeat(2), decay

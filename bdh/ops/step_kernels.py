@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from .compiling import compiled
+from .machine import fetch, look, pause, show, take
 
 _EPSILON = np.float32(1e-5)
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -18,6 +19,12 @@ _LEAST = np.float32(2.0**-40)
 """Where a factor that a memory is owed gets smaller, it is paid: far from where float32 would lose digits."""
 _TURN, _RADIANS = np.float32(2.0**64), np.float32(2 * np.pi)
 _LEVELS = np.float32(127)
+_LINE = 16
+"""Numbers of a cache line."""
+_AHEAD = 8
+"""Pairs, or neurons, whose rows are asked for ahead of those in hand."""
+_PATIENCE = 2_000
+"""Times to look whether another thread is done, some ten microseconds, before this one has better to do."""
 
 
 @compiled
@@ -60,6 +67,44 @@ def stack(
         )  # fmt: skip
         add(x, parts)
         known[:] = -1
+
+
+@compiled
+def together(
+    work, x, ids, cos, sin, memory, owed, decay,
+    encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
+):  # fmt: skip
+    """As `stack`, with whatever other threads call this with the same arrays; none of them is waited for to come.
+
+    A thread takes a head of the layer in hand, and another; who is done last adds them up and shows the next layer.
+
+    Args:
+        work: (1 + 2 L,) int64 zeros at first: the layer in hand, and of each layer its heads that are taken and done.
+
+    Returns:
+        True after the last layer; False if others take long over the last heads of a layer: come again.
+    """
+    unknown = np.full_like(ids, -1)
+    while True:
+        layer = look(work, 0)
+        if layer == len(memory):
+            return True
+        head = take(work, 1 + 2 * layer)
+        if head < len(decay):
+            heads(
+                head, head + 1, x, ids if layer == 0 else unknown, cos, sin, memory[layer], owed[layer], decay,
+                encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
+            )  # fmt: skip
+            if take(work, 2 + 2 * layer) == len(decay) - 1:
+                add(x, parts)
+                show(work, 0, layer + 1)
+            continue
+        looks = 0
+        while look(work, 0) == layer:
+            looks += 1
+            if looks > _PATIENCE:
+                return False
+            pause()
 
 
 @compiled
@@ -224,6 +269,8 @@ def _excite_some(x, rows, candidates, firing, active):
     """The exact x · encoder of the first `candidates` of `firing`, and of these those that are above zero."""
     count = 0
     for k in range(candidates):
+        if k + _AHEAD < candidates:
+            _fetch(rows[firing[k + _AHEAD]])
         n = firing[k]
         row = rows[n]
         latent = _ZERO
@@ -275,6 +322,9 @@ def _turn(firing, active, cos, sin, pairs, turned):
 def _recall(pairs, turned, memory, x, read, weight):
     """Read = r · S, and S += weight · r ⊗ x, for r the rotated activity of the pairs; one pass over their rows."""
     for k in range(len(pairs)):
+        if k + _AHEAD < len(pairs):
+            _fetch(memory[2 * pairs[k + _AHEAD]])
+            _fetch(memory[2 * pairs[k + _AHEAD] + 1])
         first, second = turned[k, 0], turned[k, 1]
         first_row, second_row = memory[2 * pairs[k]], memory[2 * pairs[k] + 1]
         first_weight, second_weight = first * weight, second * weight
@@ -286,18 +336,29 @@ def _recall(pairs, turned, memory, x, read, weight):
 
 @compiled
 def _gate(firing, active, encoder_v, decoder, read, out):
-    """Out += Σ over firing neurons of relu(read · encoder_v) · active · decoder."""
+    """Out += Σ over firing neurons of relu(read · encoder_v) · active · decoder; `firing` and `active` are used up."""
+    count = 0
     for k in range(len(firing)):
+        if k + _AHEAD < len(firing):
+            _fetch(encoder_v[firing[k + _AHEAD]])
         row = encoder_v[firing[k]]
         gain = _ZERO
         for d in range(len(read)):
             gain += read[d] * row[d]
-        if gain <= _ZERO:
-            continue
-        gain *= active[k]
+        firing[count], active[count] = firing[k], gain * active[k]
+        count += not (gain <= _ZERO)
+    for k in range(count):
+        if k + _AHEAD < count:
+            _fetch(decoder[firing[k + _AHEAD]])
         row = decoder[firing[k]]
         for d in range(len(out)):
-            out[d] += gain * row[d]
+            out[d] += active[k] * row[d]
+
+
+@compiled
+def _fetch(row):
+    for d in range(0, len(row), _LINE):
+        fetch(row, d)
 
 
 @compiled
