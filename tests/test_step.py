@@ -21,7 +21,7 @@ from zoo import ZOO, fresh, louder
 import bdh
 from bdh import state as states
 from bdh.config import FlatConfig
-from bdh.models import Model, build
+from bdh.models import Model, build, flat
 from bdh.models.observe import observing
 from bdh.ops import debt as debts
 from bdh.ops import loops, prepared, step
@@ -435,7 +435,7 @@ def test_a_byte_that_is_interrupted_is_heard_to_its_end_before_anybody_sees_its_
 ) -> None:
     alone, shared = _layers_of_a_byte(), _layers_of_a_byte()
     loops.call("stack", *alone)
-    call, answers = loops.call, iter([False, False])
+    call, answers = loops.call, iter([False])
 
     def busy(name: str, *arguments: Any) -> Any:
         return next(answers, None) is not False and call(name, *arguments)
@@ -444,13 +444,52 @@ def test_a_byte_that_is_interrupted_is_heard_to_its_end_before_anybody_sees_its_
         monkeypatch.setattr(step.time, "sleep", lambda _: None)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(step, "_helpers", lambda _: ThreadPoolExecutor(1))
+    class Absent:
+        def submit(self, *_: Any) -> None:
+            """A helper that never comes."""
+
+    monkeypatch.setattr(step, "_helpers", lambda _: Absent())
     monkeypatch.setattr(step.loops, "call", busy)
     monkeypatch.setattr(step.time, "sleep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         step._hear(1, 5, *shared)
     for ours, theirs in zip(shared, alone, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_text_heard_by_loops_is_what_its_bytes_are_one_after_another(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _damped((0.9, 0.99, 0.5, 0.7))
+    monkeypatch.setattr(flat, "_SPARSE_IF_SMALL", 2.0)
+    monkeypatch.setattr(step, "_WORTH_SHARING", 10_000 if threads > 1 else 10**9)
+    monkeypatch.setattr(step, "_ALONE_S", -1.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    text = (_TEXT * 5)[:300]
+    one, other = bdh.Stream(model), bdh.Stream(model)
+    logits = torch.cat([one._hear(text[index : index + 1]) for index in range(len(text))])
+    heard = torch.cat([other._hear(text[:7], last_only=False), other._hear(text[7:], last_only=False)])
+    torch.testing.assert_close(heard, logits, atol=1e-5, rtol=1e-5)  # hidden states are equal, read out by a product
+    _assert_same_state(other.snapshot().state, one.snapshot().state, 0.0)
+    with torch.no_grad():  # from no memory at all
+        whole = model(torch.tensor([list(text)]))
+    torch.testing.assert_close(whole.logits[0], logits, atol=1e-5, rtol=1e-5)
+    _assert_same_state(whole.state, one.snapshot().state, 1e-5)  # damping was paid after each chunk
+
+
+@pytest.mark.parametrize(("active", "loops_hear"), [(0.19, True), (0.31, False)])
+def test_texts_are_heard_by_loops_where_few_neurons_fire(
+    active: float, loops_hear: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bdh.build(FlatConfig(n_layer=2, n_embd=32, n_head=2, mlp_internal_dim_multiplier=32), seed=0).eval()
+    assert 0.4 < model._active() < 0.6  # type: ignore[operator]
+    monkeypatch.setattr(flat.Flat, "_active", lambda _: active)
+    heard: list[int] = []
+    stack = step.stack
+    monkeypatch.setattr(step, "stack", lambda x, *rest, **named: (heard.append(len(x)), stack(x, *rest, **named))[1])
+    bdh.Stream(model)._hear(_TEXT)
+    assert heard == ([len(_TEXT)] if loops_hear else [])
 
 
 def test_bytes_heard_without_a_block_of_memories_are_the_same() -> None:

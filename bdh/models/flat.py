@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,10 +15,16 @@ from ..ops.prepared import Table, Weights, prepared
 from ..state import HebbianMemory
 from .base import Model, advanced, init_weights
 from .layer import Frequencies, bdh_layer, decay_rates, norm, recomputed
-from .observe import observed
+from .observe import observed, observing
 
 _FEW = 6
-"""Bytes that are heard sooner one after another by loops that touch what fires than at once by whole products."""
+"""Bytes that are heard sooner by loops that touch what fires than by whole products, however many neurons fire."""
+_SPARSE, _SPARSE_IF_SMALL = 0.2, 0.3
+"""Where fewer neurons fire, loops hear any number of bytes sooner: in large layers, and in those that stay near."""
+_SMALL = 2_000_000
+"""Numbers of an encoder up to which a layer is small."""
+_PROBE = b"The hatchling opened its eyes: 3 small, wet things. \n def f(x): return x"
+"""Bytes by which it is measured how many do."""
 
 
 class Flat(Model[FlatConfig]):
@@ -60,11 +64,10 @@ class Flat(Model[FlatConfig]):
     ) -> tuple[Tensor, HebbianMemory]:
         position = self.position(ids, state)
         dropout = self.config.dropout if self.training else 0.0
-        few = ids.shape[1] == 1 or (ids.shape[0] == 1 and ids.shape[1] <= _FEW)
-        if few and inplace and state is not None and not (dropout or observed()):
-            said = self._step(ids, state)
-            if said is not None:
-                return said, state
+        if inplace and keep and 1 in ids.shape and not (dropout or observed()):
+            heard = self._step(ids, state)
+            if heard is not None:
+                return heard
         phases = self.attn.cos_sin(position, ids.shape[1])
         decay = decay_rates(self.config.decay, ids.device)
         x = norm(self.embed(ids))
@@ -95,7 +98,7 @@ class Flat(Model[FlatConfig]):
         with torch.no_grad():
             if (self.training and self.config.dropout) or observed() or not step.usable(memory, self.lm_head):
                 return None
-        weights = prepared(self.encoder, self.encoder_v, self.decoder, self.embed.weight)
+        weights = prepared(*self._own())
         if weights is None or memory.dtype != torch.float32:
             return None
         decay = decay_rates(self.config.decay, memory.device)
@@ -146,33 +149,50 @@ class Flat(Model[FlatConfig]):
         """What bytes excite in the first layer."""
         return weights.table(lambda: norm(self.embed.weight.detach()))
 
-    def _step(self, ids: Tensor, state: HebbianMemory) -> Tensor | None:
-        """Byte after byte, written into the state, by loops that touch only what fires, if they can be used.
+    def _step(self, ids: Tensor, state: HebbianMemory | None) -> tuple[Tensor, HebbianMemory] | None:
+        """A byte of each of some streams, or bytes of one, written into the state by loops that touch only what fires.
 
         Args:
-            ids: (B, T).
+            ids: (B, 1) or (1, T).
 
         Returns:
-            Hidden states (B, T, D).
+            Hidden states (B, T, D) and the state, or None where the loops cannot be used or whole products are sooner.
         """
-        if not step.usable(ids, state.memory[0]):
+        if not step.usable(ids, self.encoder if state is None else state.memory[0]):
             return None
-        single = ids.shape[1] == 1  # for more bytes nothing is made ready that whole products do without
-        own = (self.encoder, self.encoder_v, self.decoder, self.embed.weight)
-        weights = prepared(*own, build=single)
+        few = ids.shape[1] <= _FEW
+        # For a few bytes nothing is made ready that whole products do without; a single one is followed by others.
+        weights = prepared(*self._own(), build=not few or ids.shape[1] == 1)
         if weights is None:
             return None
-        table = self._table(weights)
+        if not few:
+            most = _SPARSE_IF_SMALL if self.encoder.numel() <= _SMALL else _SPARSE
+            if not weights.active(self._active) < most:
+                return None
+        state = self.empty_state(len(ids)) if state is None else state
+        table, heard = self._table(weights), ids.numpy().reshape(-1)
         decay, increments = decay_rates(self.config.decay, ids.device), self.attn.increments()
-        said = []
-        with nullcontext() if single else debt.owing_here():
-            for heard in np.ascontiguousarray(ids.numpy().T):
-                x = table.embedded[heard]
-                said.append(
-                    step.stack(x, weights, state.memory, state.position, increments, decay, ids=heard, table=table)
-                )
-                state.position.add_(1)
-        return said[0] if single else torch.cat(said, dim=1)
+        said = step.stack(
+            table.embedded[heard], weights, state.memory, state.position, increments, decay, ids=heard, table=table
+        )
+        advanced(state.position, ids.shape[1], ids.shape[0], inplace=True)
+        return said.view(*ids.shape, -1), state
+
+    def _own(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.encoder, self.encoder_v, self.decoder, self.embed.weight
+
+    def _active(self) -> float:
+        """The part of x_sparse that fires, mean over the layers and some bytes."""
+        parts: list[Tensor] = []
+
+        def look(name: str, activation: Tensor) -> None:
+            if name == "x_sparse":
+                parts.append((activation > 0).float().mean())
+
+        ids = torch.frombuffer(bytearray(_PROBE), dtype=torch.uint8).long()[None]
+        with observing(look):
+            self._hear(ids, None, keep=False, inplace=True)
+        return float(torch.stack(parts).mean())
 
     def read_out(self, hidden: Tensor) -> Tensor:
         """See `Model.read_out`."""

@@ -221,7 +221,8 @@ class BDHBlock(nn.Module):
             if weights is not None and x.dtype == torch.float32:
                 heard = x[:, 0].numpy().copy()
                 decay = decay_rates(self.decay, x.device)
-                return step.stack(heard, weights, [memory], position, self.attn.increments(), decay), memory
+                said = step.stack(heard, weights, [memory], position, self.attn.increments(), decay)
+                return said[:, None], memory
         return recomputed(bdh_layer, self.recompute)(
             x,
             self.encoder,

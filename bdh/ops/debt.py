@@ -138,20 +138,6 @@ def owing(debt: Debt | None) -> Iterator[None]:
         _debt.reset(token)
 
 
-@contextmanager
-def owing_here() -> Iterator[None]:
-    """Let what one stream hears inside the block be owed until its end, if nobody holds it longer."""
-    if _debt.get() is not None:
-        yield
-        return
-    debt = Debt()
-    try:
-        with owing(debt):
-            yield
-    finally:
-        debt.settle()
-
-
 def settle(memory: Tensor | None) -> None:
     """Let a memory be what it stands for, before plain operations take it."""
     if torch.compiler.is_compiling():

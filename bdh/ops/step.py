@@ -52,34 +52,35 @@ def stack(
     ids: NDArray[np.int64] | None = None,
     table: Table = NO_TABLE,
 ) -> Tensor:
-    """`bdh.models.layer.bdh_layer` once for each memory, for one byte of each stream, written into the memories.
+    """`bdh.models.layer.bdh_layer` once for each memory, written into the memories.
 
     Args:
-        x: (B, D), overwritten.
-        memories: (B, H, N, D) each.
-        position: (B,) or (1,), and `increments`, (N / 2,), as in `rope.cos_sin`.
+        x: (B, D), overwritten: a byte of each of B streams, or B bytes of one.
+        memories: (B or 1, H, N, D) each.
+        position: (B,) or (1,), of the first bytes, and `increments`, (N / 2,), as in `rope.cos_sin`.
         decay: λ, (H,), or None.
         ids: (B,), the bytes that x is of, where `table` has what they excite.
 
     Returns:
-        (B, 1, D).
+        (B, D).
     """
-    batch, heads, size, width = memories[0].shape
-    debt = current() if batch == 1 else None  # several streams may be taken apart
+    streams, heads, size, _ = memories[0].shape
+    debt = current() if streams == 1 else None  # several streams may be taken apart
     block = Block(memories) if debt is None else debt.block(memories)
-    helpers = _helpers_for(weights, debt)
+    helpers = _helpers_for(weights, debt, len(x))
     rates = np.ones(heads, np.float32) if decay is None else decay.numpy()
-    cos, sin = np.empty((2, len(position), size // 2), np.float32)
-    loops.call("phases", position.numpy(), increments.numpy(), cos, sin)
-    fixed = (*weights.arrays, *table[1:], np.empty((batch, heads, width), np.float32))
+    places = position.numpy() if streams > 1 else position.numpy() + np.arange(len(x))
+    cos, sin = np.empty((2, len(places), size // 2), np.float32)
+    loops.call("phases", places, increments.numpy(), cos, sin)
+    fixed = (*weights.arrays, *table[1:], np.empty((len(x), heads, x.shape[1]), np.float32))
     if ids is None or not len(table.starts):
-        ids = np.full(batch, -1)
+        ids = np.full(len(x), -1)
     for memory, owed in block.parts():
         _hear(helpers, len(memory), x, ids, cos, sin, memory, owed, rates, *fixed)
-        ids = np.full(batch, -1)
+        ids = np.full(len(x), -1)
     if debt is None and decay is not None:
         block.settle()
-    return torch.from_numpy(x)[:, None]
+    return torch.from_numpy(x)
 
 
 def byte(
@@ -112,7 +113,7 @@ def byte(
     rates = np.ones(heads, np.float32) if decay is None else decay.numpy()
     memory = (block.arrays[0], block.owed, rates)
     rest = (*weights.arrays, *table[1:], np.empty((1, heads, width), np.float32))
-    helpers = _helpers_for(weights, debt)
+    helpers = _helpers_for(weights, debt, 1)
     if helpers:
         loops.call("phases", *turns, *phases)
         position += 1
@@ -137,10 +138,10 @@ def product(x: Tensor, matrix: Tensor, *, rows: bool = False) -> Tensor | None:
     return torch.from_numpy(out).view(*x.shape[:-1], -1)
 
 
-def _helpers_for(weights: Weights, debt: Debt | None) -> int:
-    """Threads beside this one that share the layers of the stream whose debt this is."""
+def _helpers_for(weights: Weights, debt: Debt | None, count: int) -> int:
+    """Threads beside this one that share the layers of the stream whose debt this is, for so many bytes."""
     most = min(torch.get_num_threads(), len(weights.encoder)) - 1
-    worth = most > 0 and weights.encoder.size >= _WORTH_SHARING
+    worth = most > 0 and weights.encoder.size * count >= _WORTH_SHARING
     return most if worth and _alone(get_ident() if debt is None else id(debt)) else 0
 
 
@@ -171,16 +172,19 @@ def _hear(helpers: int, layers: int, *arguments: Any) -> None:
     if not helpers:
         loops.call("stack", *arguments)
         return
-    work = np.zeros(1 + 2 * layers, np.int64)
+    arguments = (np.zeros(1 + 2 * layers, np.int64), *arguments)
     for _ in range(helpers):
-        _helpers(os.getpid()).submit(loops.call, "together", work, *arguments)
+        _helpers(os.getpid()).submit(_work, arguments)
     try:
-        while not loops.call("together", work, *arguments):
-            time.sleep(_NAP_S)
+        _work(arguments)
     except BaseException:  # interrupted: still, nobody may go on writing behind the caller's back
-        while not loops.call("together", work, *arguments):
-            time.sleep(_NAP_S)
+        _work(arguments)
         raise
+
+
+def _work(arguments: tuple[Any, ...]) -> None:
+    while not loops.call("together", *arguments):
+        time.sleep(_NAP_S)
 
 
 @torch.no_grad()

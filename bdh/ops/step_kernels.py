@@ -58,7 +58,7 @@ def stack(
     x, ids, cos, sin, memory, owed, decay,
     encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
 ):  # fmt: skip
-    """All layers, one after another, in place of x: as `heads`, with memory (L, B, H, N, D) and owed (L, B, H)."""
+    """All layers, one after another, in place of x: as `heads`, with memory (L, …, H, N, D) and owed (L, …, H)."""
     known = ids.copy()
     for layer in range(len(memory)):
         heads(
@@ -112,14 +112,16 @@ def heads(
     first_head, last_head, x, ids, cos, sin, memory, owed, decay,
     encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
 ):  # fmt: skip
-    """Let each stream hear one byte with some heads of one layer; see `bdh.models.layer.bdh_layer`.
+    """Let some heads of one layer hear a byte of each of several streams, or some bytes of one, one after another.
+
+    See `bdh.models.layer.bdh_layer`. Bytes come inside heads: of many, the later find what the earlier have read near.
 
     Args:
         x: (B, D).
         ids: (B,), bytes whose firing neurons are in the table; -1 for an x that is none of a byte alone.
         cos, sin: (B or 1, N / 2).
-        memory: (B, H, N, D), written. What is remembered is this times `owed`.
-        owed: (B, H) factors, written: damping shrinks them instead of every number of the memory.
+        memory: (B or 1, H, N, D), written. What is remembered is this times `owed`.
+        owed: (B or 1, H) factors, written: damping shrinks them instead of every number of the memory.
         decay: λ, (H,).
         encoder: (H, D, N).
         rows, encoder_v, decoder: (H, N, D), a row a neuron; `rows` are those of the encoder, or none.
@@ -128,39 +130,40 @@ def heads(
         parts: (B, H, D), of which those of these heads become what they add to the layer's output.
     """
     width, size = x.shape[1], memory.shape[2]
-    latent, rounded, read = np.empty(size, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
-    unread = np.empty(width, np.float32)
+    latent, read, unread = np.empty(size, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     firing, active = np.empty(size + 1, np.int64), np.empty(size + 1, np.float32)
     pairs, turned = np.empty(size // 2 + 1, np.int64), np.empty((size // 2 + 1, 2), np.float32)
-    for b in range(len(x)):
-        phase = b % len(cos)
-        scale = lost = length = _ZERO
-        if len(scan) and ids[b] < 0:
-            scale, lost, length = _round(x[b], rounded)
-        for h in range(first_head, last_head):
+    rounded, known = np.empty_like(x), np.empty((len(x), 3), np.float32)
+    if len(scan):
+        for b in range(len(x)):
+            known[b] = _round(x[b], rounded[b])
+    for h in range(first_head, last_head):
+        for b in range(len(x)):
+            phase, stream = b % len(cos), b % len(memory)
+            remembered, due = memory[stream, h], owed[stream]
             if ids[b] >= 0:
                 count = _look_up(starts[h, ids[b]], starts[h, ids[b] + 1], neurons, values, firing, active)
             elif len(scan):
-                _excite(rounded, scan[h], latent)
-                count = _screen(latent, scale, lost, length, bounds[h], firing)
+                _excite(rounded[b], scan[h], latent)
+                count = _screen(latent, known[b, 0], known[b, 1], known[b, 2], bounds[h], firing)
                 count = _excite_some(x[b], rows[h], count, firing, active)
             else:
                 _excite(x[b], encoder[h], latent)
                 count = _select(latent, firing, active)
             pair_count = _turn(firing[:count], active, cos[phase], sin[phase], pairs, turned)
-            if owed[b, h] * decay[h] < _LEAST:
-                _scale(memory[b, h], owed[b, h])
-                owed[b, h] = _ONE
-            before = owed[b, h]
+            if due[h] * decay[h] < _LEAST:
+                _scale(remembered, due[h])
+                due[h] = _ONE
+            before = due[h]
             read[:] = _ZERO
             if decay[h] < _LEAST:  # so little is kept that it cannot be owed
-                _recall(pairs[:pair_count], turned, memory[b, h], x[b], read, _ZERO)
-                _scale(memory[b, h], decay[h])
+                _recall(pairs[:pair_count], turned, remembered, x[b], read, _ZERO)
+                _scale(remembered, decay[h])
                 unread[:] = _ZERO
-                _recall(pairs[:pair_count], turned, memory[b, h], x[b], unread, _ONE)
+                _recall(pairs[:pair_count], turned, remembered, x[b], unread, _ONE)
             else:
-                owed[b, h] = before * decay[h]
-                _recall(pairs[:pair_count], turned, memory[b, h], x[b], read, _ONE / owed[b, h])
+                due[h] = before * decay[h]
+                _recall(pairs[:pair_count], turned, remembered, x[b], read, _ONE / due[h])
             for d in range(width):
                 read[d] *= before
             _norm(read)
