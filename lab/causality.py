@@ -36,7 +36,9 @@ from .claim import (
     Work,
     add_common,
     command,
+    digest,
     done,
+    identities,
     opened,
     progress,
     short_name,
@@ -150,7 +152,12 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
     checksums = {name: model.checksum() for name, model in models.items()}
     settings = {"text": short_name(options.data), "bytes": len(text), "steps": options.steps}
     expected = {**{name: len(text) / 2500 for name in models}, "tiny-leaky": 12.0, "tiny-causal": 12.0}
-    work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
+    known = {
+        "checkpoints": identities(models),
+        "texts": {"scored": digest(text), "trained": digest(read_bytes(options.data))},
+        **settings,
+    }
+    work = Work(options.out, known, expected, progress(options))
     found = {name: work.part(name, partial(_tested, model, text)) for name, model in models.items()}
     tiny = {
         name: work.part(f"tiny-{name}", partial(_demonstrated, leaky, text, options))

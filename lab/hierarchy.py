@@ -32,7 +32,9 @@ from .claim import (
     Work,
     add_common,
     command,
+    digest,
     done,
+    identities,
     opened,
     progress,
     short_name,
@@ -119,7 +121,12 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
         **{f"hear-{name}": max(positions) / 2000 for name in models},
         "cost": 8.0,
     }
-    work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
+    known = {
+        "checkpoints": identities(models),
+        "texts": {**{name: digest(one) for name, one in texts.items()}, "longest": digest(longest)},
+        **settings,
+    }
+    work = Work(options.out, known, expected, progress(options))
     bits = {name: work.part(f"texts-{name}", partial(_bits, model, texts)) for name, model in models.items()}
     folders = {name: options.out / "memories" / name for name in models}
     heard = {

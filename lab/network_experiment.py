@@ -23,20 +23,24 @@ from typing import Any
 import numpy as np
 
 from bdh.cli import guarded, resolved
-from bdh.errors import ConfigError
+from bdh.errors import ConfigError, DataError
 from bdh.load import load
 from bdh.models import Model
 from train.folder import environment
 from train.plots import figure
 
+from .claim import Table, Work, identity, listed, write_json
 from .network import (
     ALL_HEADS,
+    ALTERNATIVES,
     MEAN_DEGREE,
     MODULAR,
     MOST_DEGREE,
+    MOST_NEURONS,
     RANDOM_GRAPHS,
     Graph,
     Network,
+    Place,
     Surroundings,
     communities,
     graph,
@@ -46,7 +50,6 @@ from .network import (
 )
 
 REPORT, RESULT, DEGREES, PICTURE = "report.md", "report.json", "degrees.png", "surroundings.png"
-SETTINGS = "settings.json"
 
 
 def main(arguments: list[str]) -> int:
@@ -83,7 +86,6 @@ def _run(options: argparse.Namespace) -> int:
         if name not in known:
             raise ConfigError(f"there is no place {name!r:.60}; there are {', '.join(known)}")
     settings = {
-        "weights": model.checksum(),
         "mean_degree": options.mean_degree,
         "random_graphs": options.random,
         "seed": options.seed,
@@ -108,44 +110,41 @@ def experiment(
     Args:
         name: of the checkpoint, for the report.
         names: of places.
-        settings: as the command's options, and the checksum of the weights.
+        settings: as the command's options.
 
     Raises:
-        ConfigError: the folder holds other settings.
+        ConfigError: the folder holds another model or other settings.
     """
-    path = folder / SETTINGS
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
-    elif json.loads(path.read_text(encoding="utf-8")) != dict(settings):
-        raise ConfigError(f"{folder} holds another checkpoint or other options; choose another --out")
     known = places(model.config)
+    parts = {place: place.replace(",", "").replace(" ", "-") for place in names}
+    expected = {part: 1e-2 * min(known[place].neurons, MOST_NEURONS) for place, part in parts.items()}
+    work = Work(folder, {"model": identity(model), **settings}, expected, say)
     found = []
-    for place in names:
-        kept = folder / f"{place.replace(',', '').replace(' ', '-')}.json"
-        if kept.is_file():
-            told = json.loads(kept.read_text(encoding="utf-8"))
-        else:
-            say(f"{place}: measuring")
-            made = measure(
-                model,
-                known[place],
-                mean_degree=settings["mean_degree"],
-                random_graphs=settings["random_graphs"],
-                seed=settings["seed"],
-            )
-            told = fields(made)
-            kept.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        found.append(told)
-        say(verdict_line(told))
-    result = {"checkpoint": name, **settings, **environment(), "places": found}
-    (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for place, part in parts.items():
+        found.append(work.part(part, partial(_measured, model, known[place], settings)))
+        say(verdict_line(found[-1]))
+    result = {"checkpoint": name, **identity(model), **settings, **environment(), "places": found}
+    write_json(folder / RESULT, {**result, "tables": [dataclasses.asdict(table) for table in tables(found)]})
     (folder / REPORT).write_text("\n\n".join(_markdown(name, found)) + "\n", encoding="utf-8")
     draw_degrees(found, folder / DEGREES)
     drawn = graph(model, known[names[0]], mean_degree=settings["mean_degree"], seed=settings["seed"])
     member, _ = communities(drawn, settings["seed"])
     draw_surroundings(surroundings(drawn, member, hub(drawn)), folder / PICTURE)
     return found
+
+
+def _measured(
+    model: Model[Any], place: Place, settings: Mapping[str, Any], tell: Callable[[float], None]
+) -> dict[str, Any]:
+    made = measure(
+        model,
+        place,
+        mean_degree=settings["mean_degree"],
+        random_graphs=settings["random_graphs"],
+        seed=settings["seed"],
+        tell=lambda part, note: tell(part),
+    )
+    return fields(made)
 
 
 def hub(found: Graph) -> int:
@@ -275,32 +274,64 @@ def _markdown(name: str, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         f"{len(found[0]['trained']['random'])} random graphs of the same degrees."
     )
     yield f"![degrees]({DEGREES})\n\n![the neuron that most others excite]({PICTURE})"
+    for table in tables(found):
+        yield f"## {table.title}"
+        if table.note:
+            yield table.note
+        yield listed(table.rows)
+
+
+def tables(found: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Of each place what was found of its communities, and of its degrees, from what `fields` gives."""
+    made = []
     for one in found:
         drawn = f", {one['neurons']:,} of {one['of']:,} drawn by the seed" if one["neurons"] < one["of"] else ""
-        yield f"## {one['place']}\n\n{one['neurons']:,} neurons{drawn}, {one['edges']:,} edges."
-        rows = []
+        groups = [["weights", "modularity", "at random", "communities", "least weight, deviations", "verdict"]]
+        names = [name.replace("_power_law", "") for name in ALTERNATIVES]
+        degrees = [["degree", "alpha", "tail", "neurons in it", "distance", *names, "verdict"]]
         for which in ("trained", "untrained"):
             own = one[which]
-            rows.append(
-                f"| {which} | {own['modularity']:.3f} | {min(own['random']):.3f} to {max(own['random']):.3f} | "
-                f"{own['communities']} | {own['least_weight']:.2f} | {own['verdict']} |"
-            )
-        head = "| weights | modularity | at random | communities | least weight, deviations | verdict |"
-        yield "\n".join([head, "| --- | --: | --: | --: | --: | --- |", *rows])
-        rows = []
-        for which in ("trained", "untrained"):
-            for side in ("in", "out"):
-                fit = one[which][f"{side}_fit"]
-                ratios = [
-                    f"{fit['against'][other]['ratio']:+.1f} (p {fit['against'][other]['p']:.2g})"
-                    if other in fit["against"]
-                    else "not fitted"
-                    for other in ("lognormal", "exponential", "truncated_power_law")
-                ]
-                rows.append(
-                    f"| {which}, {side} | {fit['alpha']:.2f} ± {fit['sigma']:.2f} | {fit['least_degree']} to "
-                    f"{fit['largest_degree']} | {fit['tail']} | {fit['distance']:.3f} (p {fit['p']:.2g}) | "
-                    f"{' | '.join(ratios)} | {fit['verdict']} |"
-                )
-        head = "| degree | alpha | tail | neurons in it | distance | lognormal | exponential | truncated | verdict |"
-        yield "\n".join([head, "| --- |" + " --: |" * 7 + " --- |", *rows])
+            random = f"{min(own['random']):.3f} to {max(own['random']):.3f}"
+            measures = f"{own['modularity']:.3f}", random, str(own["communities"]), f"{own['least_weight']:.2f}"
+            groups.append([which, *measures, own["verdict"]])
+            degrees += [_fit_row(f"{which}, {side}", own[f"{side}_fit"]) for side in ("in", "out")]
+        note = f"{one['neurons']:,} neurons{drawn}, {one['edges']:,} edges."
+        made += [
+            Table(f"{one['place']}: communities", groups, note),
+            Table(f"{one['place']}: degrees", degrees),
+        ]
+    return made
+
+
+def _fit_row(name: str, fit: Mapping[str, Any]) -> list[str]:
+    ratios = [
+        f"{fit['against'][other]['ratio']:+.1f} (p {fit['against'][other]['p']:.2g})"
+        if other in fit["against"]
+        else "not fitted"
+        for other in ALTERNATIVES
+    ]
+    return [
+        name,
+        f"{fit['alpha']:.2f} ± {fit['sigma']:.2f}",
+        f"{fit['least_degree']} to {fit['largest_degree']}",
+        str(fit["tail"]),
+        f"{fit['distance']:.3f} (p {fit['p']:.2g})",
+        *ratios,
+        fit["verdict"],
+    ]
+
+
+def tables_of(folder: Path) -> list[Table]:
+    """The tables of a report that this command wrote.
+
+    Raises:
+        DataError: the folder holds none.
+    """
+    path = folder / RESULT
+    try:
+        return [Table(**one) for one in json.loads(path.read_text(encoding="utf-8"))["tables"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is no report on a network ({type(error).__name__}: {str(error)[:120]}); give the folder that "
+            "python -m lab network CHECKPOINT --out FOLDER wrote, and let that command measure an old one again"
+        ) from error

@@ -5,6 +5,8 @@ Everything is one-sided: a measurement separates if it is larger in the first gr
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,8 @@ Floats = NDArray[np.float64]
 
 _BLOCK = 4_096
 """Measurements that are ranked, or shuffled, at once."""
+_EXACT = 2_500
+"""Pairs of rows up to which U without ties has its own distribution; beyond, the normal one is near enough."""
 
 
 class Separation(NamedTuple):
@@ -25,7 +29,8 @@ class Separation(NamedTuple):
     effect: Floats
     """Rank-biserial correlation, 2 U / (n1 n2) - 1: 1 separates wholly, 0 not at all, -1 the other way round."""
     p: Floats
-    """Of that much or more by chance: one-sided Mann-Whitney U, normal with ties and continuity corrected."""
+    """Of that much or more by chance: one-sided Mann-Whitney U, exact for small groups without ties, else normal with
+    ties and continuity corrected, but never under `least_p`."""
 
 
 class Ranked(NamedTuple):
@@ -63,16 +68,51 @@ def separation(found: Ranked, first: NDArray[np.bool_]) -> Separation:
     """How well each column separates the rows in `first` (S,) from the others.
 
     A column whose values are all equal has effect 0 and p 1.
+
+    Raises:
+        ValueError: a group has no rows.
     """
     n1, n = int(first.sum()), len(first)
     n2 = n - n1
+    if not n1 or not n2:
+        raise ValueError(f"groups of {n1} and {n2} rows cannot be told apart; each needs at least one")
     u = found.ranks[first].sum(axis=0, dtype=np.float64) - n1 * (n1 + 1) / 2
     variance = n1 * n2 / 12 * ((n + 1) - found.tied / (n * (n - 1)))
     deviation = np.sqrt(np.maximum(variance, 0))
     z = np.divide(u - n1 * n2 / 2 - 0.5, deviation, out=np.full(len(u), -np.inf), where=deviation > 1e-9)
     # Not 1 - Φ(z), nor torch's ndtr, which are 0 from about 1e-16 on.
-    p = torch.special.erfc(torch.from_numpy(z / np.sqrt(2))).numpy() / 2
+    p = np.maximum(torch.special.erfc(torch.from_numpy(z / np.sqrt(2))).numpy() / 2, least_p(n1, n2))
+    if n1 * n2 <= _EXACT:
+        untied = found.tied == 0
+        p[untied] = _chances(n1, n2)[u[untied].astype(np.int64)]
     return Separation(u, 2 * u / (n1 * n2) - 1, p)
+
+
+def least_p(n1: int, n2: int) -> float:
+    """The smallest p that groups of these sizes can give: of all orders alike, that in which the first is on top."""
+    return 1 / math.comb(n1 + n2, n1)
+
+
+@lru_cache(maxsize=16)
+def _chances(n1: int, n2: int) -> Floats:
+    """The chance of a U of at least 0, 1, ... n1 n2 if all orders of the rows are as likely, without ties."""
+    # The last in the order is of the first group in n1 of n1 + n2 cases, and then above all n2 of the second.
+    rows: list[Floats] = [np.ones(1) for _ in range(n2 + 1)]
+    for i in range(1, n1 + 1):
+        before, rows = rows, [np.ones(1)]
+        for j in range(1, n2 + 1):
+            part = np.zeros(i * j + 1)
+            part[j:] = i / (i + j) * before[j]
+            part[: i * (j - 1) + 1] += j / (i + j) * rows[j - 1]
+            rows.append(part)
+    chances = rows[n2][::-1].cumsum()[::-1]
+    chances.flags.writeable = False
+    return chances
+
+
+def chance_of(effect: float, shuffled: Floats) -> float:
+    """The p of an effect by shuffles: the part of them, the true groups counted as one, that reach it."""
+    return (1 + int((shuffled >= effect - 1e-9).sum())) / (1 + len(shuffled))
 
 
 def best_by_chance(found: Ranked, first: NDArray[np.bool_], shuffles: int, seed: int) -> Floats:
@@ -105,10 +145,25 @@ def bonferroni(p: Floats) -> Floats:
 
 
 def halves(first: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
-    """Which rows are searched, the others being held out: half of each group, the larger half if they are odd."""
+    """Which rows are searched, the others being held out: half of each group, the larger half if they are odd.
+
+    Of groups of one size the same places are searched, so that where rows are matched, such as two sentences that
+    differ in a word, what is held out has no twin among what is searched.
+    """
     generator = np.random.default_rng(seed)
     searched = np.zeros(len(first), bool)
-    for group in (first, ~first):
-        rows = np.flatnonzero(group)
-        searched[generator.permutation(rows)[: (len(rows) + 1) // 2]] = True
+    groups = [np.flatnonzero(group) for group in (first, ~first)]
+    order = generator.permutation(len(groups[0]))
+    for rows in groups:
+        if len(rows) != len(order):
+            order = generator.permutation(len(rows))
+        searched[rows[order[: (len(rows) + 1) // 2]]] = True
     return searched
+
+
+def smallest_groups(tried: int, sure: float) -> int:
+    """How many rows each of two equal groups needs so that one of so many measurements can be sure by Bonferroni."""
+    count = 1
+    while least_p(count, count) * tried >= sure:
+        count += 1
+    return count

@@ -21,8 +21,8 @@ from train.evaluate.hearing import evaluating
 
 from .concepts import Neuron, Search, Tell
 
-CONTROLS = 9
-"""Draws of other neurons; if the found ones beat all of 9, chance would do that once in 10."""
+CONTROLS = 19
+"""Draws of other neurons; if the found ones beat all of 19, chance would do that once in 20."""
 MOST_SILENCED = 256
 _LIKE = 16
 """A neuron's stand-in is one of so many of its layer that are nearly as active on the concept."""
@@ -90,19 +90,26 @@ def silence(
     for index, some in enumerate(sets):
         what = "nothing" if not some else "the neurons found" if index == 1 else f"others, draw {index - 1}"
         tell(index / len(sets), f"silencing {what}")
-        with probe.edited(silencing(some), model):
+        with probe.edited(silencing(model, some), model):
             costs.append(Cost(*(bits_per_byte(model, one) for one in held)))
     tell(1.0, "done")
     return Silenced(tuple(neurons), costs[0], costs[1], tuple(costs[2:]))
 
 
-def silencing(neurons: Sequence[Neuron]) -> list[probe.Silence]:
-    """The edits that silence neurons."""
+def silencing(model: Model[Any], neurons: Sequence[Neuron]) -> list[probe.Silence]:
+    """The edits that silence neurons of a model.
+
+    Raises:
+        DataError: a point that the model has not got.
+    """
     by_point: dict[str, list[Any]] = defaultdict(list)
+    known = {point.name: point for point in probe.points(model)}
     for neuron in neurons:
-        headless = neuron.point.endswith(".mlp")  # all other neurons are a head's
-        by_point[neuron.point].append(neuron.number if headless else (neuron.head, neuron.number))
-    return [probe.Silence(point, pairs) for point, pairs in by_point.items()]
+        if neuron.point not in known:
+            raise DataError(f"this {model.config.kind} model has no point {neuron.point!r:.100}, so no {neuron} in it")
+        headed = known[neuron.point].heads
+        by_point[neuron.point].append((neuron.head, neuron.number) if headed else neuron.number)
+    return [probe.Silence(point, places) for point, places in by_point.items()]
 
 
 def stand_ins(found: Search, neurons: Sequence[Neuron], draws: int, seed: int) -> list[tuple[Neuron, ...]]:
@@ -159,7 +166,7 @@ def go_on(
         stop: called at each byte; raises to end the writing.
     """
     stream, written = Stream(model), bytearray()
-    with probe.edited(silencing(neurons), model):
+    with probe.edited(silencing(model, neurons), model):
         stream.feed(prompt)
         for one in stream.generate(options):
             written.append(one.byte)

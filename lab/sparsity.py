@@ -20,7 +20,7 @@ from bdh.config import config_to_dict
 from bdh.errors import ConfigError, DataError
 from bdh.load import load
 from bdh.models import Model, build
-from train.data import Bytes
+from train.data import Bytes, read_bytes
 from train.folder import Folder
 from train.plots import Panel, draw_heat, draw_panels, shrink
 from train.recipe import Recipe
@@ -35,7 +35,9 @@ from .claim import (
     Work,
     add_common,
     command,
+    digest,
     done,
+    identities,
     opened,
     progress,
     short_name,
@@ -109,7 +111,9 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
         **({} if options.run else {"training": heard_s}),
         "transformer": heard_s / 2,
     }
-    work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
+    texts = {**{kind: digest(one) for kind, one in kinds.items()}, "training": digest(read_bytes(options.data))}
+    known = {"checkpoints": identities(models), "texts": texts, **settings}
+    work = Work(options.out, known, expected, progress(options))
     columns = {one: work.part(f"active-{one}", partial(_active, model, kinds)) for one, model in models.items()}
     columns["untrained"] = work.part("active-untrained", partial(_active, build(first.config, seed=0).eval(), kinds))
     heads, layers = _shape(first)

@@ -35,7 +35,9 @@ from .claim import (
     Work,
     add_common,
     command,
+    digest,
     done,
+    identities,
     opened,
     progress,
     short_name,
@@ -158,7 +160,8 @@ def experiment(
         **{f"facts-{one}": 20.0 for one in models},
         "pairs": 20.0,
     }
-    work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
+    known = {"checkpoints": identities(models), "texts": {"text": digest(text)}, **settings}
+    work = Work(options.out, known, expected, progress(options))
     folders = {one: options.out / "memories" / one for one in (*models, "window")}
     heard = {
         one: work.part(f"hear-{one}", partial(_hear, model, text, positions, folders[one]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import zoo
 
 from bdh import probe
 from bdh.errors import DataError
-from bdh.models import Model
+from bdh.models import Model, build
 from bdh.sampling import Sampling
 from bdh.stream import Stream
 from lab import concepts, silencing
@@ -102,8 +103,8 @@ def test_where_there_is_nothing_the_held_out_sentences_say_so() -> None:
 @pytest.mark.parametrize("name", ["flat-damped", "hierarchical-damped"])
 def test_strengths_of_synapses_are_those_of_the_memory_after_the_sentence(name: str) -> None:
     model = zoo.model(name)
-    found = search(model, sentences(12), shuffles=5)
-    synapses = search_synapses(model, found, shuffles=5)
+    found = search(model, sentences(12), shuffles=19)
+    synapses = search_synapses(model, found, shuffles=19)
     assert synapses is not None
     for find in synapses.best[:3]:
         what: Any = find.what
@@ -114,21 +115,21 @@ def test_strengths_of_synapses_are_those_of_the_memory_after_the_sentence(name: 
 
 
 def test_models_without_such_synapses_have_none_to_search() -> None:
-    found = search(zoo.model("transformer"), sentences(12), shuffles=5)
+    found = search(zoo.model("transformer"), sentences(12), shuffles=19)
     assert search_synapses(zoo.model("transformer"), found) is None
 
 
 @pytest.mark.parametrize("name", ["transformer", "hebbian"])
 def test_neurons_without_heads_are_silenced_too(name: str) -> None:
     model = zoo.model(name)
-    found = search(model, sentences(), shuffles=5)
+    found = search(model, sentences(), shuffles=19)
     silenced = silencing.silence(model, found, [one.what for one in found.neurons.best[:2]], controls=1)
     assert silenced.found != silenced.whole
 
 
 def test_silence_costs_what_the_edited_model_loses_and_others_are_as_active() -> None:
     model = zoo.model("flat")
-    found = search(model, sentences(), shuffles=5)
+    found = search(model, sentences(), shuffles=19)
     chosen: list[Any] = [one.what for one in found.neurons.best[:3]]
     silenced = silencing.silence(model, found, chosen, controls=4)
     held = [one for one, seen in zip(found.sentences.concept, found.searched, strict=False) if not seen]
@@ -137,7 +138,7 @@ def test_silence_costs_what_the_edited_model_loses_and_others_are_as_active() ->
         return float(np.concatenate([Stream(model).score(one)[1:] for one in held]).mean())
 
     assert silenced.whole.concept == pytest.approx(cost(), rel=1e-4)
-    with probe.edited(silencing.silencing(chosen), model):
+    with probe.edited(silencing.silencing(model, chosen), model):
         assert silenced.found.concept == pytest.approx(cost(), rel=1e-4)
     assert silenced.found != silenced.whole
     for others in silencing.stand_ins(found, chosen, 4, seed=0):
@@ -202,15 +203,17 @@ def test_the_command_writes_a_report_and_measures_nothing_twice(
     given = sentences()
     for which in ("concept", "contrast"):
         (tmp_path / f"{which}.txt").write_bytes(b"\n".join(getattr(given, which)))
-    arguments = ["concept", str(tmp_path / "model"), "--concept", str(tmp_path / "concept.txt"), "--shuffles", "20"]
+    arguments = ["concept", str(tmp_path / "model"), "--concept", str(tmp_path / "concept.txt"), "--shuffles", "19"]
     arguments += ["--controls", "2", "--summary", "last", "--sample-bytes", "8", "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
     assert "--concept and --contrast go together" in capsys.readouterr().err
     arguments += ["--contrast", str(tmp_path / "contrast.txt")]
     assert main(arguments) == 0
-    kept = (tmp_path / "out" / "concept.json").stat().st_mtime_ns
+    capsys.readouterr()
+    (kept,) = (tmp_path / "out" / "parts").iterdir()
+    measured_ns = kept.stat().st_mtime_ns
     assert main(arguments) == 0
-    assert (tmp_path / "out" / "concept.json").stat().st_mtime_ns == kept
+    assert kept.stat().st_mtime_ns == measured_ns and "measured before" in capsys.readouterr().err
     result = json.loads((tmp_path / "out" / "report.json").read_text())
     (found,) = result["concepts"]
     assert found["neurons"]["best"][0]["held_auc"] == 1 and len(found["silenced"]["controls"]) == 2
@@ -218,7 +221,14 @@ def test_the_command_writes_a_report_and_measures_nothing_twice(
     assert found["neurons"]["best"][0]["what"]["name"] in report and "share of" in report
     assert (tmp_path / "out" / "strips.png").read_bytes().startswith(b"\x89PNG")
     assert main([*arguments, "--seed", "5"]) == 2
-    assert "holds another checkpoint or other options" in capsys.readouterr().err
+    assert "holds an experiment with other checkpoints, texts or options" in capsys.readouterr().err
+    # Other sentences in a file of the same name are another concept, the same weights otherwise damped another model.
+    (tmp_path / "contrast.txt").write_bytes(b"\n".join(one + b"!" for one in given.contrast))
+    assert main(arguments) == 0 and len(list(kept.parent.iterdir())) == 2
+    damped = build(dataclasses.replace(zoo.FLAT, decay=(0.5, 0.9)), seed=0)
+    damped.load_state_dict(zoo.fresh("flat").state_dict())
+    damped.save_pretrained(tmp_path / "model")
+    assert main(arguments) == 2
 
 
 def test_the_view_gives_neurons_then_synapses_then_what_silence_does_and_files(tmp_path: Path) -> None:
@@ -251,6 +261,6 @@ def test_more_sentences_than_may_be_heard_are_refused(tmp_path: Path) -> None:
 def test_what_is_shown_of_a_concept_is_no_markup() -> None:
     written = texts_markup("<b>a river", {"with all its neurons": b"<script>", "without them": b"<script>"})
     assert "<b>" not in written and "<script>" not in written and "Both write the same" in written
-    found = search(zoo.model("flat"), sentences(12), shuffles=5)
+    found = search(zoo.model("flat"), sentences(12), shuffles=19)
     told = Concept(found).fields()
     assert "neurons were tried" in head(told) and table(told["neurons"], "neurons").count("<tr>") == 25

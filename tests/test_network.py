@@ -19,6 +19,7 @@ from bdh.models import build
 from lab import network
 from lab.__main__ import main
 from lab.network import Graph, communities, fit_power_law, graph, places, randomised, surroundings
+from lab.network_experiment import tables_of
 from ui.inspect.network import Asked, Mapper
 from ui.limits import Limits
 from ui.registry import Registry
@@ -145,9 +146,10 @@ def test_the_command_writes_a_report_and_measures_nothing_twice(
     arguments = ["network", str(tmp_path / "model"), "--places", "head 1", "--mean-degree", "4", "--random", "2"]
     arguments += ["--out", str(tmp_path / "out"), "--quiet"]
     assert main(arguments) == 0
-    kept = (tmp_path / "out" / "head-1.json").stat().st_mtime_ns
+    kept = tmp_path / "out" / "parts" / "head-1.json"
+    measured_ns = kept.stat().st_mtime_ns
     assert main(arguments) == 0
-    assert (tmp_path / "out" / "head-1.json").stat().st_mtime_ns == kept
+    assert kept.stat().st_mtime_ns == measured_ns
     (found,) = json.loads((tmp_path / "out" / "report.json").read_text())["places"]
     assert found["edges"] == 256 == sum(found["trained"]["in_degree"])
     assert len(found["untrained"]["random"]) == 2
@@ -155,6 +157,9 @@ def test_the_command_writes_a_report_and_measures_nothing_twice(
     for name in ("degrees.png", "surroundings.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     assert main([*arguments, "--seed", "1"]) == 2
+    assert "holds an experiment with other checkpoints" in capsys.readouterr().err
+    titles = [table.title for table in tables_of(tmp_path / "out")]
+    assert titles == ["head 1: communities", "head 1: degrees"]
     assert main([*arguments[:3], "head 9"]) == 2
     assert "no place 'head 9'; there are head 0, head 1, all heads" in capsys.readouterr().err
 
