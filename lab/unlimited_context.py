@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from bdh import probe
 from bdh.cli import guarded
 from bdh.errors import ConfigError
 from bdh.models import Model
@@ -262,7 +263,7 @@ def _pairs(model: Model[Any], text: Bytes, most: int, tell: Tell) -> dict[str, A
     most = min(most, *map(len, own))
     counts = sorted({*(2**power for power in range(1, 15) if 2**power < most), most})
     neurons, width = own[0].shape[1], model.config.n_embd
-    active = statistics.fmean(float((one > 0).float().mean()) for one in own)
+    active = statistics.fmean(float(probe.active(one).float().mean()) for one in own)
     generator = np.random.default_rng(0)
     curves = []
     sizes = [(part * neurons // 4, width) for part in (1, 2, 4)] + [(neurons, width // 4), (neurons, width // 2)]

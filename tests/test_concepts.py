@@ -60,6 +60,8 @@ SUMMED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         ("hierarchical-damped", "max"),
         ("hierarchical-damped", "last"),
         ("average", "mean"),
+        ("deep", "last"),
+        ("hierarchical-transformer", "max"),
     ],
 )
 def test_sentences_heard_side_by_side_are_measured_as_if_each_were_heard_alone(name: str, summary: str) -> None:
@@ -100,7 +102,68 @@ def test_where_there_is_nothing_the_held_out_sentences_say_so() -> None:
     assert {one.verdict for one in found.neurons.best} == {"does not hold"}
 
 
-@pytest.mark.parametrize("name", ["flat-damped", "hierarchical-damped"])
+def test_few_sentences_are_said_to_be_too_few_and_enough_are_not() -> None:
+    def given(count: int) -> Sentences:
+        return Sentences("many", *(tuple(b"%d %s" % (i, b * 8) for i in range(count)) for b in (b"a", b"b")))
+
+    told: list[str] = []
+    found = search(zoo.model("flat"), sentences(12), shuffles=19, tell=lambda part, note: told.append(note))
+    few = found.neurons.too_few
+    assert few == concepts.too_few(found.neurons.tried, given(12)) and found.neurons.tried == 256
+    assert "with 12 and 12 sentences, half of them searched, the smallest possible p is 1.1e-03, and 0.28 after" in few
+    assert "at least 17 sentences a set are needed, or at most 9 neurons tried" in few  # 9 of 18 in 48,620 ways
+    assert "too few for anything to hold" in told[0]
+    assert [bool(concepts.too_few(256, given(count))) for count in (16, 17)] == [True, False]
+    assert [bool(concepts.too_few(most, given(12))) for most in (10, 9)] == [True, False]
+    synapses = search_synapses(zoo.model("flat"), found, shuffles=19)
+    assert synapses is not None and "at least 14 sentences a set are needed" in synapses.too_few
+    page = head(Concept(found).fields())
+    assert "Nothing can hold: with 12 and 12" in page
+
+
+def test_with_as_many_sentences_as_are_needed_a_planted_concept_holds_and_with_one_less_it_cannot() -> None:
+    for count, verdict in ((16, "does not hold"), (17, "holds")):
+        best = search(zoo.model("flat"), sentences(count), summary="last", shuffles=19).neurons.best[0]
+        assert (best.effect, best.held_auc, best.by_chance, best.verdict) == (1, 1, 0.05, verdict)
+
+
+def test_neurons_of_some_points_can_be_searched_alone() -> None:
+    model = zoo.model("flat")
+    found = search(model, sentences(), points=["layer.1.y_sparse"], shuffles=19)
+    assert found.neurons.tried == 64 and {one.what[0] for one in found.neurons.best} == {"layer.1.y_sparse"}
+    assert search_synapses(model, found, shuffles=19) is None  # they lead from x neurons to y neurons
+    assert silencing.silence(model, found, [one.what for one in found.neurons.best[:2]], controls=1).controls  # type: ignore[misc]
+    with pytest.raises(DataError, match=r"layer\.0\.residual has no neurons to search"):
+        search(model, sentences(), points=["layer.0.residual"])
+    with pytest.raises(DataError, match="fewer than 19"):
+        search(model, sentences(), shuffles=18)
+
+
+@pytest.mark.parametrize("summary", concepts.SUMMARIES)
+def test_a_sentence_that_fills_no_patch_is_refused_in_words(summary: str) -> None:
+    config = dataclasses.replace(zoo.HIERARCHICAL, patch_size=16, max_seq_len=64)
+    short = Sentences("short", (b"fifteen bytes..",), (b"sixteen bytes...",))
+    with pytest.raises(
+        DataError, match=r"'fifteen bytes\.\.' has 15 bytes and fills no patch: this model hears patches of 16"
+    ):
+        search(build(config).eval(), short, summary=summary)
+    assert np.isfinite(
+        concepts.activities(zoo.model("hierarchical"), short.all, columns(zoo.model("hierarchical")), summary)
+    ).all()
+
+
+def test_of_synapses_only_what_is_held_out_is_evidence() -> None:
+    neuron, synapse = Neuron("layer.0.x_sparse", 0, 0), concepts.Synapse("layer.0", 0, 1, 2)
+    rest = {"effect": 1.0, "p": 1e-9, "q": 0.0, "by_chance": 0.05, "held_effect": 1.0, "held_auc": 1.0, "values": ()}
+    finds = [
+        concepts.Find(what=what, bonferroni=tried, held_p=held, **rest)  # type: ignore[arg-type]
+        for what in (neuron, synapse)
+        for tried, held in ((1e-6, 0.5), (0.5, 1e-6))
+    ]
+    assert [one.verdict for one in finds] == ["holds", "does not hold", "does not hold", "holds"]
+
+
+@pytest.mark.parametrize("name", ["flat-damped", "hierarchical-damped", "average", "mixture", "deep"])
 def test_strengths_of_synapses_are_those_of_the_memory_after_the_sentence(name: str) -> None:
     model = zoo.model(name)
     found = search(model, sentences(12), shuffles=19)
@@ -109,6 +172,7 @@ def test_strengths_of_synapses_are_those_of_the_memory_after_the_sentence(name: 
     for find in synapses.best[:3]:
         what: Any = find.what
         for row in (0, 20):
+            assert what.place.split(".")[-2] != "local"
             state = probe.record(model, found.sentences.all[row], f"{what.place}.residual").state
             strength = probe.synapses(model, state, what.place, what.head, x_neurons=[what.x], y_neurons=[what.y])
             assert find.values[row] == pytest.approx(float(strength), rel=1e-3, abs=1e-5)
@@ -119,7 +183,7 @@ def test_models_without_such_synapses_have_none_to_search() -> None:
     assert search_synapses(zoo.model("transformer"), found) is None
 
 
-@pytest.mark.parametrize("name", ["transformer", "hebbian"])
+@pytest.mark.parametrize("name", ["transformer", "hebbian", "hierarchical-transformer", "average"])
 def test_neurons_without_heads_are_silenced_too(name: str) -> None:
     model = zoo.model(name)
     found = search(model, sentences(), shuffles=19)

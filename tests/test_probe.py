@@ -22,7 +22,7 @@ from bdh.models.observe import observed, observing
 from bdh.ops import reference, rope
 
 TEXT = bytes(zoo.text(27, seed=5)[0].tolist())
-BDH = ("flat", "flat-damped", "hierarchical", "hierarchical-damped", "deep")
+BDH = ("flat", "flat-damped", "hierarchical", "hierarchical-damped", "average", "mixture", "mixture-shared", "deep")
 
 
 def heard(name: str, data: bytes = TEXT) -> torch.Tensor:
@@ -266,6 +266,38 @@ def test_observers_see_what_they_always_saw_and_edits_too() -> None:
 def test_what_cannot_be_done_is_refused_in_words(wish: Any, says: str) -> None:
     with pytest.raises(DataError, match=re.escape(says)):
         wish(model("flat"))
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("member.2.layer.0", "this transformer model has no BDH layer 'layer.0'"),
+        ("member.3.layer.0", "this composed model has no BDH layer 'member.3.layer.0'"),
+        ("layer.0", "this composed model has no BDH layer 'layer.0'"),
+    ],
+)
+def test_synapses_of_members_that_have_none_are_refused_in_words(place: str, says: str) -> None:
+    with pytest.raises(DataError, match=re.escape(says)):
+        probe.synapses(model("average"), model("average").empty_state(1), place, 0)
+
+
+def test_a_neuron_fires_through_its_own_row_and_that_of_its_partner_in_rotation() -> None:
+    flat: Any = model("flat")
+    state = probe.record(flat, TEXT, "layer.0.value").state
+    for pair in (0, 7):
+        one, two = 2 * pair, 2 * pair + 1
+        alone = state._replace(memory=tuple(memory.clone() for memory in state.memory))
+        others = [row for row in range(flat.config.n_neuron) if row not in (one, two)]
+        alone.memory[0][:, 0, others] = 0
+        expected = probe.synapses(flat, state, 0, 0, x_neurons=[one, two])
+        zoo.assert_close(probe.synapses(flat, alone, 0, 0, x_neurons=[one, two]), expected)
+        alone.memory[0][:, 0, two] = 0
+        assert not torch.allclose(probe.synapses(flat, alone, 0, 0, x_neurons=[one]), expected[:1], rtol=0.01)
+
+
+def test_active_is_what_is_not_exactly_0() -> None:
+    assert probe.active(F.relu(torch.tensor([-1.0, 0.0, 2.0]))).tolist() == [False, False, True]
+    assert probe.active(F.gelu(torch.tensor([-1.0, 0.0, 2.0]))).tolist() == [True, False, True]
 
 
 def test_what_replaces_an_activation_has_its_shape() -> None:

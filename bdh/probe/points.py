@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from torch import Tensor
+
 from ..config import ComposedConfig, Config, FlatConfig, HierarchicalConfig
 from ..errors import DataError
 from ..models import Model
@@ -51,6 +53,14 @@ class Point:
     def shape(self) -> tuple[int, ...]:
         """Of one row: (heads, width), or (width,) without heads."""
         return (self.heads, self.width) if self.heads else (self.width,)
+
+
+def active(values: Tensor) -> Tensor:
+    """Which neurons are active: those whose activation is not exactly 0.
+
+    Behind a ReLU these are the ones above 0; behind the baseline's GELU nearly all are, many of them below 0.
+    """
+    return values != 0
 
 
 def points(model: Model[Any]) -> tuple[Point, ...]:
