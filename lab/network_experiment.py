@@ -3,8 +3,9 @@
 The graph of a head is G = decoder · encoder from neuron to neuron, of which the strongest positive weights are kept, so
 many that the mean degree is --mean-degree; `lab/network.py` says why. A power law is not ruled out if the tail has 50
 neurons and spans a factor of 10, if an exponential is significantly worse (p under 0.1), no alternative significantly
-better, and Kolmogorov's test lets the fit stand (p of 0.1 or more). A graph is modular if Louvain's modularity is 0.05
-above that of every random graph of the same degrees. What was measured before is not measured again.
+better, and degrees drawn from the fit are as far from their own fits in at least 10 % of the draws. A graph is modular
+if Louvain's modularity is 0.05 above that of every random graph of the same degrees. What was measured before is not
+measured again.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from .claim import Table, Work, identity, listed, write_json
 from .network import (
     ALL_HEADS,
     ALTERNATIVES,
+    DRAWS,
+    LEAST_TAIL,
     MEAN_DEGREE,
     MODULAR,
     MOST_DEGREE,
@@ -269,8 +272,10 @@ def _markdown(name: str, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         f"Edges are the strongest positive weights of G = decoder · encoder, {found[0]['mean_degree']:g} a neuron on "
         "average in every graph. A power law is fitted to the tail that it fits best; the ratios are normalised "
         "log-likelihood ratios against an alternative, above 0 where the power law is likelier, and p tells how often "
-        f"a ratio so far from 0 comes of two that are as good. The distance is Kolmogorov and Smirnov's, its p too "
-        f"mild, because the fit is to the same data. A graph is modular if it is {MODULAR} above all "
+        f"a ratio so far from 0 comes of two that are as good. The tail begins where it is nearest to its fit, with "
+        f"{LEAST_TAIL} neurons at least; the distance is Kolmogorov and Smirnov's, and its p the part of {DRAWS} sets "
+        "of degrees drawn from the fit, each with a start and an alpha fitted to it anew, that are as far from their "
+        f"own fit. A graph is modular if it is {MODULAR} above all "
         f"{len(found[0]['trained']['random'])} random graphs of the same degrees."
     )
     yield f"![degrees]({DEGREES})\n\n![the neuron that most others excite]({PICTURE})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import exp, lerchphi
+from scipy.optimize import minimize_scalar
+from scipy.special import zeta
 
 from bdh.config import FlatConfig
 from bdh.errors import ConfigError, DataError
@@ -118,6 +121,38 @@ def test_a_power_law_is_recovered_and_a_narrow_distribution_is_none() -> None:
     assert narrow.alpha > 5  # beyond where the package would stop by itself
     with pytest.raises(ConfigError, match="nearly all the same"):
         fit_power_law(np.full(100, 8))
+
+
+def test_the_start_of_a_tail_is_where_the_likeliest_power_law_is_nearest_to_it() -> None:
+    generator = np.random.default_rng(2)
+    degrees = np.concatenate([generator.zipf(2.1, 300) + 3, generator.integers(1, 12, 200)])
+    distances, alphas = {}, {}
+    for least in np.unique(degrees).tolist():
+        tail = np.sort(degrees[degrees >= least])
+        if len(tail) < network.LEAST_TAIL:
+            break
+        cost = partial(_unlikely, tail)
+        alphas[least] = minimize_scalar(cost, bounds=(1.01, 30), method="bounded").x
+        all_of_it = np.arange(least, tail[-1] + 1)
+        part = np.searchsorted(tail, all_of_it, side="right") / len(tail)
+        law = 1 - zeta(alphas[least], all_of_it + 1.0) / zeta(alphas[least], least)
+        distances[least] = np.abs(part - law).max()
+    found = fit_power_law(degrees)
+    assert len(distances) > 5 and found.least_degree == min(distances, key=lambda least: distances[least])
+    assert found.distance == pytest.approx(distances[found.least_degree], rel=0.01)
+    assert found.alpha == pytest.approx(alphas[found.least_degree], rel=2e-3)
+
+
+def _unlikely(tail: np.ndarray, alpha: float) -> float:
+    return float(len(tail) * np.log(zeta(alpha, tail[0])) + alpha * np.log(tail).sum())
+
+
+def test_degrees_that_follow_a_power_law_are_as_far_from_their_fit_as_chance_takes_them() -> None:
+    generator = np.random.default_rng(0)
+    chances = [fit_power_law(generator.zipf(2.2, 300), seed).p for seed in range(20)]
+    assert 0.3 < np.mean(chances) < 0.7 and min(chances) < 0.3 and max(chances) > 0.7  # alike often: not too mild
+    far = np.concatenate([generator.geometric(0.4, 600), np.full(60, 25)])
+    assert fit_power_law(far).p < 0.05 and fit_power_law(far).p >= 1 / (1 + network.DRAWS)
 
 
 @pytest.mark.parametrize(
