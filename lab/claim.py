@@ -247,7 +247,24 @@ def opened(checkpoint: str) -> Model[Any]:
 
 def short_name(checkpoint: str) -> str:
     """What a report calls a checkpoint: no path of this machine."""
-    return Path(checkpoint).name
+    name = Path(checkpoint).name
+    return name if name not in ("", "..") else Path(checkpoint).resolve().name or "checkpoint"
+
+
+def by_name(given: Sequence[str]) -> dict[str, str]:
+    """Checkpoints or texts by what a report calls them.
+
+    Raises:
+        ConfigError: two have one name.
+    """
+    named: dict[str, str] = {}
+    for one in given:
+        if (name := short_name(one)) in named:
+            raise ConfigError(
+                f"{named[name]} and {one} are both called {name} in the report; name each once, or rename one of them"
+            )
+        named[name] = one
+    return named
 
 
 def unheard(text: str, most: int) -> Bytes:

@@ -30,7 +30,7 @@ from bdh.sampling import Sampling
 from train.folder import environment
 from train.plots import figure
 
-from .claim import Work, digest, identity, write_json
+from .claim import Work, digest, identity, short_name, write_json
 from .concepts import (
     CHANCE,
     FAINT,
@@ -113,7 +113,7 @@ def _run(options: argparse.Namespace) -> int:
         "sample_bytes": options.sample_bytes,
         "seed": options.seed,
     }
-    found = experiment(model, Path(options.checkpoint).name, asked, settings, options.out, say=say)
+    found = experiment(model, short_name(options.checkpoint), asked, settings, options.out, say=say)
     print("\n".join(verdict_line(one) for one in found))
     print(f"\n{options.out / REPORT}, {options.out / RESULT}, {options.out / PLOT}")
     return 0

@@ -31,6 +31,7 @@ from .claim import (
     Threshold,
     Work,
     add_common,
+    by_name,
     command,
     digest,
     done,
@@ -105,7 +106,7 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
     """
     flat, other = models
     positions = sorted(set(options.positions))
-    texts = {short_name(text).split(".")[0]: unheard(text, options.bytes) for text in options.texts}
+    texts = {name: unheard(text, options.bytes) for name, text in by_name(options.texts).items()}
     longest = unheard(options.texts[-1], max(positions))
     checksums = {name: model.checksum() for name, model in models.items()}
     settings = {

@@ -215,14 +215,16 @@ def places(config: Config) -> dict[str, Place]:
         )
     found = groups(config)
     if isinstance(config, FlatConfig):
-        pairs = [("", found[0], found[0])]
+        pairs = [("", found[0], found[0])] if config.n_layer > 1 else []
     else:
         pairs = []
         for scale in ("global", "local"):
             own = [group for group in found if group.prefix.startswith(f"{scale}_")]
             pairs += [(f"{scale} layer {i} to {i + 1}, ", *two) for i, two in enumerate(itertools.pairwise(own))]
     if not pairs:
-        raise ConfigError("with one layer a scale there is no next layer whose neurons could be excited")
+        raise ConfigError(
+            "with one layer (of a scale) there is no next layer whose neurons could be excited; choose a deeper model"
+        )
     listed = []
     for name, speaks, hears in pairs:
         listed += [Place(f"{name}head {head}", speaks, hears, head) for head in range(speaks.n_head)]

@@ -30,7 +30,7 @@ from bdh.models import Model
 from train.folder import environment
 from train.plots import figure
 
-from .claim import Table, Work, identity, listed, write_json
+from .claim import Table, Work, identity, listed, short_name, write_json
 from .network import (
     ALL_HEADS,
     ALTERNATIVES,
@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace) -> int:
         "random_graphs": options.random,
         "seed": options.seed,
     }
-    found = experiment(model, Path(options.checkpoint).name, names, settings, options.out, say=say)
+    found = experiment(model, short_name(options.checkpoint), names, settings, options.out, say=say)
     print("\n".join(verdict_line(one) for one in found))
     print(f"\n{options.out / REPORT}, {options.out / RESULT}, {options.out / DEGREES}, {options.out / PICTURE}")
     return 0

@@ -34,6 +34,7 @@ from .claim import (
     Threshold,
     Work,
     add_common,
+    by_name,
     command,
     digest,
     done,
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, repeat: str) -> int:
     if not 8 <= options.steps <= 1_000_000 or not 1 <= options.rows <= 1024 or not 16 <= options.chunk <= 4096:
         raise ConfigError("short trainings take 8 to 1,000,000 steps of 1 to 1,024 rows of 16 to 4,096 bytes")
-    models = {short_name(name): opened(name) for name in (options.checkpoint, *options.beside)}
+    models = {name: opened(given) for name, given in by_name((options.checkpoint, *options.beside)).items()}
     return done(experiment(models, options, repeat), options)
 
 

@@ -116,6 +116,13 @@ def test_equal_weights_that_compute_something_else_are_another_model_and_another
     assert claim.digest(b"ab") == claim.digest(np.frombuffer(b"ab", np.uint8)) != claim.digest(b"ba")
 
 
+def test_checkpoints_have_names_of_their_own_in_a_report() -> None:
+    assert claim.by_name(["a/base", "user/chat"]) == {"base": "a/base", "chat": "user/chat"}
+    with pytest.raises(ConfigError, match="a/base and b/base are both called base in the report"):
+        claim.by_name(["a/base", "b/base"])
+    assert claim.short_name(".") == Path.cwd().name == claim.short_name("tests/..")
+
+
 def test_the_command_names_no_place_of_this_machine() -> None:
     given_ = ["/home/me/base", "--out", "/home/me/x", "--quiet", "--bytes", "9", "--keep"]
     assert claim.command("sparsity", given_) == "python -m lab sparsity base --bytes 9"

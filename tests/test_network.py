@@ -169,6 +169,13 @@ def test_models_without_such_weights_are_refused_in_words(name: str) -> None:
         places(zoo.ZOO[name])
 
 
+def test_one_layer_has_no_next_one_to_excite() -> None:
+    with pytest.raises(ConfigError, match="with one layer"):
+        places(FlatConfig(n_layer=1, n_embd=16, n_head=1, mlp_internal_dim_multiplier=8))
+    lone = FlatConfig(n_layer=2, n_embd=16, n_head=1, mlp_internal_dim_multiplier=8)
+    assert list(places(lone)) == ["head 0"] and graph(build(lone), places(lone)["head 0"]).of == 128
+
+
 def test_a_mean_degree_out_of_bounds_is_refused() -> None:
     with pytest.raises(ConfigError, match="the mean degree is 99"):
         graph(build(CONFIG), places(CONFIG)["head 0"], mean_degree=99)

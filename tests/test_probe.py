@@ -6,6 +6,7 @@ import re
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -256,6 +257,10 @@ def test_observers_see_what_they_always_saw_and_edits_too() -> None:
         (lambda m: probe.edited([probe.Silence("layer.0.gate", [(2, 0)])], m).__enter__(), "no neuron (2, 0)"),
         (lambda m: probe.edited([probe.Silence("layer.0.gate", [3])], m).__enter__(), "give (head, index) pairs"),
         (lambda m: probe.edited([probe.ScaleSynapses(0, [(0, 99)])], m).__enter__(), "no neuron (0, 99)"),
+        (lambda m: probe.edited([probe.Silence("layer.0.gate", ["ab"])], m).__enter__(), "no neuron 'ab'"),
+        (lambda m: probe.edited([probe.Silence("layer.0.gate", [(0, 1.5)])], m).__enter__(), "no neuron (0, 1.5)"),
+        (lambda m: probe.edited([probe.Silence("layer.0.gate", [(0, True)])], m).__enter__(), "no neuron (0, True)"),
+        (lambda m: probe.edited([probe.Silence("layer.0.gate", 7)], m).__enter__(), "are 7; give a mask or a list"),
         (lambda m: probe.Drive("layer.0.gate", None, float("nan")), "must be a finite number"),
         (lambda m: probe.synapses(m, m.empty_state(1), "global.0", 0), "no BDH layer 'global.0'"),
         (lambda m: probe.synapses(m, m.empty_state(1), 0, 5), "no head 5"),
@@ -298,6 +303,17 @@ def test_a_neuron_fires_through_its_own_row_and_that_of_its_partner_in_rotation(
 def test_active_is_what_is_not_exactly_0() -> None:
     assert probe.active(F.relu(torch.tensor([-1.0, 0.0, 2.0]))).tolist() == [False, False, True]
     assert probe.active(F.gelu(torch.tensor([-1.0, 0.0, 2.0]))).tolist() == [True, False, True]
+
+
+def test_numbers_of_numpy_name_neurons_and_heads_too() -> None:
+    flat = model("flat")
+    one, two = np.int64(1), np.int64(2)
+    with probe.edited([probe.Silence("layer.0.gate", [(one, two)])], flat):
+        seen = probe.record(flat, TEXT, "layer.0.gate", heads=one).values["layer.0.gate"]
+    assert seen.shape == (len(TEXT), 32) and (seen[:, 2] == 0).all() and (seen[:, 3] != 0).any()
+    state = probe.record(flat, TEXT, "layer.0.gate").state
+    by_numpy = probe.synapses(flat, state, 0, one, x_neurons=np.array([3, 4]), y_neurons=[two])  # type: ignore[arg-type]
+    assert torch.equal(by_numpy, probe.synapses(flat, state, 0, 1, x_neurons=[3, 4], y_neurons=[2]))
 
 
 def test_what_replaces_an_activation_has_its_shape() -> None:

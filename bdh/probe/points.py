@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -53,6 +54,11 @@ class Point:
     def shape(self) -> tuple[int, ...]:
         """Of one row: (heads, width), or (width,) without heads."""
         return (self.heads, self.width) if self.heads else (self.width,)
+
+
+def is_index(value: Any, size: int) -> bool:
+    """Whether it is a whole number, of Python or numpy, from 0 to below a size."""
+    return not isinstance(value, bool) and hasattr(value, "__index__") and 0 <= operator.index(value) < size
 
 
 def active(values: Tensor) -> Tensor:
