@@ -286,6 +286,9 @@ def verdict_line(found: Mapping[str, Any]) -> str:
         )
         if own["too_few"]:
             parts.append(f"of {kind} {own['too_few']};")
+    plain = max(found["baselines"], key=lambda one: one["held_auc"])
+    if plain["held_auc"] >= found["neurons"]["best"][0]["held_auc"]:
+        parts.append(f"without any model {plain['name']} does as well (held-out AUC {plain['held_auc']:.2f});")
     if (silenced := found["silenced"]) is not None:
         parts.append(f"{len(silenced['neurons'])} silenced matter {silenced['verdict']}")
     return " ".join(parts)
@@ -390,8 +393,9 @@ def _silence(one: Mapping[str, Any]) -> Iterator[str]:
         for name, cost in rows
     ]
     yield (
-        f"Silenced: {', '.join(silenced['neurons'])}, and in each draw as many others of the same points that are as "
-        f"active on the concept. Verdict: the neurons matter {silenced['verdict']}; by chance neurons "
+        f"Silenced: {', '.join(silenced['neurons'])}, and in each draw as many others of the same points, those that "
+        f"come near in activity on the concept; together they have {silenced['alike']:.0%} of its mean, averaged over "
+        f"the draws. Verdict: the neurons matter {silenced['verdict']}; by chance neurons "
         f"cost more than all others once in {len(others) + 1} times."
     )
     yield "\n".join(["| silenced | concept, bits per byte held out | contrast |", "| --- | --: | --: |", *lines])

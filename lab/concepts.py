@@ -156,11 +156,13 @@ class Finds:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What one could tell the sentences apart by without any model."""
+    """What one could tell the sentences apart by without any model, more of it in the concept's or less of it."""
 
     name: str
     effect: float
+    """Above 0: the way round that separates the sentences searched."""
     held_auc: float
+    """The same way round."""
 
 
 @dataclass(frozen=True)
@@ -383,12 +385,14 @@ def _baselines(sentences: Sentences, searched: NDArray[np.bool_]) -> tuple[Basel
         counts = np.concatenate([counts, counts[:, own].sum(axis=1, keepdims=True)], axis=1)
         named.append(name)
     often = (counts / lengths).astype(np.float32)
-    best = int(separation(ranked(often[searched]), first[searched]).effect.argmax())
+    best = int(np.abs(separation(ranked(often[searched]), first[searched]).effect).argmax())
     listed = []
     for name, column in (("length in bytes", lengths), (f"share of {named[best]}", often[:, [best]])):
         looked = separation(ranked(column[searched]), first[searched])
         held = separation(ranked(column[~searched]), first[~searched])
-        listed.append(Baseline(name, float(looked.effect[0]), float(held.effect[0] + 1) / 2))
+        way = -1 if looked.effect[0] < 0 else 1
+        told = f"{name}, the less" if way < 0 else name
+        listed.append(Baseline(told, way * float(looked.effect[0]), (way * float(held.effect[0]) + 1) / 2))
     return tuple(listed)
 
 

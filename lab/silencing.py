@@ -47,6 +47,8 @@ class Silenced:
     found: Cost
     controls: tuple[Cost, ...]
     """With others silenced, a cost each draw."""
+    alike: float
+    """Activity of the others on the concept, over that of the neurons found; mean over the draws."""
 
     def more(self, cost: Cost) -> tuple[float, float]:
         """What a cost is above that of the whole model, on the concept's sentences and on the contrast's."""
@@ -60,7 +62,7 @@ class Silenced:
         if concept <= 0:
             return "nothing: the concept costs no more without them"
         if concept <= max(one for one, _ in others):
-            return "no more than others as active"
+            return "no more than others"
         if concept - contrast <= max(one - other for one, other in others):
             return "more than others, but not to the concept alone"
         return "more than others, and to the concept most"
@@ -86,14 +88,22 @@ def silence(
         raise DataError(f"{controls} draws of others are asked for; at least 1 is needed to compare with")
     held = _held(found)
     costs: list[Cost] = []
-    sets = [(), tuple(neurons), *stand_ins(found, neurons, controls, seed)]
+    others = stand_ins(found, neurons, controls, seed)
+    sets = [(), tuple(neurons), *others]
     for index, some in enumerate(sets):
         what = "nothing" if not some else "the neurons found" if index == 1 else f"others, draw {index - 1}"
         tell(index / len(sets), f"silencing {what}")
         with probe.edited(silencing(model, some), model):
             costs.append(Cost(*(bits_per_byte(model, one) for one in held)))
     tell(1.0, "done")
-    return Silenced(tuple(neurons), costs[0], costs[1], tuple(costs[2:]))
+    own = _activity(found, neurons)
+    alike = sum(_activity(found, some) for some in others) / len(others) / own if own else 1.0
+    return Silenced(tuple(neurons), costs[0], costs[1], tuple(costs[2:]), alike)
+
+
+def _activity(found: Search, neurons: Sequence[Neuron]) -> float:
+    """Of some neurons together, on the concept's sentences that were searched."""
+    return float(sum(abs(found.activity[found.columns.column(neuron)]) for neuron in neurons))
 
 
 def silencing(model: Model[Any], neurons: Sequence[Neuron]) -> list[probe.Silence]:

@@ -20,6 +20,7 @@ from bdh.sampling import Sampling
 from bdh.stream import Stream
 from lab import concepts, silencing
 from lab.__main__ import main
+from lab.concept_experiment import fields, verdict_line
 from lab.concepts import Columns, Neuron, search, search_synapses
 from lab.sentences import LEAST, PRESETS, Sentences, parse, preset
 from lab.silencing import Cost, Silenced
@@ -91,6 +92,16 @@ def test_a_planted_concept_is_found_holds_and_beats_chance() -> None:
     assert values[first].min() > values[~first].max()
     share = found.baselines[1]
     assert share.name in ("share of 'X'", "share of capitals") and share.held_auc == 1
+    told = verdict_line(fields(found, None, None))
+    assert f"without any model {share.name} does as well (held-out AUC 1.00)" in told
+
+
+def test_what_the_concept_has_less_of_tells_sentences_apart_without_a_model_too() -> None:
+    given = sentences()
+    longer = Sentences("longer", given.concept, tuple(b"%s again and again" % one for one in given.contrast))
+    length, share = search(zoo.model("flat"), longer, shuffles=19).baselines
+    assert (length.name, length.effect, length.held_auc) == ("length in bytes, the less", 1, 1)
+    assert share.effect == 1 and share.held_auc == 1
 
 
 def test_where_there_is_nothing_the_held_out_sentences_say_so() -> None:
@@ -205,7 +216,10 @@ def test_silence_costs_what_the_edited_model_loses_and_others_are_as_active() ->
     with probe.edited(silencing.silencing(model, chosen), model):
         assert silenced.found.concept == pytest.approx(cost(), rel=1e-4)
     assert silenced.found != silenced.whole
-    for others in silencing.stand_ins(found, chosen, 4, seed=0):
+    drawn = silencing.stand_ins(found, chosen, 4, seed=0)
+    active = [sum(found.activity[found.columns.column(one)] for one in some) for some in (chosen, *drawn)]
+    assert silenced.alike == pytest.approx(np.mean(active[1:]) / active[0], rel=1e-5)
+    for others in drawn:
         assert len(set(others)) == 3 and not set(others) & set(chosen)
         assert sorted(one.point for one in others) == sorted(one.point for one in chosen)
     options = Sampling(max_bytes=12, temperature=0, seed=0)
@@ -224,14 +238,15 @@ def _after(model: Model[Any], data: bytes) -> Stream:
 @pytest.mark.parametrize(
     ("found", "verdict"),
     [
-        (Cost(2.001, 2.0), "no more than others as active"),
+        (Cost(2.001, 2.0), "no more than others"),
+        (Cost(1.999, 2.0), "nothing: the concept costs no more without them"),
         (Cost(2.1, 2.1), "more than others, but not to the concept alone"),
         (Cost(2.1, 2.0), "more than others, and to the concept most"),
     ],
 )
 def test_verdicts_on_silence_compare_with_every_draw_of_others(found: Cost, verdict: str) -> None:
     controls = (Cost(2.01, 1.99), Cost(1.99, 2.0))
-    assert Silenced((), Cost(2.0, 2.0), found, controls).verdict == verdict
+    assert Silenced((), Cost(2.0, 2.0), found, controls, 1.0).verdict == verdict
 
 
 def test_the_shipped_sentences_are_many_different_and_their_lengths_do_not_give_them_away_upwards() -> None:

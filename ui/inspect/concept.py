@@ -249,8 +249,9 @@ def cost(silenced: Silenced) -> str:
         f'<div class="report"><p class="concept-said">The {count} best neurons matter <b>{silenced.verdict}</b>.</p>'
         '<div class="wide"><table><thead><tr><th>silenced</th><th>concept</th><th>more</th><th>contrast</th>'
         f"<th>more</th></tr></thead><tbody>{cells}</tbody></table></div><p>Bits per byte of the held-out sentences. "
-        f"Others are {len(silenced.controls)} draws of {count} neurons at the same points that are nearly as active on "
-        "the concept: their mean, and the range.</p></div>"
+        f"Others are {len(silenced.controls)} draws of {count} neurons at the same points, those that come near in "
+        f"activity on the concept ({silenced.alike:.0%} of that of the neurons found): their mean, and the range. By "
+        f"chance neurons cost more than all others once in {len(silenced.controls) + 1} times.</p></div>"
     )
 
 
