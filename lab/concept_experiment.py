@@ -5,7 +5,7 @@ can hold among so many neurons, which is said before the search). Half of each i
 of every neuron and of the synapses between the best; the rest is held out. A find holds if its p, corrected by
 Bonferroni, is under 0.01 (for synapses, whose neurons were chosen on the same sentences, the p of the held-out ones),
 if in at most 5 % of the shuffles of the labels something is so good, and if it tells the held-out sentences apart with
-an AUC of 0.9; with 0.75 it is faint. Then the best are silenced, against random neurons that are as active. What was
+an AUC of 0.9; with 0.75 it is faint. Then the best are silenced, against random neurons near them in activity. What was
 measured before is not measured again.
 """
 
@@ -290,7 +290,9 @@ def verdict_line(found: Mapping[str, Any]) -> str:
     if plain["held_auc"] >= found["neurons"]["best"][0]["held_auc"]:
         parts.append(f"without any model {plain['name']} does as well (held-out AUC {plain['held_auc']:.2f});")
     if (silenced := found["silenced"]) is not None:
-        parts.append(f"{len(silenced['neurons'])} silenced matter {silenced['verdict']}")
+        count = len(silenced["controls"])
+        draws = f"{count} draw{'s' if count != 1 else ''}"
+        parts.append(f"{len(silenced['neurons'])} silenced matter {silenced['verdict']} ({draws} of others)")
     return " ".join(parts)
 
 

@@ -201,6 +201,14 @@ class Network:
     trained: Measured
     untrained: Measured
 
+    @property
+    def verdict(self) -> str:
+        """Whether the trained weights have communities, and more than fresh ones have of their shape alone."""
+        trained, fresh = (one.modularity - float(np.mean(one.random)) for one in (self.trained, self.untrained))
+        if self.trained.modularity <= max(self.trained.random) or trained - fresh >= MODULAR:
+            return self.trained.verdict
+        return f"{self.trained.verdict}, but not clearly more than fresh weights are"
+
 
 def places(config: Config) -> dict[str, Place]:
     """Where graphs can be taken from, by name.

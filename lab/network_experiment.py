@@ -4,8 +4,8 @@ The graph of a head is G = decoder · encoder from neuron to neuron, of which th
 many that the mean degree is --mean-degree; `lab/network.py` says why. A power law is not ruled out if the tail has 50
 neurons and spans a factor of 10, if an exponential is significantly worse (p under 0.1), no alternative significantly
 better, and degrees drawn from the fit are as far from their own fits in at least 10 % of the draws. A graph is modular
-if Louvain's modularity is 0.05 above that of every random graph of the same degrees. What was measured before is not
-measured again.
+if Louvain's modularity is 0.05 above that of every random graph of the same degrees; because width alone makes some of
+that, it is held against fresh weights too. What was measured before is not measured again.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def hub(found: Graph) -> int:
 
 def fields(found: Network) -> dict[str, Any]:
     """A network as JSON takes it, with its verdicts."""
-    told = dataclasses.asdict(found)
+    told = dataclasses.asdict(found) | {"verdict": found.verdict}
     for which, one in (("trained", found.trained), ("untrained", found.untrained)):
         told[which]["verdict"] = one.verdict
         told[which]["in_fit"]["verdict"] = one.in_fit.verdict
@@ -180,7 +180,7 @@ def verdict_line(found: Mapping[str, Any]) -> str:
     own = found["trained"]
     return (
         f"{found['place']}: in-degree {own['in_fit']['verdict']} (alpha {own['in_fit']['alpha']:.2f}), out-degree "
-        f"{own['out_fit']['verdict']} (alpha {own['out_fit']['alpha']:.2f}); {own['verdict']}, "
+        f"{own['out_fit']['verdict']} (alpha {own['out_fit']['alpha']:.2f}); {found['verdict']}, "
         f"{own['modularity']:.3f} against {max(own['random']):.3f} at random and "
         f"{found['untrained']['modularity']:.3f} untrained"
     )
@@ -272,11 +272,12 @@ def _markdown(name: str, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         f"Edges are the strongest positive weights of G = decoder · encoder, {found[0]['mean_degree']:g} a neuron on "
         "average in every graph. A power law is fitted to the tail that it fits best; the ratios are normalised "
         "log-likelihood ratios against an alternative, above 0 where the power law is likelier, and p tells how often "
-        f"a ratio so far from 0 comes of two that are as good. The tail begins where it is nearest to its fit, with "
+        "a ratio so far from 0 comes of two that are as good. The tail begins where it is nearest to its fit, with "
         f"{LEAST_TAIL} neurons at least; the distance is Kolmogorov and Smirnov's, and its p the part of {DRAWS} sets "
         "of degrees drawn from the fit, each with a start and an alpha fitted to it anew, that are as far from their "
-        f"own fit. A graph is modular if it is {MODULAR} above all "
-        f"{len(found[0]['trained']['random'])} random graphs of the same degrees."
+        f"own fit. A graph is modular if it is {MODULAR} above all {len(found[0]['trained']['random'])} random graphs "
+        f"of the same degrees, and clearly more so than fresh weights if it is {MODULAR} further above their mean than "
+        "the graph of these is."
     )
     yield f"![degrees]({DEGREES})\n\n![the neuron that most others excite]({PICTURE})"
     for table in tables(found):

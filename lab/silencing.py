@@ -1,4 +1,4 @@
-"""What a model does without some of its neurons: beside it, without as many others that are as active."""
+"""What a model does without some of its neurons: beside it, without as many others near them in activity."""
 
 from __future__ import annotations
 

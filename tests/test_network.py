@@ -21,7 +21,18 @@ from bdh.errors import ConfigError, DataError
 from bdh.models import build
 from lab import network
 from lab.__main__ import main
-from lab.network import Graph, communities, fit_power_law, graph, places, randomised, surroundings
+from lab.network import (
+    Fit,
+    Graph,
+    Measured,
+    Network,
+    communities,
+    fit_power_law,
+    graph,
+    places,
+    randomised,
+    surroundings,
+)
 from lab.network_experiment import tables_of
 from ui.inspect.network import Asked, Mapper
 from ui.limits import Limits
@@ -167,6 +178,23 @@ def test_the_sum_of_a_power_law_with_a_cut_off_is_lerch_s(alpha: float, rate: fl
 def test_models_without_such_weights_are_refused_in_words(name: str) -> None:
     with pytest.raises(ConfigError, match="no encoder and decoder"):
         places(zoo.ZOO[name])
+
+
+@pytest.mark.parametrize(
+    ("trained", "untrained", "verdict"),
+    [
+        (0.40, 0.22, "modular"),
+        (0.40, 0.37, "modular, but not clearly more than fresh weights are"),
+        (0.23, 0.37, "a little modular, but not clearly more than fresh weights are"),
+        (0.19, 0.37, "as random"),
+    ],
+)
+def test_communities_that_fresh_weights_have_too_are_not_laid_to_training(
+    trained: float, untrained: float, verdict: str
+) -> None:
+    fit = Fit(2.0, 0.1, 1, 60, 20, 0.1, 0.5, {})
+    both = [Measured([], [], 1.0, fit, fit, 3, one, [0.18, 0.2]) for one in (trained, untrained)]
+    assert Network("head 0", 64, 64, 256, 4.0, 0, *both).verdict == verdict
 
 
 def test_one_layer_has_no_next_one_to_excite() -> None:

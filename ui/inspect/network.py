@@ -195,7 +195,7 @@ def head(found: Network) -> str:
             )
     return (
         f'<div class="report"><p class="concept-said">In-degree: <b>{own.in_fit.verdict}</b>. Out-degree: '
-        f"<b>{own.out_fit.verdict}</b>. Communities: <b>{own.verdict}</b>.</p><p>{found.neurons:,} neurons{drawn}, "
+        f"<b>{own.out_fit.verdict}</b>. Communities: <b>{found.verdict}</b>.</p><p>{found.neurons:,} neurons{drawn}, "
         f"{found.edges:,} edges: the strongest positive weights from neuron to neuron, G = decoder · encoder, "
         f"{found.mean_degree:g} a neuron on average, in trained and fresh weights alike.</p>"
         '<div class="wide"><table><thead><tr><th>weights</th><th>modularity</th><th>random graphs</th>'
