@@ -396,9 +396,9 @@ def _silence(one: Mapping[str, Any]) -> Iterator[str]:
     ]
     yield (
         f"Silenced: {', '.join(silenced['neurons'])}, and in each draw as many others of the same points, those that "
-        f"come near in activity on the concept; together they have {silenced['alike']:.0%} of its mean, averaged over "
-        f"the draws. Verdict: the neurons matter {silenced['verdict']}; by chance neurons "
-        f"cost more than all others once in {len(others) + 1} times."
+        f"come near in activity on the concept (together {silenced['alike']:.0%} as active, mean of the draws). "
+        f"Verdict: the neurons matter {silenced['verdict']}; by chance neurons cost more than all others once in "
+        f"{len(others) + 1} times."
     )
     yield "\n".join(["| silenced | concept, bits per byte held out | contrast |", "| --- | --: | --: |", *lines])
     if "written" in one:

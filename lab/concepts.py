@@ -78,12 +78,13 @@ class Neuron(NamedTuple):
 
     point: str
     """As in `probe.points`, such as `layer.0.x_sparse`."""
-    head: int
+    head: int | None
+    """None where the point has no heads."""
     number: int
 
     def __str__(self) -> str:
-        """Such as layer.0.x_sparse 1:337."""
-        return f"{self.point} {self.head}:{self.number}"
+        """Such as layer.0.x_sparse 1:337, or layer.0.mlp 337."""
+        return f"{self.point} {self.number if self.head is None else f'{self.head}:{self.number}'}"
 
 
 class Synapse(NamedTuple):
@@ -198,12 +199,12 @@ class Columns:
         """The neuron of a column."""
         place = int(np.searchsorted(self.starts, column, side="right")) - 1
         head, index = divmod(column - int(self.starts[place]), self.points[place].width)
-        return Neuron(self.points[place].name, head, index)
+        return Neuron(self.points[place].name, head if self.points[place].heads else None, index)
 
     def column(self, neuron: Neuron) -> int:
         """The column of a neuron."""
         place = next(i for i, point in enumerate(self.points) if point.name == neuron.point)
-        return int(self.starts[place]) + neuron.head * self.points[place].width + neuron.number
+        return int(self.starts[place]) + (neuron.head or 0) * self.points[place].width + neuron.number
 
     def of_point(self, name: str) -> slice:
         """The columns of a point."""
@@ -260,11 +261,9 @@ def search(
     """
     if summary not in SUMMARIES:
         raise DataError(f"the summary is {summary!r:.40}; it must be one of {', '.join(SUMMARIES)}")
-    if shuffles < LEAST_SHUFFLES:
-        raise DataError(
-            f"{shuffles} shuffles were asked for; with fewer than {LEAST_SHUFFLES} nothing can be better than "
-            f"{CHANCE:.0%} of them"
-        )
+    if (count := min(len(sentences.concept), len(sentences.contrast))) < 2:
+        raise DataError(f"a set has {count} sentences; half are held out, so at least 2 are needed, better 50")
+    _check_shuffles(shuffles)
     searched, first = sentences.searched(seed), sentences.is_concept
     columns = searchable(model, points)
     size = 4 * len(columns) * len(first)
@@ -296,6 +295,7 @@ def search_synapses(
     σ(i, j) is what x neuron i, firing after the sentence, adds to y neuron j: see `probe.synapses`. The pool was chosen
     on the sentences that are searched, so only what the others say is evidence.
     """
+    _check_shuffles(shuffles)
     pool = _pool(found)
     if not pool:
         return None
@@ -304,6 +304,14 @@ def search_synapses(
     )
     first = found.sentences.is_concept
     return _finds(strengths, first, found.searched, shuffles, found.seed, named.__getitem__, _too_few_held(found))[1]
+
+
+def _check_shuffles(shuffles: int) -> None:
+    if shuffles < LEAST_SHUFFLES:
+        raise DataError(
+            f"{shuffles} shuffles were asked for; with fewer than {LEAST_SHUFFLES} nothing can be better than "
+            f"{CHANCE:.0%} of them"
+        )
 
 
 def _too_few_held(found: Search) -> str:

@@ -63,6 +63,8 @@ SUMMED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         ("average", "mean"),
         ("deep", "last"),
         ("hierarchical-transformer", "max"),
+        ("transformer", "mean"),
+        ("hebbian-damped", "max"),
     ],
 )
 def test_sentences_heard_side_by_side_are_measured_as_if_each_were_heard_alone(name: str, summary: str) -> None:
@@ -80,6 +82,9 @@ def test_columns_and_neurons_name_each_other() -> None:
     assert known.neuron(0) == Neuron("layer.0.x_sparse", 0, 0)
     assert str(known.neuron(len(known) - 1)) == "layer.1.y_sparse 1:31"
     assert all(known.column(known.neuron(column)) == column for column in range(0, len(known), 7))
+    headless = columns(zoo.model("transformer"))
+    assert headless.neuron(70) == Neuron("layer.1.mlp", None, 6) and str(headless.neuron(70)) == "layer.1.mlp 6"
+    assert all(headless.column(headless.neuron(column)) == column for column in range(len(headless)))
 
 
 def test_a_planted_concept_is_found_holds_and_beats_chance() -> None:
@@ -146,14 +151,17 @@ def test_neurons_of_some_points_can_be_searched_alone() -> None:
     assert silencing.silence(model, found, [one.what for one in found.neurons.best[:2]], controls=1).controls  # type: ignore[misc]
     with pytest.raises(DataError, match=r"layer\.0\.residual has no neurons to search"):
         search(model, sentences(), points=["layer.0.residual"])
-    with pytest.raises(DataError, match="fewer than 19"):
-        search(model, sentences(), shuffles=18)
+    for few in (lambda: search(model, sentences(), shuffles=18), lambda: search_synapses(model, found, shuffles=18)):
+        with pytest.raises(DataError, match="fewer than 19"):
+            few()
+    with pytest.raises(DataError, match="a set has 1 sentences; half are held out"):
+        search(model, Sentences("one", (b"a sentence",), (b"another one", b"and one more")))
 
 
 @pytest.mark.parametrize("summary", concepts.SUMMARIES)
 def test_a_sentence_that_fills_no_patch_is_refused_in_words(summary: str) -> None:
     config = dataclasses.replace(zoo.HIERARCHICAL, patch_size=16, max_seq_len=64)
-    short = Sentences("short", (b"fifteen bytes..",), (b"sixteen bytes...",))
+    short = Sentences("short", (b"fifteen bytes..", b"more than sixteen"), (b"sixteen bytes...", b"as many as that.."))
     with pytest.raises(
         DataError, match=r"'fifteen bytes\.\.' has 15 bytes and fills no patch: this model hears patches of 16"
     ):
@@ -192,6 +200,14 @@ def test_strengths_of_synapses_are_those_of_the_memory_after_the_sentence(name: 
 def test_models_without_such_synapses_have_none_to_search() -> None:
     found = search(zoo.model("transformer"), sentences(12), shuffles=19)
     assert search_synapses(zoo.model("transformer"), found) is None
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_sentences_cost_side_by_side_what_each_costs_alone_in_every_kind(name: str) -> None:
+    model = zoo.model(name)
+    heard = [b"a short one", b"and another, longer one", b"x" * 100 + b" and beyond the window of all of them"]
+    alone = np.concatenate([Stream(model).score(one)[1:] for one in heard])
+    assert silencing.bits_per_byte(model, heard) == pytest.approx(alone.mean(), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["transformer", "hebbian", "hierarchical-transformer", "average"])
