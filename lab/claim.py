@@ -251,14 +251,19 @@ def short_name(checkpoint: str) -> str:
     return name if name not in ("", "..") else Path(checkpoint).resolve().name or "checkpoint"
 
 
-def by_name(given: Sequence[str]) -> dict[str, str]:
+def by_name(given: Sequence[str], reserved: Sequence[str] = ()) -> dict[str, str]:
     """Checkpoints or texts by what a report calls them.
 
+    Args:
+        reserved: what the report calls something else.
+
     Raises:
-        ConfigError: two have one name.
+        ConfigError: two have one name, or one has a reserved one.
     """
     named: dict[str, str] = {}
     for one in given:
+        if short_name(one) in reserved:
+            raise ConfigError(f"{short_name(one)} is what the report calls something else; rename {one}")
         if (name := short_name(one)) in named:
             raise ConfigError(
                 f"{named[name]} and {one} are both called {name} in the report; name each once, or rename one of them"

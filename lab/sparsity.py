@@ -83,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, repeat: str) -> int:
     if not 8 <= options.steps <= 1_000_000 or not 1 <= options.rows <= 1024 or not 16 <= options.chunk <= 4096:
         raise ConfigError("short trainings take 8 to 1,000,000 steps of 1 to 1,024 rows of 16 to 4,096 bytes")
-    models = {name: opened(given) for name, given in by_name((options.checkpoint, *options.beside)).items()}
+    models = {
+        name: opened(given) for name, given in by_name((options.checkpoint, *options.beside), ("untrained",)).items()
+    }
     return done(experiment(models, options, repeat), options)
 
 

@@ -119,7 +119,7 @@ def _run(options: argparse.Namespace, repeat: str) -> int:
         raise ConfigError("trials must be at least 1, rounds 3, the budget above 0, and pairs from 16 to 16,384")
     text = unheard(options.data, max(positions))
     check_grid(text, options.haystacks, (0.0, 1.0), options.trials, 8)
-    models = {name: opened(given) for name, given in by_name((options.checkpoint, options.beside)).items()}
+    models = {name: opened(given) for name, given in by_name((options.checkpoint, options.beside), ("window",)).items()}
     return done(experiment(models, text, positions, options, repeat), options)
 
 

@@ -120,6 +120,8 @@ def test_checkpoints_have_names_of_their_own_in_a_report() -> None:
     assert claim.by_name(["a/base", "user/chat"]) == {"base": "a/base", "chat": "user/chat"}
     with pytest.raises(ConfigError, match="a/base and b/base are both called base in the report"):
         claim.by_name(["a/base", "b/base"])
+    with pytest.raises(ConfigError, match="window is what the report calls something else; rename a/window"):
+        claim.by_name(["a/window"], ("window",))
     assert claim.short_name(".") == Path.cwd().name == claim.short_name("tests/..")
 
 
