@@ -327,6 +327,9 @@ def keep(folder: Path, reports: Path) -> Path:
         if (size := (folder / drawing).stat().st_size) > _MOST_KEPT_BYTES:
             raise DataError(f"{drawing} is {size:,} bytes; at most {_MOST_KEPT_BYTES:,} are kept with the repository")
         shutil.copyfile(folder / drawing, reports / name)
+    for old in reports.glob(f"{fields['name']}-*.png"):  # of a report that had more drawings
+        if old.name not in names.values():
+            old.unlink()
     kept = {**fields, "drawings": list(names.values()), "numbers": {}}
     path = reports / f"{fields['name']}.json"
     write_json(path, kept)

@@ -133,9 +133,12 @@ def test_the_command_names_no_place_of_this_machine() -> None:
 def test_a_report_is_read_as_it_was_written_and_kept_without_its_numbers(tmp_path: Path) -> None:
     claim.write(made(), tmp_path)
     (tmp_path / "one.png").write_bytes(b"x" * 100)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "sparsity-2.png").write_bytes(b"old")
     fields = claim.read(claim.keep(tmp_path, tmp_path / "kept"))
     assert fields["verdict"] == PARTLY and fields["numbers"] == {} and fields["drawings"] == ["sparsity-1.png"]
     assert (tmp_path / "kept" / "sparsity-1.png").read_bytes() == b"x" * 100
+    assert not (tmp_path / "kept" / "sparsity-2.png").exists()
     assert claim.read(tmp_path / "report.json")["numbers"] == {"all": [1, 2]}
     assert "| it is small | 1.200 – a number; <b> | partly supported |" in (tmp_path / "report.md").read_text()
     (tmp_path / "one.png").write_bytes(b"x" * 60_001)

@@ -131,7 +131,7 @@ def _of_layer(model: Any, state: Any, layer: str | int, stream: int) -> tuple[Te
             return memory[stream], position, block.attn.freqs, block.encoder_v
     raise DataError(
         f"this {config.kind} model has no BDH layer {place!r:.60}; synapses are in layers such as layer.0, global.0 or "
-        "local.0 of flat and hierarchical models of BDH blocks"
+        "local.0 of flat and hierarchical models of BDH blocks, and of such members, as member.0.layer.0"
     )
 
 
