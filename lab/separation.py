@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 _BLOCK = 4_096
 """Measurements that are ranked, or shuffled, at once."""
 _EXACT = 2_500
-"""Pairs of rows up to which U without ties has its own distribution; beyond, the normal one is near enough."""
+"""Pairs of rows up to which U is held against its own distribution; beyond, the normal one is near enough."""
 
 
 class Separation(NamedTuple):
@@ -29,8 +29,9 @@ class Separation(NamedTuple):
     effect: Floats
     """Rank-biserial correlation, 2 U / (n1 n2) - 1: 1 separates wholly, 0 not at all, -1 the other way round."""
     p: Floats
-    """Of that much or more by chance: one-sided Mann-Whitney U, exact for small groups without ties, else normal with
-    ties and continuity corrected, but never under `least_p`."""
+    """Of that much or more by chance: one-sided Mann-Whitney U. Exact for small groups whose only ties are of the
+    lowest value, such as a silent neuron's 0; else normal with ties and continuity corrected, but never under
+    `least_p`."""
 
 
 class Ranked(NamedTuple):
@@ -83,9 +84,28 @@ def separation(found: Ranked, first: NDArray[np.bool_]) -> Separation:
     # Not 1 - Φ(z), nor torch's ndtr, which are 0 from about 1e-16 on.
     p = np.maximum(torch.special.erfc(torch.from_numpy(z / np.sqrt(2))).numpy() / 2, least_p(n1, n2))
     if n1 * n2 <= _EXACT:
-        untied = found.tied == 0
-        p[untied] = _chances(n1, n2)[u[untied].astype(np.int64)]
+        lowest = (2 * found.ranks.min(axis=0) - 1).astype(np.int64)  # how many share the lowest value
+        exact = found.tied == lowest**3 - lowest
+        for count in np.unique(lowest[exact]).tolist():
+            columns = np.flatnonzero(exact & (lowest == count))
+            p[columns] = _exact(u[columns], n1, n2, count)
     return Separation(u, 2 * u / (n1 * n2) - 1, p)
+
+
+def _exact(u: Floats, n1: int, n2: int, lowest: int) -> Floats:
+    """The chance of each U or more if `lowest` rows share the lowest value and no others share one.
+
+    By how many of these are of the first group: what is above them are two groups without ties.
+    """
+    chances, found = _chances(n1, n2), np.zeros(len(u))
+    for low in range(max(0, lowest - n2), min(lowest, n1) + 1):
+        high, other = n1 - low, lowest - low
+        above = chances[high][n2 - other]
+        part = math.comb(lowest, low) * math.comb(n1 + n2 - lowest, high) / math.comb(n1 + n2, n1)
+        needed = np.ceil(u - high * other - low * other / 2).astype(np.int64)
+        inside = needed < len(above)
+        found[inside] += part * above[needed[inside].clip(min=0)]
+    return np.minimum(found, 1.0)
 
 
 def least_p(n1: int, n2: int) -> float:
@@ -93,21 +113,23 @@ def least_p(n1: int, n2: int) -> float:
     return 1 / math.comb(n1 + n2, n1)
 
 
-@lru_cache(maxsize=16)
-def _chances(n1: int, n2: int) -> Floats:
-    """The chance of a U of at least 0, 1, ... n1 n2 if all orders of the rows are as likely, without ties."""
-    # The last in the order is of the first group in n1 of n1 + n2 cases, and then above all n2 of the second.
-    rows: list[Floats] = [np.ones(1) for _ in range(n2 + 1)]
+@lru_cache(maxsize=4)
+def _chances(n1: int, n2: int) -> list[list[Floats]]:
+    """The chance of a U of at least 0, 1, ... i j if all orders are as likely, without ties, for groups up to these.
+
+    By the sizes i and j of the groups.
+    """
+    # The last in the order is of the first group in i of i + j cases, and then above all j of the second.
+    exactly: list[list[Floats]] = [[np.ones(1) for _ in range(n2 + 1)]]
     for i in range(1, n1 + 1):
-        before, rows = rows, [np.ones(1)]
+        rows = [np.ones(1)]
         for j in range(1, n2 + 1):
             part = np.zeros(i * j + 1)
-            part[j:] = i / (i + j) * before[j]
+            part[j:] = i / (i + j) * exactly[i - 1][j]
             part[: i * (j - 1) + 1] += j / (i + j) * rows[j - 1]
             rows.append(part)
-    chances = rows[n2][::-1].cumsum()[::-1]
-    chances.flags.writeable = False
-    return chances
+        exactly.append(rows)
+    return [[part[::-1].cumsum()[::-1] for part in rows] for rows in exactly]
 
 
 def chance_of(effect: float, shuffled: Floats) -> float:

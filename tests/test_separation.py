@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from math import comb
 
 import numpy as np
@@ -35,10 +36,12 @@ def test_u_p_and_effect_are_those_of_scipy_with_and_without_ties(seed: int, n1: 
         if len(np.unique(values[:, column])) == 1:
             assert (found.effect[column], found.p[column]) == (0, 1)
             continue
-        ties = len(np.unique(values[:, column])) < n1 + n2
+        shared = np.unique(values[:, column], return_counts=True)[1]
+        ties = shared.max() > 1
         expected = mannwhitneyu(one, other, alternative="greater", method="asymptotic" if ties else "exact")
         assert found.u[column] == expected.statistic
-        assert found.p[column] == pytest.approx(max(expected.pvalue, 1 / comb(n1 + n2, n1)), rel=1e-9)
+        if shared[1:].max() > 1 or not ties:  # what shares the lowest value alone is counted out below
+            assert found.p[column] == pytest.approx(max(expected.pvalue, 1 / comb(n1 + n2, n1)), rel=1e-9)
         assert found.effect[column] == pytest.approx(2 * expected.statistic / (n1 * n2) - 1)
 
 
@@ -59,6 +62,25 @@ def test_beyond_small_groups_the_normal_distribution_stands_in() -> None:
     found = separation.separation(ranked(values), first)
     expected = mannwhitneyu(values[first], values[~first], alternative="greater", method="asymptotic")
     assert found.p[0] == pytest.approx(expected.pvalue[0], rel=1e-9)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 5), st.integers(1, 10))
+def test_where_silence_is_the_only_tie_p_is_the_part_of_all_orders(seed: int, n1: int, n2: int, silent: int) -> None:
+    generator = np.random.default_rng(seed)
+    values = generator.permutation(np.maximum(np.arange(n1 + n2) + 1 - silent, 0)).astype(np.float32)[:, None]
+    first = np.arange(n1 + n2) < n1
+    found = separation.separation(ranked(values), first)
+    orders = [np.isin(np.arange(n1 + n2), some) for some in combinations(range(n1 + n2), n1)]
+    assert len(orders) == comb(n1 + n2, n1)
+    reached = [separation.separation(ranked(values), order).u[0] >= found.u[0] for order in orders]
+    assert found.p[0] == pytest.approx(np.mean(reached))
+
+
+def test_a_neuron_that_is_silent_in_all_others_has_the_smallest_p_of_few_sentences() -> None:
+    values = np.concatenate([np.arange(1, 14), np.zeros(13)]).astype(np.float32)[:, None]
+    found = separation.separation(ranked(values), np.arange(26) < 13)
+    assert found.effect[0] == 1 and found.p[0] == pytest.approx(separation.least_p(13, 13))
 
 
 def test_ties_never_give_a_p_that_no_order_of_the_sentences_could() -> None:
