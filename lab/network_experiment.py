@@ -328,14 +328,20 @@ def _fit_row(name: str, fit: Mapping[str, Any]) -> list[str]:
 
 
 def tables_of(folder: Path) -> list[Table]:
-    """The tables of a report that this command wrote.
+    """The tables of a report that this command wrote, with the checkpoint's name in their titles.
 
     Raises:
         DataError: the folder holds none.
     """
     path = folder / RESULT
     try:
-        return [Table(**one) for one in json.loads(path.read_text(encoding="utf-8"))["tables"]]
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not fields["places"]:
+            raise ValueError("it has no places")
+        found = [Table(f"{fields['checkpoint']}, {one['title']}", one["rows"], one["note"]) for one in fields["tables"]]
+        if not all(isinstance(cell, str) for table in found for row in table.rows for cell in row):
+            raise ValueError("its tables have cells that are no text")
+        return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} is no report on a network ({type(error).__name__}: {str(error)[:120]}); give the folder that "

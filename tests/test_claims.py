@@ -441,7 +441,7 @@ def test_scaling_from_the_command_line(
     graph = ["network", checkpoints("flat"), "--places", "head 0", "--random", "1", "--mean-degree", "4", "--quiet"]
     assert main([*graph, "--out", str(tmp_path / "n")]) == 0
     assert main([*asked, "--network", str(tmp_path / "n"), "--out", str(tmp_path / "s")]) == 0
-    assert "head 0: degrees" in (tmp_path / "s" / "report.md").read_text()
+    assert "flat, head 0: degrees" in (tmp_path / "s" / "report.md").read_text()
     found = json.loads((tmp_path / "s" / "report.json").read_text())
     values = {check["part"]: check["value"] for check in found["checks"]}
     assert len({point["parameters"] for point in found["numbers"]["points"]["flat"]}) == 4

@@ -229,7 +229,11 @@ def test_the_command_writes_a_report_and_measures_nothing_twice(
     assert main([*arguments, "--seed", "1"]) == 2
     assert "holds an experiment with other checkpoints" in capsys.readouterr().err
     titles = [table.title for table in tables_of(tmp_path / "out")]
-    assert titles == ["head 1: communities", "head 1: degrees"]
+    assert titles == ["model, head 1: communities", "model, head 1: degrees"]
+    for spoiled in ("{}", "[]", '{"tables": [], "places": [], "checkpoint": "a"}', "{"):
+        (tmp_path / "report.json").write_text(spoiled)
+        with pytest.raises(DataError, match="is no report on a network"):
+            tables_of(tmp_path)
     assert main([*arguments[:3], "head 9"]) == 2
     assert "no place 'head 9'; there are head 0, head 1, all heads" in capsys.readouterr().err
 
