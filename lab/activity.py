@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bdh import probe
 from bdh.errors import DataError
 from bdh.models import Model
 from bdh.models.hierarchical import Hierarchical
@@ -96,7 +97,7 @@ def _gelus(model: Transformer, seen: list[list[Tensor]]) -> Iterator[None]:
         gelu = next(one for one in block.mlp if isinstance(one, torch.nn.GELU))
         handles.append(
             gelu.register_forward_hook(
-                lambda _, __, values, of_block=of_block: of_block.append((values != 0).float().mean())
+                lambda _, __, values, of_block=of_block: of_block.append(probe.active(values).float().mean())
             )
         )
     try:

@@ -72,7 +72,8 @@ def activity(model: Model[Any], data: bytes, *, progress: Progress | None = None
                 continue
             sizes = values.abs()
             limit = SMALL * sizes.amax(1, keepdim=True)
-            for place, part in enumerate((values.numel(), int((values != 0).sum()), int((sizes <= limit).sum()))):
+            counted = probe.active(values).sum(), (sizes <= limit).sum()
+            for place, part in enumerate((values.numel(), *map(int, counted))):
                 sums[point.name][place] += part
         if progress is not None:
             progress(min(start + piece, len(data)), len(data))

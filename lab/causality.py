@@ -35,8 +35,11 @@ from .claim import (
     Threshold,
     Work,
     add_common,
+    by_name,
     command,
+    digest,
     done,
+    identities,
     opened,
     progress,
     short_name,
@@ -140,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, repeat: str) -> int:
     if options.bytes < 1024 or not 10 <= options.steps <= 100_000:
         raise ConfigError(f"--bytes is {options.bytes} and --steps {options.steps}; they are at least 1,024 and 10")
-    models = {short_name(name): opened(name) for name in options.checkpoints}
+    models = {
+        name: opened(given) for name, given in by_name(options.checkpoints, ("tiny-leaky", "tiny-causal")).items()
+    }
     return done(experiment(models, options, repeat), options)
 
 
@@ -150,7 +155,12 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
     checksums = {name: model.checksum() for name, model in models.items()}
     settings = {"text": short_name(options.data), "bytes": len(text), "steps": options.steps}
     expected = {**{name: len(text) / 2500 for name in models}, "tiny-leaky": 12.0, "tiny-causal": 12.0}
-    work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
+    known = {
+        "checkpoints": identities(models),
+        "texts": {"scored": digest(text), "trained": digest(read_bytes(options.data))},
+        **settings,
+    }
+    work = Work(options.out, known, expected, progress(options))
     found = {name: work.part(name, partial(_tested, model, text)) for name, model in models.items()}
     tiny = {
         name: work.part(f"tiny-{name}", partial(_demonstrated, leaky, text, options))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from bdh.cli import resolved
 from bdh.errors import ConfigError, DataError
 from bdh.load import load
 from bdh.models import Model
+from bdh.stream import function_of
 from train.data import Bytes, held_out_start, read_bytes
 from train.folder import environment
 from train.sources import is_shipped
@@ -130,14 +132,14 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """Supported if every part is, not supported if none is even partly, else partly.
+        """Supported if every part is, not supported if no part that was measured is even partly, else partly.
 
-        Controls and what was not measured are left out.
+        Controls are left out.
         """
-        found = {check.verdict for check in self.checks if not check.control} - {UNTOLD}
-        if not found:
-            return UNTOLD
-        return found.pop() if len(found) == 1 else PARTLY
+        found = {check.verdict for check in self.checks if not check.control}
+        if found <= {NOT, UNTOLD} and NOT in found:
+            return NOT
+        return found.pop() if len(found) == 1 else PARTLY if found else UNTOLD
 
 
 class Work:
@@ -149,6 +151,7 @@ class Work:
         """Note what is asked, or hold it against what was asked before.
 
         Args:
+            settings: all that what is measured depends on: options, models as `identities` and texts as `digest`.
             expected_s: by part, in order, about how long each takes; only their ratios matter once one is done.
 
         Raises:
@@ -162,7 +165,7 @@ class Work:
         if path.is_file():
             if json.dumps(_read_json(path)) != json.dumps(noted):  # the order of checkpoints counts, too
                 raise ConfigError(
-                    f"{folder} holds an experiment with other checkpoints or options; choose another --out"
+                    f"{folder} holds an experiment with other checkpoints, texts or options; choose another --out"
                 )
         else:
             (folder / _PARTS).mkdir(parents=True, exist_ok=True)
@@ -172,8 +175,9 @@ class Work:
         """What a part gave, measured now or before: JSON values."""
         path = self.folder / _PARTS / f"{name}.json"
         if path.is_file():
+            found = _read_part(path)["found"]
             self._say(f"{name}: measured before")
-            return _read_json(path)["found"]
+            return found
         number = list(self._expected).index(name) + 1
         self._say(f"{name}: part {number} of {len(self._expected)}, {self._left(name, 0.0)}")
         self._told = begun = time.monotonic()
@@ -183,11 +187,11 @@ class Work:
         self._spent_expected += self._expected[name]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"elapsed_s": round(elapsed, 1), "found": found})
-        return _read_json(path)["found"]
+        return _read_part(path)["found"]
 
     def elapsed_s(self) -> float:
         """Seconds that all parts took, whenever they were measured."""
-        return float(sum(_read_json(path)["elapsed_s"] for path in (self.folder / _PARTS).glob("*.json")))
+        return float(sum(_read_part(path)["elapsed_s"] for path in (self.folder / _PARTS).glob("*.json")))
 
     def _tell(self, name: str, done: float) -> None:
         if time.monotonic() - self._told >= _TELL_S:
@@ -203,6 +207,21 @@ class Work:
         pace = self._spent_s / self._spent_expected if self._spent_expected else 1.0
         left = expected * pace
         return f"about {left / 60:.0f} min left" if left >= 100 else f"about {max(1.0, left):.0f} s left"
+
+
+def identity(model: Model[Any]) -> dict[str, Any]:
+    """What a model is known by: the checksum of its weights, and what its configuration computes with them."""
+    return {"weights": model.checksum(), "computes": json.loads(function_of(model))}
+
+
+def identities(models: Mapping[str, Model[Any]]) -> dict[str, dict[str, Any]]:
+    """What models are known by, by their names."""
+    return {name: identity(model) for name, model in models.items()}
+
+
+def digest(data: bytes | Bytes) -> str:
+    """What a text is known by."""
+    return hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).hexdigest()
 
 
 def add_common(parser: argparse.ArgumentParser, name: str) -> None:
@@ -228,7 +247,29 @@ def opened(checkpoint: str) -> Model[Any]:
 
 def short_name(checkpoint: str) -> str:
     """What a report calls a checkpoint: no path of this machine."""
-    return Path(checkpoint).name
+    name = Path(checkpoint).name
+    return name if name not in ("", "..") else Path(checkpoint).resolve().name or "checkpoint"
+
+
+def by_name(given: Sequence[str], reserved: Sequence[str] = ()) -> dict[str, str]:
+    """Checkpoints or texts by what a report calls them.
+
+    Args:
+        reserved: what the report calls something else.
+
+    Raises:
+        ConfigError: two have one name, or one has a reserved one.
+    """
+    named: dict[str, str] = {}
+    for one in given:
+        if short_name(one) in reserved:
+            raise ConfigError(f"{short_name(one)} is what the report calls something else; rename {one}")
+        if (name := short_name(one)) in named:
+            raise ConfigError(
+                f"{named[name]} and {one} are both called {name} in the report; name each once, or rename one of them"
+            )
+        named[name] = one
+    return named
 
 
 def unheard(text: str, most: int) -> Bytes:
@@ -286,6 +327,9 @@ def keep(folder: Path, reports: Path) -> Path:
         if (size := (folder / drawing).stat().st_size) > _MOST_KEPT_BYTES:
             raise DataError(f"{drawing} is {size:,} bytes; at most {_MOST_KEPT_BYTES:,} are kept with the repository")
         shutil.copyfile(folder / drawing, reports / name)
+    for old in reports.glob(f"{fields['name']}-*.png"):  # of a report that had more drawings
+        if old.name not in names.values():
+            old.unlink()
     kept = {**fields, "drawings": list(names.values()), "numbers": {}}
     path = reports / f"{fields['name']}.json"
     write_json(path, kept)
@@ -324,8 +368,8 @@ def _markdown(fields: Mapping[str, Any], title: bool, drawings: bool) -> Iterato
         rows.append([part, measured, check["verdict"], check["threshold"]])
     yield listed(rows, numbers=False)
     yield (
-        "The claim is supported if every part of it is, not supported if no part is even partly, and partly supported "
-        "in between; controls say whether the test can be trusted."
+        "The claim is supported if every part of it is, not supported if no part that was measured is even partly, and "
+        "partly supported in between; controls say whether the test can be trusted."
     )
     if drawings:
         for drawing in fields["drawings"]:
@@ -378,6 +422,13 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is damaged ({str(error)[:100]}); remove it, and it is measured again") from error
+
+
+def _read_part(path: Path) -> dict[str, Any]:
+    part = _read_json(path)
+    if not isinstance(part, dict) or not {"elapsed_s", "found"} <= part.keys():
+        raise DataError(f"{path} is damaged (fields are missing); remove it, and it is measured again")
+    return part
 
 
 def _plain(value: Any) -> str:

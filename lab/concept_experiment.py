@@ -1,10 +1,12 @@
 """Does a model have neurons and synapses for a concept? Searched, tested on held-out sentences, silenced.
 
-Two sets of sentences are given, a line each: about the concept, and not (at least 12 each, better 50). Half of each is
-searched, by one-sided Mann-Whitney U of every neuron and of the synapses between the best; the rest is held out. A find
-holds if its p, corrected by Bonferroni, is under 0.01, if shuffled labels find nothing so good in 95 % of the shuffles,
-and if it tells the held-out sentences apart with an AUC of 0.9; with 0.75 it is faint. Then the best are silenced,
-against random neurons that are as active. What was measured before is not measured again.
+Two sets of sentences are given, a line each: about the concept, and not (at least 12 each, better 50; with few nothing
+can hold among so many neurons, which is said before the search). Half of each is searched, by one-sided Mann-Whitney U
+of every neuron and of the synapses between the best; the rest is held out. A find holds if its p, corrected by
+Bonferroni, is under 0.01 (for synapses, whose neurons were chosen on the same sentences, the p of the held-out ones),
+if in at most 5 % of the shuffles of the labels something is so good, and if it tells the held-out sentences apart with
+an AUC of 0.9; with 0.75 it is faint. Then the best are silenced, against random neurons near them in activity. What was
+measured before is not measured again.
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ from bdh.sampling import Sampling
 from train.folder import environment
 from train.plots import figure
 
+from .claim import Work, digest, identity, short_name, write_json
 from .concepts import (
     CHANCE,
     FAINT,
     HOLDS,
+    LEAST_SHUFFLES,
     SHOWN,
     SHUFFLES,
     SUMMARIES,
@@ -41,12 +45,13 @@ from .concepts import (
     Search,
     search,
     search_synapses,
+    searchable,
+    too_few,
 )
 from .sentences import PRESETS, Sentences, parse, preset
 from .silencing import CONTROLS, Silenced, go_on, silence
 
 REPORT, RESULT, PLOT = "report.md", "report.json", "strips.png"
-SETTINGS = "settings.json"
 _LISTED = 8
 """Finds of a table in the report."""
 
@@ -66,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--concept", metavar="FILE", type=Path, help="sentences about the concept, one a line")
     add("--contrast", metavar="FILE", type=Path, help="sentences that are not about it")
     add("--presets", metavar="NAME", nargs="+", default=list(PRESETS), help=f"of {', '.join(PRESETS)} (default: all)")
+    add(
+        "--points",
+        metavar="POINT",
+        nargs="+",
+        default=[],
+        help="search these alone, such as 'layer.2.*' (default: all; fewer neurons need fewer sentences)",
+    )
     add("--summary", choices=SUMMARIES, default="mean", help="how a neuron's activations become one number a sentence")
     add("--silence", metavar="N", type=int, default=8, help=f"silence so many of the best, up to {SHOWN} (default: 8)")
     add("--controls", metavar="N", type=int, default=CONTROLS, help=f"draws of other neurons (default: {CONTROLS})")
@@ -81,8 +93,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     say: Callable[[str], None] = (lambda line: None) if options.quiet else partial(print, file=sys.stderr, flush=True)
-    if not 1 <= options.silence <= SHOWN or options.controls < 1 or options.shuffles < 1 or options.sample_bytes < 0:
-        raise ConfigError(f"--silence is 1 to {SHOWN}, --controls and --shuffles at least 1, --sample-bytes 0 or more")
+    if not 1 <= options.silence <= SHOWN or options.controls < 1 or options.sample_bytes < 0:
+        raise ConfigError(f"--silence is 1 to {SHOWN}, --controls at least 1, --sample-bytes 0 or more")
+    if options.shuffles < LEAST_SHUFFLES:
+        raise ConfigError(f"--shuffles is {options.shuffles}; under {LEAST_SHUFFLES} nothing can be better than chance")
     if (options.concept is None) != (options.contrast is None):
         raise ConfigError("--concept and --contrast go together; give a file of sentences for each")
     if options.concept is not None:
@@ -91,7 +105,7 @@ def _run(options: argparse.Namespace) -> int:
         asked = [preset(name) for name in options.presets]
     model = load(resolved(options.checkpoint), device="cpu")
     settings = {
-        "weights": model.checksum(),
+        "points": options.points,
         "summary": options.summary,
         "silence": options.silence,
         "controls": options.controls,
@@ -99,7 +113,7 @@ def _run(options: argparse.Namespace) -> int:
         "sample_bytes": options.sample_bytes,
         "seed": options.seed,
     }
-    found = experiment(model, Path(options.checkpoint).name, asked, settings, options.out, say=say)
+    found = experiment(model, short_name(options.checkpoint), asked, settings, options.out, say=say)
     print("\n".join(verdict_line(one) for one in found))
     print(f"\n{options.out / REPORT}, {options.out / RESULT}, {options.out / PLOT}")
     return 0
@@ -125,29 +139,25 @@ def experiment(
 
     Args:
         name: of the checkpoint, for the report.
-        settings: as the command's options, and the checksum of the weights.
+        settings: as the command's options.
 
     Raises:
-        ConfigError: the folder holds other settings.
+        ConfigError: the folder holds another model or other settings.
+        DataError: a point that is not there, or a sentence that this model cannot be searched with.
     """
-    path = folder / SETTINGS
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
-    elif json.loads(path.read_text(encoding="utf-8")) != dict(settings):
-        raise ConfigError(f"{folder} holds another checkpoint or other options; choose another --out")
+    neurons = len(searchable(model, settings["points"]))
+    parts = {_part(sentences): sentences for sentences in asked}
+    passes = 2 + settings["controls"]
+    expected = {part: passes * sum(map(len, of.all)) / 2500 for part, of in parts.items()}
+    work = Work(folder, {"model": identity(model), **settings}, expected, say)
     found = []
-    for sentences in asked:
-        kept = folder / f"{sentences.name}.json"
-        known = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else None
-        if known is None or known["sentences"] != _sentences(sentences):
-            say(f"{sentences.name}: {len(sentences.concept)} and {len(sentences.contrast)} sentences")
-            known = _measured(model, sentences, settings)
-            kept.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        found.append(known)
-        say(verdict_line(known))
-    result = {"checkpoint": name, **settings, **environment(), "thresholds": _THRESHOLDS, "concepts": found}
-    (folder / RESULT).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for part, sentences in parts.items():
+        if few := too_few(neurons, sentences):
+            say(f"{sentences.name}: {few}")
+        found.append(work.part(part, partial(_measured, model, sentences, settings)))
+        say(verdict_line(found[-1]))
+    result = {"checkpoint": name, **identity(model), **settings, **environment()}
+    write_json(folder / RESULT, {**result, "thresholds": _THRESHOLDS, "concepts": found})
     (folder / REPORT).write_text("\n\n".join(_markdown(name, settings, found)) + "\n", encoding="utf-8")
     draw_strips({one["name"]: one for one in found}, folder / PLOT)
     return found
@@ -156,11 +166,30 @@ def experiment(
 _THRESHOLDS = {"bonferroni_under": SURE, "better_than_shuffles": CHANCE, "holds_from_auc": HOLDS, "faint_from": FAINT}
 
 
-def _measured(model: Model[Any], sentences: Sentences, settings: Mapping[str, Any]) -> dict[str, Any]:
-    found = search(model, sentences, summary=settings["summary"], seed=settings["seed"], shuffles=settings["shuffles"])
-    synapses = search_synapses(model, found, shuffles=settings["shuffles"])
-    chosen = [one.what for one in found.neurons.best[: settings["silence"]]]
-    silenced = silence(model, found, chosen, controls=settings["controls"], seed=settings["seed"])  # type: ignore[arg-type]
+def _part(sentences: Sentences) -> str:
+    """What a search is kept as: other sentences of the same name are another."""
+    told = json.dumps(_sentences(sentences)).encode()
+    return f"{sentences.name}-{digest(told)[:12]}"
+
+
+def _measured(
+    model: Model[Any], sentences: Sentences, settings: Mapping[str, Any], tell: Callable[[float], None]
+) -> dict[str, Any]:
+    shuffles, seed = settings["shuffles"], settings["seed"]
+    found = search(
+        model,
+        sentences,
+        summary=settings["summary"],
+        points=settings["points"],
+        seed=seed,
+        shuffles=shuffles,
+        tell=lambda part, note: tell(0.3 * part),
+    )
+    synapses = search_synapses(model, found, shuffles=shuffles, tell=lambda part, note: tell(0.3 + 0.2 * part))
+    chosen: Any = [one.what for one in found.neurons.best[: settings["silence"]]]
+    silenced = silence(
+        model, found, chosen, controls=settings["controls"], seed=seed, tell=lambda part, note: tell(0.5 + 0.4 * part)
+    )
     told = fields(found, synapses, silenced)
     if settings["sample_bytes"]:
         held = [one for one, seen in zip(sentences.concept, found.searched, strict=False) if not seen]
@@ -204,6 +233,7 @@ def _finds(finds: Finds) -> dict[str, Any]:
         "sure": finds.sure,
         "discovered": finds.discovered,
         "holding": finds.holding,
+        "too_few": finds.too_few,
         "best_by_chance": finds.chance.tolist(),
         "best": [find_fields(one) for one in finds.best],
     }
@@ -254,8 +284,15 @@ def verdict_line(found: Mapping[str, Any]) -> str:
             f"(effect {best['effect']:.2f}, held-out AUC {best['held_auc']:.2f}; by chance "
             f"{_middle(own['best_by_chance']):.2f});"
         )
+        if own["too_few"]:
+            parts.append(f"of {kind} {own['too_few']};")
+    plain = max(found["baselines"], key=lambda one: one["held_auc"])
+    if plain["held_auc"] >= found["neurons"]["best"][0]["held_auc"]:
+        parts.append(f"without any model {plain['name']} does as well (held-out AUC {plain['held_auc']:.2f});")
     if (silenced := found["silenced"]) is not None:
-        parts.append(f"{len(silenced['neurons'])} silenced matter {silenced['verdict']}")
+        count = len(silenced["controls"])
+        draws = f"{count} draw{'s' if count != 1 else ''}"
+        parts.append(f"{len(silenced['neurons'])} silenced matter {silenced['verdict']} ({draws} of others)")
     return " ".join(parts)
 
 
@@ -298,12 +335,17 @@ def _markdown(name: str, settings: Mapping[str, Any], found: Sequence[Mapping[st
     yield f"# {name}: neurons and synapses for concepts"
     yield "\n".join(f"- {verdict_line(one)}" for one in found)
     yield (
-        f"A find holds if its one-sided Mann-Whitney p, times the number tried (Bonferroni), is under {SURE}, if in "
-        f"{CHANCE:.0%} of {settings['shuffles']} shuffles of the labels no find is so good, and if its AUC on the held-"
-        f"out sentences is at least {HOLDS}; from {FAINT} it is faint. q is Benjamini and Hochberg's. Of each neuron "
-        f"the {SUMMARIES[settings['summary']]} is taken. Synapses are those between the most separating neurons of "
-        "each head, chosen on the same searched sentences, so for them only the held-out columns are evidence. Words "
-        "of searched sentences may stand in held-out ones, too."
+        f"A find holds if its one-sided Mann-Whitney p, times the number tried (Bonferroni), is under {SURE}, if at "
+        f"most {1 - CHANCE:.0%} of {settings['shuffles']} shuffles of the labels, the true ones counted as one more, "
+        f"have a find so good, and if its AUC on the held-out sentences is at least {HOLDS}; from {FAINT} it is faint. "
+        "The p is exact for up to 50 and 50 sentences searched where none but the lowest values are alike, else "
+        "normal. q is Benjamini and "
+        f"Hochberg's. Of each neuron the {SUMMARIES[settings['summary']]} is taken; one that hears patches is measured "
+        "on those that a sentence fills. Synapses are those between the most separating neurons of each head, chosen "
+        "on the same searched sentences, so for them only the held-out columns are evidence, and it is the p held out, "
+        "times the finds that are shown, that must be under the threshold. Words of searched sentences may stand in "
+        "held-out ones, too; two sentences on one line of the two sets are searched or held out together, if the sets "
+        "are of one size."
     )
     yield f"![the best neuron in every sentence; filled: searched, empty: held out]({PLOT})"
     for one in found:
@@ -324,6 +366,8 @@ def _markdown(name: str, settings: Mapping[str, Any], found: Sequence[Mapping[st
 
 def _found(kind: str, own: Mapping[str, Any]) -> Iterator[str]:
     chance = own["best_by_chance"]
+    if own["too_few"]:
+        yield f"**{own['too_few'][0].upper()}{own['too_few'][1:]}.**"
     yield (
         f"{own['tried']:,} {kind} tried ({own['silent']:,} say the same in all sentences); {own['sure']:,} are sure by "
         f"Bonferroni, {own['discovered']:,} by Benjamini and Hochberg, and of the sure {own['holding']:,} hold with an "
@@ -331,11 +375,14 @@ def _found(kind: str, own: Mapping[str, Any]) -> Iterator[str]:
     )
     rows = [
         f"| {one['what']['name']} | {one['effect']:.2f} | {one['bonferroni']:.1e} | {one['q']:.1e} | "
-        f"{one['by_chance']:.1%} | {one['held_effect']:.2f} | {one['held_auc']:.2f} | {one['verdict']} |"
+        f"{one['by_chance']:.1%} | {one['held_effect']:.2f} | {one['held_auc']:.2f} | {one['held_p']:.1e} | "
+        f"{one['verdict']} |"
         for one in own["best"][:_LISTED]
     ]
-    head = f"| {kind[:-1]} | effect | p, Bonferroni | q | shuffles as good | effect held out | AUC held out | verdict |"
-    yield "\n".join([head, "| --- |" + " --: |" * 7, *rows])
+    head = (
+        f"| {kind[:-1]} | effect | p, Bonferroni | q | shuffles as good | effect held out | AUC held out | p held out "
+    )
+    yield "\n".join([f"{head}| verdict |", "| --- |" + " --: |" * 7 + " --- |", *rows])
 
 
 def _silence(one: Mapping[str, Any]) -> Iterator[str]:
@@ -349,8 +396,10 @@ def _silence(one: Mapping[str, Any]) -> Iterator[str]:
         for name, cost in rows
     ]
     yield (
-        f"Silenced: {', '.join(silenced['neurons'])}, and in each draw as many others of the same points that are as "
-        f"active on the concept. Verdict: the neurons matter {silenced['verdict']}."
+        f"Silenced: {', '.join(silenced['neurons'])}, and in each draw as many others of the same points, those that "
+        f"come near in activity on the concept (together {silenced['alike']:.0%} as active, mean of the draws). "
+        f"Verdict: the neurons matter {silenced['verdict']}; by chance neurons cost more than all others once in "
+        f"{len(others) + 1} times."
     )
     yield "\n".join(["| silenced | concept, bits per byte held out | contrast |", "| --- | --: | --: |", *lines])
     if "written" in one:

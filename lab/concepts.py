@@ -27,7 +27,18 @@ from bdh.ops import rope
 from train.evaluate.hearing import evaluating
 
 from .sentences import Sentences
-from .separation import Floats, Separation, benjamini_hochberg, best_by_chance, bonferroni, ranked, separation
+from .separation import (
+    Floats,
+    Separation,
+    benjamini_hochberg,
+    best_by_chance,
+    bonferroni,
+    chance_of,
+    least_p,
+    ranked,
+    separation,
+    smallest_groups,
+)
 
 Values = NDArray[np.float32]
 Tell: TypeAlias = Callable[[float, str], None]
@@ -35,7 +46,10 @@ Tell: TypeAlias = Callable[[float, str], None]
 
 SUMMARIES = {"mean": "mean over the sentence", "max": "highest value in the sentence", "last": "value at the last byte"}
 """How a neuron's activations in a sentence become one number."""
-SHUFFLES = 200
+NEURONS = "x_sparse", "y_sparse", "mlp"
+"""Kinds of points whose neurons are searched."""
+SHUFFLES, LEAST_SHUFFLES = 200, 19
+"""Of the labels; with fewer than the second none could be better than the part that is asked for below."""
 SHOWN = 24
 """Finds that are held against the sentences held out, one by one."""
 POOL = 12
@@ -43,7 +57,7 @@ POOL = 12
 SURE = 0.01
 """A find is one if, corrected by Bonferroni, chance would find it with less than this..."""
 CHANCE = 0.95
-"""...if it is better than the best find in this part of the shuffles..."""
+"""...if chance finds something as good in so few shuffles, the true labels counted as one, that this part is left..."""
 HOLDS, FAINT = 0.9, 0.75
 """...and if it tells held-out sentences apart with an AUC of the first; with one of the second it is faint."""
 MOST_VALUES_BYTES = 512 << 20
@@ -64,12 +78,13 @@ class Neuron(NamedTuple):
 
     point: str
     """As in `probe.points`, such as `layer.0.x_sparse`."""
-    head: int
+    head: int | None
+    """None where the point has no heads."""
     number: int
 
     def __str__(self) -> str:
-        """Such as layer.0.x_sparse 1:337."""
-        return f"{self.point} {self.head}:{self.number}"
+        """Such as layer.0.x_sparse 1:337, or layer.0.mlp 337."""
+        return f"{self.point} {self.number if self.head is None else f'{self.head}:{self.number}'}"
 
 
 class Synapse(NamedTuple):
@@ -99,7 +114,7 @@ class Find:
     q: float
     """Benjamini and Hochberg's."""
     by_chance: float
-    """Part of the shuffles whose best find is as good or better."""
+    """Part of the shuffles whose best find is as good or better, the true labels counted as one of them."""
     held_effect: float
     """Rank-biserial, on the sentences held out."""
     held_auc: float
@@ -110,8 +125,12 @@ class Find:
 
     @property
     def verdict(self) -> str:
-        """`holds`, `faint` or `does not hold`, by the thresholds of this file."""
-        if self.bonferroni >= SURE or self.by_chance > 1 - CHANCE or self.held_auc < FAINT:
+        """`holds`, `faint` or `does not hold`, by the thresholds of this file.
+
+        Synapses were chosen on the sentences that are searched, so that for them the p that counts is the held-out one.
+        """
+        p = self.held_p if isinstance(self.what, Synapse) else self.bonferroni
+        if p >= SURE or self.by_chance > 1 - CHANCE or self.held_auc < FAINT:
             return "does not hold"
         return "holds" if self.held_auc >= HOLDS else "faint"
 
@@ -132,15 +151,19 @@ class Finds:
     """Of the sure ones, those with a held-out AUC of at least `HOLDS`."""
     chance: Floats
     """The best effect of each shuffle, in ascending order."""
+    too_few: str
+    """That nothing can hold, and what it would take; empty if something can."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What one could tell the sentences apart by without any model."""
+    """What one could tell the sentences apart by without any model, more of it in the concept's or less of it."""
 
     name: str
     effect: float
+    """Above 0: the way round that separates the sentences searched."""
     held_auc: float
+    """The same way round."""
 
 
 @dataclass(frozen=True)
@@ -176,12 +199,12 @@ class Columns:
         """The neuron of a column."""
         place = int(np.searchsorted(self.starts, column, side="right")) - 1
         head, index = divmod(column - int(self.starts[place]), self.points[place].width)
-        return Neuron(self.points[place].name, head, index)
+        return Neuron(self.points[place].name, head if self.points[place].heads else None, index)
 
     def column(self, neuron: Neuron) -> int:
         """The column of a neuron."""
         place = next(i for i, point in enumerate(self.points) if point.name == neuron.point)
-        return int(self.starts[place]) + neuron.head * self.points[place].width + neuron.number
+        return int(self.starts[place]) + (neuron.head or 0) * self.points[place].width + neuron.number
 
     def of_point(self, name: str) -> slice:
         """The columns of a point."""
@@ -189,24 +212,60 @@ class Columns:
         return slice(int(self.starts[place]), int(self.starts[place + 1]))
 
 
+def searchable(model: Model[Any], names: Sequence[str] = ()) -> Columns:
+    """The neurons that are searched: all, or those of points, or patterns such as `layer.2.*`, of the names.
+
+    Raises:
+        DataError: a name that stands for no point, or none of them has neurons that are searched.
+    """
+    known = probe.selected(model, names) if names else probe.points(model)
+    if not (points := [one for one in known if one.kind in NEURONS]):
+        raise DataError(f"{', '.join(names):.100} has no neurons to search; name points of {', '.join(NEURONS)}")
+    return Columns(points)
+
+
+def too_few(tried: int, sentences: Sentences) -> str:
+    """That with these sentences nothing among so many can hold, and what it would take; empty if something can."""
+    sizes = [(len(group) + 1) // 2 for group in (sentences.concept, sentences.contrast)]
+    least = least_p(*sizes)
+    if least * tried < SURE:
+        return ""
+    needed, most = 2 * smallest_groups(tried, SURE) - 1, int(SURE / least)
+    most -= most * least >= SURE
+    fewer = f", or at most {most:,} neurons tried" if most else ""
+    return (
+        f"nothing can hold: with {len(sentences.concept)} and {len(sentences.contrast)} sentences, half of them "
+        f"searched, the smallest possible p is {least:.1e}, and {min(1.0, least * tried):.2g} after Bonferroni for "
+        f"{tried:,} neurons, where under {SURE} is needed; at least {needed} sentences a set are needed{fewer}"
+    )
+
+
 def search(
     model: Model[Any],
     sentences: Sentences,
     *,
     summary: str = "mean",
+    points: Sequence[str] = (),
     seed: int = 0,
     shuffles: int = SHUFFLES,
     tell: Tell = lambda part, note: None,
 ) -> Search:
-    """Search all neurons.
+    """Search all neurons, or those of some points.
+
+    Args:
+        points: as `searchable`; none is all.
 
     Raises:
-        DataError: an unknown summary, or more neurons times sentences than memory is given for.
+        DataError: an unknown summary or point, too few shuffles, a sentence that does not fill a patch of the model,
+            or more neurons times sentences than memory is given for.
     """
     if summary not in SUMMARIES:
         raise DataError(f"the summary is {summary!r:.40}; it must be one of {', '.join(SUMMARIES)}")
+    if (count := min(len(sentences.concept), len(sentences.contrast))) < 2:
+        raise DataError(f"a set has {count} sentences; half are held out, so at least 2 are needed, better 50")
+    _check_shuffles(shuffles)
     searched, first = sentences.searched(seed), sentences.is_concept
-    columns = Columns([one for one in probe.points(model) if one.kind in ("x_sparse", "y_sparse", "mlp")])
+    columns = searchable(model, points)
     size = 4 * len(columns) * len(first)
     if size > MOST_VALUES_BYTES:
         raise DataError(
@@ -214,13 +273,15 @@ def search(
             f"{MOST_VALUES_BYTES:,} are allowed. Give fewer sentences, or choose a smaller model"
         )
 
+    few = too_few(len(columns), sentences)
+
     def hearing(part: float) -> None:
-        tell(0.8 * part, f"hearing {len(first)} sentences")
+        tell(0.8 * part, f"hearing {len(first)} sentences" + (", too few for anything to hold" if few else ""))
 
     hearing(0.0)
     values = activities(model, sentences.all, columns, summary, hearing)
     tell(0.8, f"ranking {len(columns):,} neurons")
-    found, neurons = _finds(values, first, searched, shuffles, seed, columns.neuron)
+    found, neurons = _finds(values, first, searched, shuffles, seed, columns.neuron, few)
     activity = values[searched & first].mean(axis=0)
     baselines = _baselines(sentences, searched)
     return Search(sentences, summary, seed, searched, neurons, baselines, columns, activity, found.effect)
@@ -234,6 +295,7 @@ def search_synapses(
     σ(i, j) is what x neuron i, firing after the sentence, adds to y neuron j: see `probe.synapses`. The pool was chosen
     on the sentences that are searched, so only what the others say is evidence.
     """
+    _check_shuffles(shuffles)
     pool = _pool(found)
     if not pool:
         return None
@@ -241,7 +303,27 @@ def search_synapses(
         model, found.sentences.all, pool, lambda part: tell(0.9 * part, "synapses after each sentence")
     )
     first = found.sentences.is_concept
-    return _finds(strengths, first, found.searched, shuffles, found.seed, named.__getitem__)[1]
+    return _finds(strengths, first, found.searched, shuffles, found.seed, named.__getitem__, _too_few_held(found))[1]
+
+
+def _check_shuffles(shuffles: int) -> None:
+    if shuffles < LEAST_SHUFFLES:
+        raise DataError(
+            f"{shuffles} shuffles were asked for; with fewer than {LEAST_SHUFFLES} nothing can be better than "
+            f"{CHANCE:.0%} of them"
+        )
+
+
+def _too_few_held(found: Search) -> str:
+    """As `too_few`, of synapses, for which the sentences held out decide."""
+    held = [int((~found.searched & group).sum()) for group in (found.sentences.is_concept, ~found.sentences.is_concept)]
+    if (least := least_p(*held)) * SHOWN < SURE:
+        return ""
+    return (
+        f"nothing can hold: on {held[0]} and {held[1]} sentences held out the smallest possible p is {least:.1e}, and "
+        f"{min(1.0, least * SHOWN):.2g} after Bonferroni for the {SHOWN} that are held against them, where under "
+        f"{SURE} is needed; at least {2 * smallest_groups(SHOWN, SURE)} sentences a set are needed"
+    )
 
 
 def _finds(
@@ -251,6 +333,7 @@ def _finds(
     shuffles: int,
     seed: int,
     named: Callable[[int], Neuron | Synapse],
+    few: str,
 ) -> tuple[Separation, Finds]:
     """The best columns of measurements (S, F) of all sentences."""
     ranks = ranked(values[searched])
@@ -269,7 +352,7 @@ def _finds(
                 float(found.p[column]),
                 float(corrected[column]),
                 float(rate[column]),
-                float((chance >= found.effect[column] - 1e-9).mean()),
+                chance_of(float(found.effect[column]), chance),
                 float(again.effect[place]),
                 float(again.effect[place] + 1) / 2,
                 min(1.0, float(again.p[place]) * len(order)),
@@ -286,6 +369,7 @@ def _finds(
         int((rate < SURE).sum()),
         int((holding >= 2 * HOLDS - 1).sum()),
         chance,
+        few,
     )
 
 
@@ -309,12 +393,14 @@ def _baselines(sentences: Sentences, searched: NDArray[np.bool_]) -> tuple[Basel
         counts = np.concatenate([counts, counts[:, own].sum(axis=1, keepdims=True)], axis=1)
         named.append(name)
     often = (counts / lengths).astype(np.float32)
-    best = int(separation(ranked(often[searched]), first[searched]).effect.argmax())
+    best = int(np.abs(separation(ranked(often[searched]), first[searched]).effect).argmax())
     listed = []
     for name, column in (("length in bytes", lengths), (f"share of {named[best]}", often[:, [best]])):
         looked = separation(ranked(column[searched]), first[searched])
         held = separation(ranked(column[~searched]), first[~searched])
-        listed.append(Baseline(name, float(looked.effect[0]), float(held.effect[0] + 1) / 2))
+        way = -1 if looked.effect[0] < 0 else 1
+        told = f"{name}, the less" if way < 0 else name
+        listed.append(Baseline(told, way * float(looked.effect[0]), (way * float(held.effect[0]) + 1) / 2))
     return tuple(listed)
 
 
@@ -326,7 +412,19 @@ def activities(
     summary: str,
     progress: Callable[[float], None] = lambda part: None,
 ) -> Values:
-    """What each neuron does in each sentence, heard from an empty memory, (S, F)."""
+    """What each neuron does in each sentence, heard from an empty memory, (S, F).
+
+    A neuron that hears patches is measured on those that the sentence fills.
+
+    Raises:
+        DataError: a sentence that fills no patch.
+    """
+    patch = max(point.bytes_per_row for point in columns.points)
+    if (shortest := min(sentences, key=len, default=b"")) and len(shortest) < patch:
+        raise DataError(
+            f"{shortest.decode('utf-8', 'replace')!r:.60} has {len(shortest)} bytes and fills no patch: this model "
+            f"hears patches of {patch}. Give sentences of at least {patch} bytes, or choose another model"
+        )
     values = np.zeros((len(sentences), len(columns)), np.float32)
     widest = max(max(1, point.heads) * point.width for point in columns.points)
     done = 0
@@ -413,10 +511,15 @@ def _pieces(model: Model[Any], ids: Tensor) -> Iterator[tuple[int, Tensor, Any]]
 
 
 def _pool(found: Search) -> dict[tuple[str, int], tuple[list[int], list[int]]]:
-    """The most separating x and y neurons, by layer and head; local layers forget at the end of each patch."""
+    """The most separating x and y neurons, by layer and head; local layers forget at the end of each patch.
+
+    Layers of which only x or only y neurons were searched have none.
+    """
     pool = {}
+    known = {point.name for point in found.columns.points}
     for point in found.columns.points:
-        if point.kind != "x_sparse" or not point.place.startswith(("layer.", "global.")):
+        of_patch = "local" in point.place.split(".")
+        if point.kind != "x_sparse" or of_patch or f"{point.place}.y_sparse" not in known:
             continue
         sides = []
         for kind in ("x_sparse", "y_sparse"):
@@ -471,16 +574,20 @@ class _Layer(NamedTuple):
     patch: int
 
 
-def _layer(model: Model[Any], place: str) -> _Layer:
+def _layer(model: Any, place: str) -> _Layer:
     scale, _, number = place.partition(".")
-    index, own = int(number), groups(model.config)
+    if scale == "member":
+        index, _, inner = number.partition(".")
+        of_member = _layer(model.members[int(index)], inner)
+        return of_member._replace(memory=lambda state: of_member.memory(state.members[int(index)]))
+    own = groups(model.config)
     if isinstance(model.config, HierarchicalConfig):  # where every layer has neurons of its own
-        group = [group for group in own if group.prefix.startswith(f"{scale}_")][index]
+        group = [group for group in own if group.prefix.startswith(f"{scale}_")][int(number)]
     else:
         group = own[0]
     encoder_v = model.get_parameter(group.encoders[1]).detach().float()
     return _Layer(
-        lambda state: state.global_layers[index] if scale == "global" else state.memory[index],
+        lambda state: state.global_layers[int(number)] if scale == "global" else state.memory[int(number)],
         encoder_v - encoder_v.mean(1, keepdim=True),
         rope.increments(model.get_buffer(group.frequencies)),
         model.config.patch_size if scale == "global" else 1,

@@ -31,8 +31,11 @@ from .claim import (
     Threshold,
     Work,
     add_common,
+    by_name,
     command,
+    digest,
     done,
+    identities,
     opened,
     progress,
     short_name,
@@ -103,7 +106,7 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
     """
     flat, other = models
     positions = sorted(set(options.positions))
-    texts = {short_name(text).split(".")[0]: unheard(text, options.bytes) for text in options.texts}
+    texts = {name: unheard(text, options.bytes) for name, text in by_name(options.texts).items()}
     longest = unheard(options.texts[-1], max(positions))
     checksums = {name: model.checksum() for name, model in models.items()}
     settings = {
@@ -119,7 +122,12 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
         **{f"hear-{name}": max(positions) / 2000 for name in models},
         "cost": 8.0,
     }
-    work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
+    known = {
+        "checkpoints": identities(models),
+        "texts": {**{name: digest(one) for name, one in texts.items()}, "longest": digest(longest)},
+        **settings,
+    }
+    work = Work(options.out, known, expected, progress(options))
     bits = {name: work.part(f"texts-{name}", partial(_bits, model, texts)) for name, model in models.items()}
     folders = {name: options.out / "memories" / name for name in models}
     heard = {

@@ -18,7 +18,8 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +51,14 @@ _ALPHAS = [0.0, 30.0]
 """Among which alpha is sought; the package would stop at 3."""
 _TERMS, _SPAN, _STEPS = 5_000, 30.0, 3_000
 """Of a sum without end: how many terms are added up, and over how many e-foldings in how many steps the rest is."""
+DRAWS = 200
+"""Sets of degrees drawn from a fit, to tell how often chance leaves so large a distance."""
+_FITTED = 1 + np.geomspace(1e-3, 29, 600)
+"""Values of alpha between which one is read off, for tails that begin below the next."""
+_NEAR = 10
+_DRAWN, _LARGEST = 20_000, 10**9
+"""Degrees, from the start of the tail on, of which a draw knows each one's chance; beyond it is that of a power law
+without steps, up to the second."""
 _SWAPS = 10
 """Times each edge of a random graph is, on average, tried to be swapped."""
 
@@ -116,7 +125,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Fit:
-    """A power law fitted to the upper end of degrees, by maximum likelihood from the start that fits best."""
+    """A power law fitted to the upper end of degrees, by maximum likelihood.
+
+    It begins at the degree from which it fits best, of those that leave `LEAST_TAIL` neurons or more.
+    """
 
     alpha: float
     sigma: float
@@ -129,7 +141,8 @@ class Fit:
     distance: float
     """Kolmogorov and Smirnov's, between tail and fit."""
     p: float
-    """Of a distance so large by chance, by Kolmogorov's test, which is too mild where the fit is to the same data."""
+    """Of a distance so large by chance: the part of `DRAWS` sets of degrees drawn from the fit, each with a start and
+    an alpha fitted to it anew, whose distance is as large, the degrees themselves counted as one."""
     against: dict[str, Compared]
     """By name; of too short a tail none, and without those that could not be fitted."""
 
@@ -188,6 +201,14 @@ class Network:
     trained: Measured
     untrained: Measured
 
+    @property
+    def verdict(self) -> str:
+        """Whether the trained weights have communities, and more than fresh ones have of their shape alone."""
+        trained, fresh = (one.modularity - float(np.mean(one.random)) for one in (self.trained, self.untrained))
+        if self.trained.modularity <= max(self.trained.random) or trained - fresh >= MODULAR:
+            return self.trained.verdict
+        return f"{self.trained.verdict}, but not clearly more than fresh weights are"
+
 
 def places(config: Config) -> dict[str, Place]:
     """Where graphs can be taken from, by name.
@@ -202,14 +223,16 @@ def places(config: Config) -> dict[str, Place]:
         )
     found = groups(config)
     if isinstance(config, FlatConfig):
-        pairs = [("", found[0], found[0])]
+        pairs = [("", found[0], found[0])] if config.n_layer > 1 else []
     else:
         pairs = []
         for scale in ("global", "local"):
             own = [group for group in found if group.prefix.startswith(f"{scale}_")]
             pairs += [(f"{scale} layer {i} to {i + 1}, ", *two) for i, two in enumerate(itertools.pairwise(own))]
     if not pairs:
-        raise ConfigError("with one layer a scale there is no next layer whose neurons could be excited")
+        raise ConfigError(
+            "with one layer (of a scale) there is no next layer whose neurons could be excited; choose a deeper model"
+        )
     listed = []
     for name, speaks, hears in pairs:
         listed += [Place(f"{name}head {head}", speaks, hears, head) for head in range(speaks.n_head)]
@@ -261,23 +284,26 @@ def _graph(model: Model[Any], place: Place, mean_degree: float, seed: int) -> tu
     return made, float(strongest.values[-1]) / deviation
 
 
-def fit_power_law(degrees: Whole) -> Fit:
+def fit_power_law(degrees: Whole, seed: int = 0) -> Fit:
     """The power law of the upper end of degrees; degrees of 0 are none of a power law's and left out.
+
+    Args:
+        seed: of the draws.
 
     Raises:
         ConfigError: all degrees are the same, so that there is nothing to fit.
     """
     import powerlaw  # noqa: PLC0415 - a second that only a fit needs
-    from scipy.special import kolmogorov  # noqa: PLC0415
 
     positive = degrees[degrees > 0]
     if len(np.unique(positive)) < 3:
         raise ConfigError("the degrees are nearly all the same, so no distribution can be fitted; change the degree")
     options = {"discrete": True, "verbose": False}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of starts of the tail that are tried and dropped
-        found = powerlaw.Fit(positive, parameter_ranges={"alpha": _ALPHAS}, **options)
-        least = int(found.power_law.xmin)
+        warnings.simplefilter("ignore")  # of fits that do not converge at once
+        start = _start(positive)
+        least = start.least_degree
+        found = powerlaw.Fit(positive, xmin=least, parameter_ranges={"alpha": _ALPHAS}, **options)
         tail = positive[positive >= least]
         short = too_short(len(tail), least, int(tail.max()))
         own = found.power_law.loglikelihoods(tail)
@@ -300,10 +326,84 @@ def fit_power_law(degrees: Whole) -> Fit:
             least,
             len(tail),
             int(tail.max()),
-            float(found.power_law.D),
-            float(kolmogorov(found.power_law.D * len(tail) ** 0.5)),
+            start.distance,
+            _chance(positive, start, seed),
             against,
         )
+
+
+class _Start(NamedTuple):
+    """Where a tail begins, and how well a power law fits it."""
+
+    distance: float
+    least_degree: int
+    alpha: float
+    tail: int
+
+
+def _start(positive: Whole) -> _Start:
+    """The start from which a power law is nearest to the degrees, of those that leave enough neurons in the tail.
+
+    For all starts at once: alpha by maximum likelihood, and the largest distance between F(k) = 1 - ζ(α, k + 1) / ζ(α,
+    start) and the part of the tail that is at most k, which is at a degree that occurs or just before one.
+    """
+    from scipy.special import zeta  # noqa: PLC0415
+
+    values, times = np.unique(positive, return_counts=True)
+    above = times[::-1].cumsum()[::-1]  # as many or more
+    logs = (times * np.log(values))[::-1].cumsum()[::-1] / above
+    tried = max(1, min(len(values) - 2, int((above >= LEAST_TAIL).sum())))
+    starts = values[:tried]
+    # Far from 0 the sum over whole numbers is nearly an integral, from half a step before on.
+    alphas = 1 + 1 / (logs[:tried] - np.log(starts - 0.5))
+    for index in np.flatnonzero(starts < _NEAR):
+        alphas[index] = np.interp(logs[index], _mean_logs(int(starts[index])), _FITTED[::-1])
+    whole = values.astype(np.float64)
+    sums = zeta(alphas[:, None], whole)
+    first = np.diagonal(sums)[:, None]
+    inside = np.arange(len(values)) >= np.arange(tried)[:, None]
+    reached = 1 - np.append(above[1:], 0) / above[:tried, None]
+    until = 1 - above / above[:tried, None]
+    apart = np.maximum(
+        np.abs(reached - (1 - (sums - whole ** -alphas[:, None]) / first)), np.abs(until - (1 - sums / first))
+    )
+    distances = np.where(inside, apart, 0).max(axis=1)
+    best = int(distances.argmin())
+    return _Start(float(distances[best]), int(starts[best]), float(alphas[best]), int(above[best]))
+
+
+@lru_cache(maxsize=_NEAR)
+def _mean_logs(least: int) -> NDArray[np.float64]:
+    """The mean logarithm under a power law from `least` on, for each of `_FITTED` turned over, so that it ascends."""
+    from scipy.special import zeta  # noqa: PLC0415
+
+    found: NDArray[np.float64] = -np.gradient(np.log(zeta(_FITTED, least)), _FITTED)[::-1]
+    return found
+
+
+def _chance(positive: Whole, start: _Start, seed: int) -> float:
+    """How often degrees that do follow the fit are as far from the one that fits them best (Clauset and others 2009).
+
+    Below the tail, degrees are drawn from those that there are.
+    """
+    from scipy.special import zeta  # noqa: PLC0415
+
+    generator = np.random.default_rng(seed)
+    body = positive[positive < start.least_degree]
+    known = np.arange(start.least_degree, start.least_degree + _DRAWN)
+    above = zeta(start.alpha, known.astype(np.float64)) / zeta(start.alpha, start.least_degree)
+    as_far = 0
+    for _ in range(DRAWS):
+        count = int(generator.binomial(len(positive), start.tail / len(positive)))
+        chance = 1 - generator.random(count)
+        place = np.searchsorted(-above, -chance, side="right") - 1
+        drawn = known[place].astype(np.float64)
+        far = place == _DRAWN - 1
+        drawn[far] = np.floor(known[-1] * (chance[far] / above[-1]) ** (1 / (1 - start.alpha)))
+        tail = np.minimum(drawn, _LARGEST).astype(np.int64)
+        rest = generator.choice(body, len(positive) - count) if len(body) else body
+        as_far += _start(np.concatenate([tail, rest])).distance >= start.distance
+    return (1 + as_far) / (1 + DRAWS)
 
 
 def _truncated(tail: Whole, least: int) -> Any:
@@ -413,9 +513,9 @@ def _measured(
         shuffled = randomised(a, b, found.count, seed + index, sides=not found.loops)
         random.append(_louvain(*shuffled, found.count, seed)[1])
     tell(0.5, "power law of in-degrees")
-    in_fit = fit_power_law(found.in_degree)
+    in_fit = fit_power_law(found.in_degree, seed)
     tell(0.75, "power law of out-degrees")
-    out_fit = fit_power_law(found.out_degree)
+    out_fit = fit_power_law(found.out_degree, seed)
     return Measured(
         found.in_degree.tolist(),
         found.out_degree.tolist(),

@@ -3,8 +3,9 @@
 The graph of a head is G = decoder · encoder from neuron to neuron, of which the strongest positive weights are kept, so
 many that the mean degree is --mean-degree; `lab/network.py` says why. A power law is not ruled out if the tail has 50
 neurons and spans a factor of 10, if an exponential is significantly worse (p under 0.1), no alternative significantly
-better, and Kolmogorov's test lets the fit stand (p of 0.1 or more). A graph is modular if Louvain's modularity is 0.05
-above that of every random graph of the same degrees. What was measured before is not measured again.
+better, and degrees drawn from the fit are as far from their own fits in at least 10 % of the draws. A graph is modular
+if Louvain's modularity is 0.05 above that of every random graph of the same degrees; because width alone makes some of
+that, it is held against fresh weights too. What was measured before is not measured again.
 """
 
 from __future__ import annotations
@@ -23,20 +24,26 @@ from typing import Any
 import numpy as np
 
 from bdh.cli import guarded, resolved
-from bdh.errors import ConfigError
+from bdh.errors import ConfigError, DataError
 from bdh.load import load
 from bdh.models import Model
 from train.folder import environment
 from train.plots import figure
 
+from .claim import Table, Work, identity, listed, short_name, write_json
 from .network import (
     ALL_HEADS,
+    ALTERNATIVES,
+    DRAWS,
+    LEAST_TAIL,
     MEAN_DEGREE,
     MODULAR,
     MOST_DEGREE,
+    MOST_NEURONS,
     RANDOM_GRAPHS,
     Graph,
     Network,
+    Place,
     Surroundings,
     communities,
     graph,
@@ -46,7 +53,6 @@ from .network import (
 )
 
 REPORT, RESULT, DEGREES, PICTURE = "report.md", "report.json", "degrees.png", "surroundings.png"
-SETTINGS = "settings.json"
 
 
 def main(arguments: list[str]) -> int:
@@ -83,12 +89,11 @@ def _run(options: argparse.Namespace) -> int:
         if name not in known:
             raise ConfigError(f"there is no place {name!r:.60}; there are {', '.join(known)}")
     settings = {
-        "weights": model.checksum(),
         "mean_degree": options.mean_degree,
         "random_graphs": options.random,
         "seed": options.seed,
     }
-    found = experiment(model, Path(options.checkpoint).name, names, settings, options.out, say=say)
+    found = experiment(model, short_name(options.checkpoint), names, settings, options.out, say=say)
     print("\n".join(verdict_line(one) for one in found))
     print(f"\n{options.out / REPORT}, {options.out / RESULT}, {options.out / DEGREES}, {options.out / PICTURE}")
     return 0
@@ -108,44 +113,41 @@ def experiment(
     Args:
         name: of the checkpoint, for the report.
         names: of places.
-        settings: as the command's options, and the checksum of the weights.
+        settings: as the command's options.
 
     Raises:
-        ConfigError: the folder holds other settings.
+        ConfigError: the folder holds another model or other settings.
     """
-    path = folder / SETTINGS
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
-    elif json.loads(path.read_text(encoding="utf-8")) != dict(settings):
-        raise ConfigError(f"{folder} holds another checkpoint or other options; choose another --out")
     known = places(model.config)
+    parts = {place: place.replace(",", "").replace(" ", "-") for place in names}
+    expected = {part: 1e-2 * min(known[place].neurons, MOST_NEURONS) for place, part in parts.items()}
+    work = Work(folder, {"model": identity(model), **settings}, expected, say)
     found = []
-    for place in names:
-        kept = folder / f"{place.replace(',', '').replace(' ', '-')}.json"
-        if kept.is_file():
-            told = json.loads(kept.read_text(encoding="utf-8"))
-        else:
-            say(f"{place}: measuring")
-            made = measure(
-                model,
-                known[place],
-                mean_degree=settings["mean_degree"],
-                random_graphs=settings["random_graphs"],
-                seed=settings["seed"],
-            )
-            told = fields(made)
-            kept.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        found.append(told)
-        say(verdict_line(told))
-    result = {"checkpoint": name, **settings, **environment(), "places": found}
-    (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for place, part in parts.items():
+        found.append(work.part(part, partial(_measured, model, known[place], settings)))
+        say(verdict_line(found[-1]))
+    result = {"checkpoint": name, **identity(model), **settings, **environment(), "places": found}
+    write_json(folder / RESULT, {**result, "tables": [dataclasses.asdict(table) for table in tables(found)]})
     (folder / REPORT).write_text("\n\n".join(_markdown(name, found)) + "\n", encoding="utf-8")
     draw_degrees(found, folder / DEGREES)
     drawn = graph(model, known[names[0]], mean_degree=settings["mean_degree"], seed=settings["seed"])
     member, _ = communities(drawn, settings["seed"])
     draw_surroundings(surroundings(drawn, member, hub(drawn)), folder / PICTURE)
     return found
+
+
+def _measured(
+    model: Model[Any], place: Place, settings: Mapping[str, Any], tell: Callable[[float], None]
+) -> dict[str, Any]:
+    made = measure(
+        model,
+        place,
+        mean_degree=settings["mean_degree"],
+        random_graphs=settings["random_graphs"],
+        seed=settings["seed"],
+        tell=lambda part, note: tell(part),
+    )
+    return fields(made)
 
 
 def hub(found: Graph) -> int:
@@ -155,7 +157,7 @@ def hub(found: Graph) -> int:
 
 def fields(found: Network) -> dict[str, Any]:
     """A network as JSON takes it, with its verdicts."""
-    told = dataclasses.asdict(found)
+    told = dataclasses.asdict(found) | {"verdict": found.verdict}
     for which, one in (("trained", found.trained), ("untrained", found.untrained)):
         told[which]["verdict"] = one.verdict
         told[which]["in_fit"]["verdict"] = one.in_fit.verdict
@@ -178,7 +180,7 @@ def verdict_line(found: Mapping[str, Any]) -> str:
     own = found["trained"]
     return (
         f"{found['place']}: in-degree {own['in_fit']['verdict']} (alpha {own['in_fit']['alpha']:.2f}), out-degree "
-        f"{own['out_fit']['verdict']} (alpha {own['out_fit']['alpha']:.2f}); {own['verdict']}, "
+        f"{own['out_fit']['verdict']} (alpha {own['out_fit']['alpha']:.2f}); {found['verdict']}, "
         f"{own['modularity']:.3f} against {max(own['random']):.3f} at random and "
         f"{found['untrained']['modularity']:.3f} untrained"
     )
@@ -270,37 +272,78 @@ def _markdown(name: str, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         f"Edges are the strongest positive weights of G = decoder · encoder, {found[0]['mean_degree']:g} a neuron on "
         "average in every graph. A power law is fitted to the tail that it fits best; the ratios are normalised "
         "log-likelihood ratios against an alternative, above 0 where the power law is likelier, and p tells how often "
-        f"a ratio so far from 0 comes of two that are as good. The distance is Kolmogorov and Smirnov's, its p too "
-        f"mild, because the fit is to the same data. A graph is modular if it is {MODULAR} above all "
-        f"{len(found[0]['trained']['random'])} random graphs of the same degrees."
+        "a ratio so far from 0 comes of two that are as good. The tail begins where it is nearest to its fit, with "
+        f"{LEAST_TAIL} neurons at least; the distance is Kolmogorov and Smirnov's, and its p the part of {DRAWS} sets "
+        "of degrees drawn from the fit, each with a start and an alpha fitted to it anew, that are as far from their "
+        f"own fit. A graph is modular if it is {MODULAR} above all {len(found[0]['trained']['random'])} random graphs "
+        f"of the same degrees, and clearly more so than fresh weights if it is {MODULAR} further above their mean than "
+        "the graph of these is."
     )
     yield f"![degrees]({DEGREES})\n\n![the neuron that most others excite]({PICTURE})"
+    for table in tables(found):
+        yield f"## {table.title}"
+        if table.note:
+            yield table.note
+        yield listed(table.rows)
+
+
+def tables(found: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Of each place what was found of its communities, and of its degrees, from what `fields` gives."""
+    made = []
     for one in found:
         drawn = f", {one['neurons']:,} of {one['of']:,} drawn by the seed" if one["neurons"] < one["of"] else ""
-        yield f"## {one['place']}\n\n{one['neurons']:,} neurons{drawn}, {one['edges']:,} edges."
-        rows = []
+        groups = [["weights", "modularity", "at random", "communities", "least weight, deviations", "verdict"]]
+        names = [name.replace("_power_law", "") for name in ALTERNATIVES]
+        degrees = [["degree", "alpha", "tail", "neurons in it", "distance", *names, "verdict"]]
         for which in ("trained", "untrained"):
             own = one[which]
-            rows.append(
-                f"| {which} | {own['modularity']:.3f} | {min(own['random']):.3f} to {max(own['random']):.3f} | "
-                f"{own['communities']} | {own['least_weight']:.2f} | {own['verdict']} |"
-            )
-        head = "| weights | modularity | at random | communities | least weight, deviations | verdict |"
-        yield "\n".join([head, "| --- | --: | --: | --: | --: | --- |", *rows])
-        rows = []
-        for which in ("trained", "untrained"):
-            for side in ("in", "out"):
-                fit = one[which][f"{side}_fit"]
-                ratios = [
-                    f"{fit['against'][other]['ratio']:+.1f} (p {fit['against'][other]['p']:.2g})"
-                    if other in fit["against"]
-                    else "not fitted"
-                    for other in ("lognormal", "exponential", "truncated_power_law")
-                ]
-                rows.append(
-                    f"| {which}, {side} | {fit['alpha']:.2f} ± {fit['sigma']:.2f} | {fit['least_degree']} to "
-                    f"{fit['largest_degree']} | {fit['tail']} | {fit['distance']:.3f} (p {fit['p']:.2g}) | "
-                    f"{' | '.join(ratios)} | {fit['verdict']} |"
-                )
-        head = "| degree | alpha | tail | neurons in it | distance | lognormal | exponential | truncated | verdict |"
-        yield "\n".join([head, "| --- |" + " --: |" * 7 + " --- |", *rows])
+            random = f"{min(own['random']):.3f} to {max(own['random']):.3f}"
+            measures = f"{own['modularity']:.3f}", random, str(own["communities"]), f"{own['least_weight']:.2f}"
+            groups.append([which, *measures, own["verdict"]])
+            degrees += [_fit_row(f"{which}, {side}", own[f"{side}_fit"]) for side in ("in", "out")]
+        note = f"{one['neurons']:,} neurons{drawn}, {one['edges']:,} edges."
+        made += [
+            Table(f"{one['place']}: communities", groups, note),
+            Table(f"{one['place']}: degrees", degrees),
+        ]
+    return made
+
+
+def _fit_row(name: str, fit: Mapping[str, Any]) -> list[str]:
+    ratios = [
+        f"{fit['against'][other]['ratio']:+.1f} (p {fit['against'][other]['p']:.2g})"
+        if other in fit["against"]
+        else "not fitted"
+        for other in ALTERNATIVES
+    ]
+    return [
+        name,
+        f"{fit['alpha']:.2f} ± {fit['sigma']:.2f}",
+        f"{fit['least_degree']} to {fit['largest_degree']}",
+        str(fit["tail"]),
+        f"{fit['distance']:.3f} (p {fit['p']:.2g})",
+        *ratios,
+        fit["verdict"],
+    ]
+
+
+def tables_of(folder: Path) -> list[Table]:
+    """The tables of a report that this command wrote, with the checkpoint's name in their titles.
+
+    Raises:
+        DataError: the folder holds none.
+    """
+    path = folder / RESULT
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if not fields["places"]:
+            raise ValueError("it has no places")
+        found = [Table(f"{fields['checkpoint']}, {one['title']}", one["rows"], one["note"]) for one in fields["tables"]]
+        if not all(isinstance(cell, str) for table in found for row in table.rows for cell in row):
+            raise ValueError("its tables have cells that are no text")
+        return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} is no report on a network ({type(error).__name__}: {str(error)[:120]}); give the folder that "
+            "python -m lab network CHECKPOINT --out FOLDER wrote, and let that command measure an old one again"
+        ) from error

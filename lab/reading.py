@@ -132,7 +132,7 @@ def read(model: Model[Any], data: bytes, name: str, head: int = 0) -> Iterator[i
     for start, heard in _pieces(model, data, [point.name, *above], None):
         for one in counted:
             values = heard.values[one.name]
-            above[one.name][0] += float((values > 0).sum())
+            above[one.name][0] += float(probe.active(values).sum())
             above[one.name][1] += values.numel()
         mine = heard.values[point.name]
         rows.append((mine[head] if point.heads else mine).numpy().copy())

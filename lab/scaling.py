@@ -19,7 +19,7 @@ from bdh.config import FlatConfig, config_to_dict
 from bdh.errors import ConfigError
 from bdh.models.base import skeleton
 from bdh.models.flat import Flat
-from train.data import Bytes
+from train.data import Bytes, read_bytes
 from train.plots import Panel, draw_panels, shrink
 
 from . import cost, law, short_runs
@@ -32,13 +32,15 @@ from .claim import (
     Work,
     add_common,
     command,
+    digest,
     done,
+    identities,
     opened,
     progress,
-    read,
     short_name,
     unheard,
 )
+from .network_experiment import tables_of
 
 NAME, DRAWING = "scaling", "scaling.png"
 
@@ -81,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--lengths", metavar="N", type=int, nargs="+", default=[1000, 4000, 16_000], help="for time and memory, bytes")
     add("--budget", metavar="S", type=float, default=10.0, help="seconds for the released form (default: 10)")
     add("--rounds", metavar="N", type=int, default=31, help="rounds of timing (default: 31)")
-    add("--network", metavar="FOLDER", type=Path, help="a report of scale-free fits, to be put in")
+    add("--network", metavar="FOLDER", type=Path, help="of python -m lab network, whose tables are put in")
     add_common(parser, NAME)
     return parser
 
@@ -98,6 +100,7 @@ def _run(options: argparse.Namespace, repeat: str) -> int:
 
 def experiment(model: Flat, options: argparse.Namespace, repeat: str) -> Claim:
     """Train what is not trained yet, fit, draw, and say what comes of it."""
+    extra = [] if options.network is None else tables_of(options.network)
     name = short_name(options.checkpoint)
     lengths = sorted(set(options.lengths))
     text = unheard(options.data, max(lengths))
@@ -120,7 +123,8 @@ def experiment(model: Flat, options: argparse.Namespace, repeat: str) -> Claim:
         for kind, layers in ((_FLAT, model.config.n_layer), (_TRANSFORMER, 1))
     } | {"hear": max(lengths) / 2000, "cost": 6.0, "released": options.budget}
     checksums = {name: model.checksum()}
-    work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
+    known = {"checkpoints": identities({name: model}), "texts": {"text": digest(read_bytes(options.data))}, **settings}
+    work = Work(options.out, known, expected, progress(options))
     curves: dict[str, dict[int, Any]] = {_FLAT: {}, _TRANSFORMER: {}}
     sizes: dict[str, dict[int, int]] = {_FLAT: parameters, _TRANSFORMER: {}}
     for width, config in configs.items():
@@ -162,7 +166,6 @@ def experiment(model: Flat, options: argparse.Namespace, repeat: str) -> Claim:
     widest = max(configs)
     smaller = law.fit([one for width, found in settled[_FLAT].items() if width != widest for one in found], draws=2)
     ends = {kind: of[widest][-1] for kind, of in points.items()}
-    extra = [] if options.network is None else _scale_free(options.network)
     _draw(points, laws, timed, options.out / DRAWING)
     return Claim(
         name=NAME,
@@ -229,11 +232,6 @@ def _trained(
 def _reach(model: Flat, text: Bytes, lengths: Sequence[int], folder: Path, tell: Tell) -> list[int]:
     cost.reach(model, text, lengths, folder, keep_bits=False, tell=tell)
     return list(lengths)
-
-
-def _scale_free(folder: Path) -> list[Table]:
-    """The tables of a report on the network of neurons, as they stand there."""
-    return [Table(**table) for table in read(folder / "report.json")["tables"]]
 
 
 def _checks(

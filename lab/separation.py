@@ -5,6 +5,8 @@ Everything is one-sided: a measurement separates if it is larger in the first gr
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +17,8 @@ Floats = NDArray[np.float64]
 
 _BLOCK = 4_096
 """Measurements that are ranked, or shuffled, at once."""
+_EXACT = 2_500
+"""Pairs of rows up to which U is held against its own distribution; beyond, the normal one is near enough."""
 
 
 class Separation(NamedTuple):
@@ -25,7 +29,9 @@ class Separation(NamedTuple):
     effect: Floats
     """Rank-biserial correlation, 2 U / (n1 n2) - 1: 1 separates wholly, 0 not at all, -1 the other way round."""
     p: Floats
-    """Of that much or more by chance: one-sided Mann-Whitney U, normal with ties and continuity corrected."""
+    """Of that much or more by chance: one-sided Mann-Whitney U. Exact for small groups whose only ties are of the
+    lowest value, such as a silent neuron's 0; else normal with ties and continuity corrected, but never under
+    `least_p`."""
 
 
 class Ranked(NamedTuple):
@@ -63,16 +69,72 @@ def separation(found: Ranked, first: NDArray[np.bool_]) -> Separation:
     """How well each column separates the rows in `first` (S,) from the others.
 
     A column whose values are all equal has effect 0 and p 1.
+
+    Raises:
+        ValueError: a group has no rows.
     """
     n1, n = int(first.sum()), len(first)
     n2 = n - n1
+    if not n1 or not n2:
+        raise ValueError(f"groups of {n1} and {n2} rows cannot be told apart; each needs at least one")
     u = found.ranks[first].sum(axis=0, dtype=np.float64) - n1 * (n1 + 1) / 2
     variance = n1 * n2 / 12 * ((n + 1) - found.tied / (n * (n - 1)))
     deviation = np.sqrt(np.maximum(variance, 0))
     z = np.divide(u - n1 * n2 / 2 - 0.5, deviation, out=np.full(len(u), -np.inf), where=deviation > 1e-9)
     # Not 1 - Φ(z), nor torch's ndtr, which are 0 from about 1e-16 on.
-    p = torch.special.erfc(torch.from_numpy(z / np.sqrt(2))).numpy() / 2
+    p = np.maximum(torch.special.erfc(torch.from_numpy(z / np.sqrt(2))).numpy() / 2, least_p(n1, n2))
+    if n1 * n2 <= _EXACT:
+        lowest = (2 * found.ranks.min(axis=0) - 1).astype(np.int64)  # how many share the lowest value
+        exact = found.tied == lowest**3 - lowest
+        for count in np.unique(lowest[exact]).tolist():
+            columns = np.flatnonzero(exact & (lowest == count))
+            p[columns] = _exact(u[columns], n1, n2, count)
     return Separation(u, 2 * u / (n1 * n2) - 1, p)
+
+
+def _exact(u: Floats, n1: int, n2: int, lowest: int) -> Floats:
+    """The chance of each U or more if `lowest` rows share the lowest value and no others share one.
+
+    By how many of these are of the first group: what is above them are two groups without ties.
+    """
+    chances, found = _chances(n1, n2), np.zeros(len(u))
+    for low in range(max(0, lowest - n2), min(lowest, n1) + 1):
+        high, other = n1 - low, lowest - low
+        above = chances[high][n2 - other]
+        part = math.comb(lowest, low) * math.comb(n1 + n2 - lowest, high) / math.comb(n1 + n2, n1)
+        needed = np.ceil(u - high * other - low * other / 2).astype(np.int64)
+        inside = needed < len(above)
+        found[inside] += part * above[needed[inside].clip(min=0)]
+    return np.minimum(found, 1.0)
+
+
+def least_p(n1: int, n2: int) -> float:
+    """The smallest p that groups of these sizes can give: of all orders alike, that in which the first is on top."""
+    return 1 / math.comb(n1 + n2, n1)
+
+
+@lru_cache(maxsize=4)
+def _chances(n1: int, n2: int) -> list[list[Floats]]:
+    """The chance of a U of at least 0, 1, ... i j if all orders are as likely, without ties, for groups up to these.
+
+    By the sizes i and j of the groups.
+    """
+    # The last in the order is of the first group in i of i + j cases, and then above all j of the second.
+    exactly: list[list[Floats]] = [[np.ones(1) for _ in range(n2 + 1)]]
+    for i in range(1, n1 + 1):
+        rows = [np.ones(1)]
+        for j in range(1, n2 + 1):
+            part = np.zeros(i * j + 1)
+            part[j:] = i / (i + j) * exactly[i - 1][j]
+            part[: i * (j - 1) + 1] += j / (i + j) * rows[j - 1]
+            rows.append(part)
+        exactly.append(rows)
+    return [[part[::-1].cumsum()[::-1] for part in rows] for rows in exactly]
+
+
+def chance_of(effect: float, shuffled: Floats) -> float:
+    """The p of an effect by shuffles: the part of them, the true groups counted as one, that reach it."""
+    return (1 + int((shuffled >= effect - 1e-9).sum())) / (1 + len(shuffled))
 
 
 def best_by_chance(found: Ranked, first: NDArray[np.bool_], shuffles: int, seed: int) -> Floats:
@@ -105,10 +167,25 @@ def bonferroni(p: Floats) -> Floats:
 
 
 def halves(first: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
-    """Which rows are searched, the others being held out: half of each group, the larger half if they are odd."""
+    """Which rows are searched, the others being held out: half of each group, the larger half if they are odd.
+
+    Of groups of one size the same places are searched, so that where rows are matched, such as two sentences that
+    differ in a word, what is held out has no twin among what is searched.
+    """
     generator = np.random.default_rng(seed)
     searched = np.zeros(len(first), bool)
-    for group in (first, ~first):
-        rows = np.flatnonzero(group)
-        searched[generator.permutation(rows)[: (len(rows) + 1) // 2]] = True
+    groups = [np.flatnonzero(group) for group in (first, ~first)]
+    order = generator.permutation(len(groups[0]))
+    for rows in groups:
+        if len(rows) != len(order):
+            order = generator.permutation(len(rows))
+        searched[rows[order[: (len(rows) + 1) // 2]]] = True
     return searched
+
+
+def smallest_groups(tried: int, sure: float) -> int:
+    """How many rows each of two equal groups needs so that one of so many measurements can be sure by Bonferroni."""
+    count = 1
+    while least_p(count, count) * tried >= sure:
+        count += 1
+    return count

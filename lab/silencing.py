@@ -1,4 +1,4 @@
-"""What a model does without some of its neurons: beside it, without as many others that are as active."""
+"""What a model does without some of its neurons: beside it, without as many others near them in activity."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from train.evaluate.hearing import evaluating
 
 from .concepts import Neuron, Search, Tell
 
-CONTROLS = 9
-"""Draws of other neurons; if the found ones beat all of 9, chance would do that once in 10."""
+CONTROLS = 19
+"""Draws of other neurons; if the found ones beat all of 19, chance would do that once in 20."""
 MOST_SILENCED = 256
 _LIKE = 16
 """A neuron's stand-in is one of so many of its layer that are nearly as active on the concept."""
@@ -47,6 +47,8 @@ class Silenced:
     found: Cost
     controls: tuple[Cost, ...]
     """With others silenced, a cost each draw."""
+    alike: float
+    """Activity of the others on the concept, over that of the neurons found; mean over the draws."""
 
     def more(self, cost: Cost) -> tuple[float, float]:
         """What a cost is above that of the whole model, on the concept's sentences and on the contrast's."""
@@ -60,7 +62,7 @@ class Silenced:
         if concept <= 0:
             return "nothing: the concept costs no more without them"
         if concept <= max(one for one, _ in others):
-            return "no more than others as active"
+            return "no more than others"
         if concept - contrast <= max(one - other for one, other in others):
             return "more than others, but not to the concept alone"
         return "more than others, and to the concept most"
@@ -86,23 +88,38 @@ def silence(
         raise DataError(f"{controls} draws of others are asked for; at least 1 is needed to compare with")
     held = _held(found)
     costs: list[Cost] = []
-    sets = [(), tuple(neurons), *stand_ins(found, neurons, controls, seed)]
+    others = stand_ins(found, neurons, controls, seed)
+    sets = [(), tuple(neurons), *others]
     for index, some in enumerate(sets):
         what = "nothing" if not some else "the neurons found" if index == 1 else f"others, draw {index - 1}"
         tell(index / len(sets), f"silencing {what}")
-        with probe.edited(silencing(some), model):
+        with probe.edited(silencing(model, some), model):
             costs.append(Cost(*(bits_per_byte(model, one) for one in held)))
     tell(1.0, "done")
-    return Silenced(tuple(neurons), costs[0], costs[1], tuple(costs[2:]))
+    own = _activity(found, neurons)
+    alike = sum(_activity(found, some) for some in others) / len(others) / own if own else 1.0
+    return Silenced(tuple(neurons), costs[0], costs[1], tuple(costs[2:]), alike)
 
 
-def silencing(neurons: Sequence[Neuron]) -> list[probe.Silence]:
-    """The edits that silence neurons."""
+def _activity(found: Search, neurons: Sequence[Neuron]) -> float:
+    """Of some neurons together, on the concept's sentences that were searched."""
+    return float(sum(abs(found.activity[found.columns.column(neuron)]) for neuron in neurons))
+
+
+def silencing(model: Model[Any], neurons: Sequence[Neuron]) -> list[probe.Silence]:
+    """The edits that silence neurons of a model.
+
+    Raises:
+        DataError: a point that the model has not got.
+    """
     by_point: dict[str, list[Any]] = defaultdict(list)
+    known = {point.name: point for point in probe.points(model)}
     for neuron in neurons:
-        headless = neuron.point.endswith(".mlp")  # all other neurons are a head's
-        by_point[neuron.point].append(neuron.number if headless else (neuron.head, neuron.number))
-    return [probe.Silence(point, pairs) for point, pairs in by_point.items()]
+        if neuron.point not in known:
+            raise DataError(f"this {model.config.kind} model has no point {neuron.point!r:.100}, so no {neuron} in it")
+        headed = known[neuron.point].heads
+        by_point[neuron.point].append((neuron.head, neuron.number) if headed else neuron.number)
+    return [probe.Silence(point, places) for point, places in by_point.items()]
 
 
 def stand_ins(found: Search, neurons: Sequence[Neuron], draws: int, seed: int) -> list[tuple[Neuron, ...]]:
@@ -159,7 +176,7 @@ def go_on(
         stop: called at each byte; raises to end the writing.
     """
     stream, written = Stream(model), bytearray()
-    with probe.edited(silencing(neurons), model):
+    with probe.edited(silencing(model, neurons), model):
         stream.feed(prompt)
         for one in stream.generate(options):
             written.append(one.byte)

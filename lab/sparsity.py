@@ -20,7 +20,7 @@ from bdh.config import config_to_dict
 from bdh.errors import ConfigError, DataError
 from bdh.load import load
 from bdh.models import Model, build
-from train.data import Bytes
+from train.data import Bytes, read_bytes
 from train.folder import Folder
 from train.plots import Panel, draw_heat, draw_panels, shrink
 from train.recipe import Recipe
@@ -34,8 +34,11 @@ from .claim import (
     Threshold,
     Work,
     add_common,
+    by_name,
     command,
+    digest,
     done,
+    identities,
     opened,
     progress,
     short_name,
@@ -80,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, repeat: str) -> int:
     if not 8 <= options.steps <= 1_000_000 or not 1 <= options.rows <= 1024 or not 16 <= options.chunk <= 4096:
         raise ConfigError("short trainings take 8 to 1,000,000 steps of 1 to 1,024 rows of 16 to 4,096 bytes")
-    models = {short_name(name): opened(name) for name in (options.checkpoint, *options.beside)}
+    models = {
+        name: opened(given) for name, given in by_name((options.checkpoint, *options.beside), ("untrained",)).items()
+    }
     return done(experiment(models, options, repeat), options)
 
 
@@ -109,7 +114,9 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
         **({} if options.run else {"training": heard_s}),
         "transformer": heard_s / 2,
     }
-    work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
+    texts = {**{kind: digest(one) for kind, one in kinds.items()}, "training": digest(read_bytes(options.data))}
+    known = {"checkpoints": identities(models), "texts": texts, **settings}
+    work = Work(options.out, known, expected, progress(options))
     columns = {one: work.part(f"active-{one}", partial(_active, model, kinds)) for one, model in models.items()}
     columns["untrained"] = work.part("active-untrained", partial(_active, build(first.config, seed=0).eval(), kinds))
     heads, layers = _shape(first)

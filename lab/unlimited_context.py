@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from bdh import probe
 from bdh.cli import guarded
 from bdh.errors import ConfigError
 from bdh.models import Model
@@ -34,8 +35,11 @@ from .claim import (
     Threshold,
     Work,
     add_common,
+    by_name,
     command,
+    digest,
     done,
+    identities,
     opened,
     progress,
     short_name,
@@ -115,9 +119,7 @@ def _run(options: argparse.Namespace, repeat: str) -> int:
         raise ConfigError("trials must be at least 1, rounds 3, the budget above 0, and pairs from 16 to 16,384")
     text = unheard(options.data, max(positions))
     check_grid(text, options.haystacks, (0.0, 1.0), options.trials, 8)
-    models = {short_name(name): opened(name) for name in (options.checkpoint, options.beside)}
-    if len(models) < 2:
-        raise ConfigError(f"{options.checkpoint} is named twice; --beside names another checkpoint")
+    models = {name: opened(given) for name, given in by_name((options.checkpoint, options.beside), ("window",)).items()}
     return done(experiment(models, text, positions, options, repeat), options)
 
 
@@ -158,7 +160,8 @@ def experiment(
         **{f"facts-{one}": 20.0 for one in models},
         "pairs": 20.0,
     }
-    work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
+    known = {"checkpoints": identities(models), "texts": {"text": digest(text)}, **settings}
+    work = Work(options.out, known, expected, progress(options))
     folders = {one: options.out / "memories" / one for one in (*models, "window")}
     heard = {
         one: work.part(f"hear-{one}", partial(_hear, model, text, positions, folders[one]))
@@ -259,7 +262,7 @@ def _pairs(model: Model[Any], text: Bytes, most: int, tell: Tell) -> dict[str, A
     most = min(most, *map(len, own))
     counts = sorted({*(2**power for power in range(1, 15) if 2**power < most), most})
     neurons, width = own[0].shape[1], model.config.n_embd
-    active = statistics.fmean(float((one > 0).float().mean()) for one in own)
+    active = statistics.fmean(float(probe.active(one).float().mean()) for one in own)
     generator = np.random.default_rng(0)
     curves = []
     sizes = [(part * neurons // 4, width) for part in (1, 2, 4)] + [(neurons, width // 4), (neurons, width // 2)]

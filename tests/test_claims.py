@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from test_train import text as text
 
 import bdh
 from bdh.errors import ConfigError, DataError
+from bdh.models import build
 from bdh.stream import Stream
 from lab import activity, capacity, causality, claim, cost, law, recomputing, scaling, sparsity, unlimited_context
 from lab.__main__ import main
@@ -59,6 +61,7 @@ def test_bounds_are_said_in_words() -> None:
         ([SUPPORTED, NOT], PARTLY),
         ([NOT, NOT], NOT),
         ([NOT, UNTOLD], NOT),
+        ([SUPPORTED, UNTOLD], PARTLY),
         ([PARTLY], PARTLY),
         ([UNTOLD], UNTOLD),
     ],
@@ -93,11 +96,33 @@ def test_a_part_is_measured_once_and_other_settings_are_refused(tmp_path: Path) 
     with pytest.raises(ZeroDivisionError):
         work.part("two", lambda tell: 1 / 0)
     assert work.part("two", lambda tell: [1]) == [1]
-    with pytest.raises(ConfigError, match="holds an experiment with other checkpoints or options"):
+    with pytest.raises(ConfigError, match="holds an experiment with other checkpoints, texts or options"):
         Work(tmp_path, {"a": (1, 3)}, {}, said.append)
-    (tmp_path / "parts" / "one.json").write_text("{")
-    with pytest.raises(DataError, match=r"one\.json is damaged"):
-        work.part("one", lambda tell: 1)
+    for damaged in ("{", "{}", "[1]"):
+        (tmp_path / "parts" / "one.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"one\.json is damaged"):
+            work.part("one", lambda tell: 1)
+
+
+def test_equal_weights_that_compute_something_else_are_another_model_and_another_text_is_another() -> None:
+    flat = zoo.fresh("flat")
+    damped = build(dataclasses.replace(zoo.FLAT, decay=(0.5, 0.9)))
+    damped.load_state_dict(flat.state_dict())
+    one, two = claim.identities({"flat": flat, "damped": damped}).values()
+    assert one["weights"] == two["weights"] and one["computes"] != two["computes"]
+    dropping = build(dataclasses.replace(zoo.FLAT, dropout=0.3))
+    dropping.load_state_dict(flat.state_dict())
+    assert claim.identity(dropping) == one
+    assert claim.digest(b"ab") == claim.digest(np.frombuffer(b"ab", np.uint8)) != claim.digest(b"ba")
+
+
+def test_checkpoints_have_names_of_their_own_in_a_report() -> None:
+    assert claim.by_name(["a/base", "user/chat"]) == {"base": "a/base", "chat": "user/chat"}
+    with pytest.raises(ConfigError, match="a/base and b/base are both called base in the report"):
+        claim.by_name(["a/base", "b/base"])
+    with pytest.raises(ConfigError, match="window is what the report calls something else; rename a/window"):
+        claim.by_name(["a/window"], ("window",))
+    assert claim.short_name(".") == Path.cwd().name == claim.short_name("tests/..")
 
 
 def test_the_command_names_no_place_of_this_machine() -> None:
@@ -108,9 +133,12 @@ def test_the_command_names_no_place_of_this_machine() -> None:
 def test_a_report_is_read_as_it_was_written_and_kept_without_its_numbers(tmp_path: Path) -> None:
     claim.write(made(), tmp_path)
     (tmp_path / "one.png").write_bytes(b"x" * 100)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "sparsity-2.png").write_bytes(b"old")
     fields = claim.read(claim.keep(tmp_path, tmp_path / "kept"))
     assert fields["verdict"] == PARTLY and fields["numbers"] == {} and fields["drawings"] == ["sparsity-1.png"]
     assert (tmp_path / "kept" / "sparsity-1.png").read_bytes() == b"x" * 100
+    assert not (tmp_path / "kept" / "sparsity-2.png").exists()
     assert claim.read(tmp_path / "report.json")["numbers"] == {"all": [1, 2]}
     assert "| it is small | 1.200 – a number; <b> | partly supported |" in (tmp_path / "report.md").read_text()
     (tmp_path / "one.png").write_bytes(b"x" * 60_001)
@@ -333,6 +361,11 @@ def test_unlimited_context_from_the_command_line(
     assert main(asked) == 0
     assert "pairs: measured before" in capsys.readouterr().err
     assert main([*asked, "--budget", "2"]) == 2
+    told = text.read_bytes()
+    text.write_bytes(told[::-1])
+    assert main(asked) == 2
+    assert "holds an experiment with other checkpoints, texts or options" in capsys.readouterr().err
+    text.write_bytes(told)
     assert main(["unlimited-context", checkpoints("transformer"), "--data", str(text), "--out", str(out)]) == 2
 
 
@@ -402,7 +435,13 @@ def test_scaling_from_the_command_line(
     monkeypatch.setattr(law, "DRAWS", 3)
     asked = ["scaling", checkpoints("flat"), "--widths", "8", "12", "16", "24", "--data", str(text), "--budget", "1"]
     asked += ["--lengths", "64", "256", "--rounds", "3", "--quiet"]
-    assert main([*asked, "--out", str(tmp_path / "s")]) == 0
+    assert main([*asked, "--network", str(tmp_path), "--out", str(tmp_path / "s")]) == 2
+    assert "give the folder that python -m lab network CHECKPOINT" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+    graph = ["network", checkpoints("flat"), "--places", "head 0", "--random", "1", "--mean-degree", "4", "--quiet"]
+    assert main([*graph, "--out", str(tmp_path / "n")]) == 0
+    assert main([*asked, "--network", str(tmp_path / "n"), "--out", str(tmp_path / "s")]) == 0
+    assert "flat, head 0: degrees" in (tmp_path / "s" / "report.md").read_text()
     found = json.loads((tmp_path / "s" / "report.json").read_text())
     values = {check["part"]: check["value"] for check in found["checks"]}
     assert len({point["parameters"] for point in found["numbers"]["points"]["flat"]}) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,12 @@ import zoo
 
 from bdh import probe
 from bdh.errors import DataError
-from bdh.models import Model
+from bdh.models import Model, build
 from bdh.sampling import Sampling
 from bdh.stream import Stream
 from lab import concepts, silencing
 from lab.__main__ import main
+from lab.concept_experiment import fields, verdict_line
 from lab.concepts import Columns, Neuron, search, search_synapses
 from lab.sentences import LEAST, PRESETS, Sentences, parse, preset
 from lab.silencing import Cost, Silenced
@@ -59,6 +61,10 @@ SUMMED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         ("hierarchical-damped", "max"),
         ("hierarchical-damped", "last"),
         ("average", "mean"),
+        ("deep", "last"),
+        ("hierarchical-transformer", "max"),
+        ("transformer", "mean"),
+        ("hebbian-damped", "max"),
     ],
 )
 def test_sentences_heard_side_by_side_are_measured_as_if_each_were_heard_alone(name: str, summary: str) -> None:
@@ -76,6 +82,9 @@ def test_columns_and_neurons_name_each_other() -> None:
     assert known.neuron(0) == Neuron("layer.0.x_sparse", 0, 0)
     assert str(known.neuron(len(known) - 1)) == "layer.1.y_sparse 1:31"
     assert all(known.column(known.neuron(column)) == column for column in range(0, len(known), 7))
+    headless = columns(zoo.model("transformer"))
+    assert headless.neuron(70) == Neuron("layer.1.mlp", None, 6) and str(headless.neuron(70)) == "layer.1.mlp 6"
+    assert all(headless.column(headless.neuron(column)) == column for column in range(len(headless)))
 
 
 def test_a_planted_concept_is_found_holds_and_beats_chance() -> None:
@@ -88,6 +97,16 @@ def test_a_planted_concept_is_found_holds_and_beats_chance() -> None:
     assert values[first].min() > values[~first].max()
     share = found.baselines[1]
     assert share.name in ("share of 'X'", "share of capitals") and share.held_auc == 1
+    told = verdict_line(fields(found, None, None))
+    assert f"without any model {share.name} does as well (held-out AUC 1.00)" in told
+
+
+def test_what_the_concept_has_less_of_tells_sentences_apart_without_a_model_too() -> None:
+    given = sentences()
+    longer = Sentences("longer", given.concept, tuple(b"%s again and again" % one for one in given.contrast))
+    length, share = search(zoo.model("flat"), longer, shuffles=19).baselines
+    assert (length.name, length.effect, length.held_auc) == ("length in bytes, the less", 1, 1)
+    assert share.effect == 1 and share.held_auc == 1
 
 
 def test_where_there_is_nothing_the_held_out_sentences_say_so() -> None:
@@ -99,36 +118,109 @@ def test_where_there_is_nothing_the_held_out_sentences_say_so() -> None:
     assert {one.verdict for one in found.neurons.best} == {"does not hold"}
 
 
-@pytest.mark.parametrize("name", ["flat-damped", "hierarchical-damped"])
+def test_few_sentences_are_said_to_be_too_few_and_enough_are_not() -> None:
+    def given(count: int) -> Sentences:
+        return Sentences("many", *(tuple(b"%d %s" % (i, b * 8) for i in range(count)) for b in (b"a", b"b")))
+
+    told: list[str] = []
+    found = search(zoo.model("flat"), sentences(12), shuffles=19, tell=lambda part, note: told.append(note))
+    few = found.neurons.too_few
+    assert few == concepts.too_few(found.neurons.tried, given(12)) and found.neurons.tried == 256
+    assert "with 12 and 12 sentences, half of them searched, the smallest possible p is 1.1e-03, and 0.28 after" in few
+    assert "at least 17 sentences a set are needed, or at most 9 neurons tried" in few  # 9 of 18 in 48,620 ways
+    assert "too few for anything to hold" in told[0]
+    assert [bool(concepts.too_few(256, given(count))) for count in (16, 17)] == [True, False]
+    assert [bool(concepts.too_few(most, given(12))) for most in (10, 9)] == [True, False]
+    synapses = search_synapses(zoo.model("flat"), found, shuffles=19)
+    assert synapses is not None and "at least 14 sentences a set are needed" in synapses.too_few
+    page = head(Concept(found).fields())
+    assert "Nothing can hold: with 12 and 12" in page
+
+
+def test_with_as_many_sentences_as_are_needed_a_planted_concept_holds_and_with_one_less_it_cannot() -> None:
+    for count, verdict in ((16, "does not hold"), (17, "holds")):
+        best = search(zoo.model("flat"), sentences(count), summary="last", shuffles=19).neurons.best[0]
+        assert (best.effect, best.held_auc, best.by_chance, best.verdict) == (1, 1, 0.05, verdict)
+
+
+def test_neurons_of_some_points_can_be_searched_alone() -> None:
+    model = zoo.model("flat")
+    found = search(model, sentences(), points=["layer.1.y_sparse"], shuffles=19)
+    assert found.neurons.tried == 64 and {one.what[0] for one in found.neurons.best} == {"layer.1.y_sparse"}
+    assert search_synapses(model, found, shuffles=19) is None  # they lead from x neurons to y neurons
+    assert silencing.silence(model, found, [one.what for one in found.neurons.best[:2]], controls=1).controls  # type: ignore[misc]
+    with pytest.raises(DataError, match=r"layer\.0\.residual has no neurons to search"):
+        search(model, sentences(), points=["layer.0.residual"])
+    for few in (lambda: search(model, sentences(), shuffles=18), lambda: search_synapses(model, found, shuffles=18)):
+        with pytest.raises(DataError, match="fewer than 19"):
+            few()
+    with pytest.raises(DataError, match="a set has 1 sentences; half are held out"):
+        search(model, Sentences("one", (b"a sentence",), (b"another one", b"and one more")))
+
+
+@pytest.mark.parametrize("summary", concepts.SUMMARIES)
+def test_a_sentence_that_fills_no_patch_is_refused_in_words(summary: str) -> None:
+    config = dataclasses.replace(zoo.HIERARCHICAL, patch_size=16, max_seq_len=64)
+    short = Sentences("short", (b"fifteen bytes..", b"more than sixteen"), (b"sixteen bytes...", b"as many as that.."))
+    with pytest.raises(
+        DataError, match=r"'fifteen bytes\.\.' has 15 bytes and fills no patch: this model hears patches of 16"
+    ):
+        search(build(config).eval(), short, summary=summary)
+    assert np.isfinite(
+        concepts.activities(zoo.model("hierarchical"), short.all, columns(zoo.model("hierarchical")), summary)
+    ).all()
+
+
+def test_of_synapses_only_what_is_held_out_is_evidence() -> None:
+    neuron, synapse = Neuron("layer.0.x_sparse", 0, 0), concepts.Synapse("layer.0", 0, 1, 2)
+    rest = {"effect": 1.0, "p": 1e-9, "q": 0.0, "by_chance": 0.05, "held_effect": 1.0, "held_auc": 1.0, "values": ()}
+    finds = [
+        concepts.Find(what=what, bonferroni=tried, held_p=held, **rest)  # type: ignore[arg-type]
+        for what in (neuron, synapse)
+        for tried, held in ((1e-6, 0.5), (0.5, 1e-6))
+    ]
+    assert [one.verdict for one in finds] == ["holds", "does not hold", "does not hold", "holds"]
+
+
+@pytest.mark.parametrize("name", ["flat-damped", "hierarchical-damped", "average", "mixture", "deep"])
 def test_strengths_of_synapses_are_those_of_the_memory_after_the_sentence(name: str) -> None:
     model = zoo.model(name)
-    found = search(model, sentences(12), shuffles=5)
-    synapses = search_synapses(model, found, shuffles=5)
+    found = search(model, sentences(12), shuffles=19)
+    synapses = search_synapses(model, found, shuffles=19)
     assert synapses is not None
     for find in synapses.best[:3]:
         what: Any = find.what
         for row in (0, 20):
+            assert what.place.split(".")[-2] != "local"
             state = probe.record(model, found.sentences.all[row], f"{what.place}.residual").state
             strength = probe.synapses(model, state, what.place, what.head, x_neurons=[what.x], y_neurons=[what.y])
             assert find.values[row] == pytest.approx(float(strength), rel=1e-3, abs=1e-5)
 
 
 def test_models_without_such_synapses_have_none_to_search() -> None:
-    found = search(zoo.model("transformer"), sentences(12), shuffles=5)
+    found = search(zoo.model("transformer"), sentences(12), shuffles=19)
     assert search_synapses(zoo.model("transformer"), found) is None
 
 
-@pytest.mark.parametrize("name", ["transformer", "hebbian"])
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_sentences_cost_side_by_side_what_each_costs_alone_in_every_kind(name: str) -> None:
+    model = zoo.model(name)
+    heard = [b"a short one", b"and another, longer one", b"x" * 100 + b" and beyond the window of all of them"]
+    alone = np.concatenate([Stream(model).score(one)[1:] for one in heard])
+    assert silencing.bits_per_byte(model, heard) == pytest.approx(alone.mean(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["transformer", "hebbian", "hierarchical-transformer", "average"])
 def test_neurons_without_heads_are_silenced_too(name: str) -> None:
     model = zoo.model(name)
-    found = search(model, sentences(), shuffles=5)
+    found = search(model, sentences(), shuffles=19)
     silenced = silencing.silence(model, found, [one.what for one in found.neurons.best[:2]], controls=1)
     assert silenced.found != silenced.whole
 
 
 def test_silence_costs_what_the_edited_model_loses_and_others_are_as_active() -> None:
     model = zoo.model("flat")
-    found = search(model, sentences(), shuffles=5)
+    found = search(model, sentences(), shuffles=19)
     chosen: list[Any] = [one.what for one in found.neurons.best[:3]]
     silenced = silencing.silence(model, found, chosen, controls=4)
     held = [one for one, seen in zip(found.sentences.concept, found.searched, strict=False) if not seen]
@@ -137,10 +229,13 @@ def test_silence_costs_what_the_edited_model_loses_and_others_are_as_active() ->
         return float(np.concatenate([Stream(model).score(one)[1:] for one in held]).mean())
 
     assert silenced.whole.concept == pytest.approx(cost(), rel=1e-4)
-    with probe.edited(silencing.silencing(chosen), model):
+    with probe.edited(silencing.silencing(model, chosen), model):
         assert silenced.found.concept == pytest.approx(cost(), rel=1e-4)
     assert silenced.found != silenced.whole
-    for others in silencing.stand_ins(found, chosen, 4, seed=0):
+    drawn = silencing.stand_ins(found, chosen, 4, seed=0)
+    active = [sum(found.activity[found.columns.column(one)] for one in some) for some in (chosen, *drawn)]
+    assert silenced.alike == pytest.approx(np.mean(active[1:]) / active[0], rel=1e-5)
+    for others in drawn:
         assert len(set(others)) == 3 and not set(others) & set(chosen)
         assert sorted(one.point for one in others) == sorted(one.point for one in chosen)
     options = Sampling(max_bytes=12, temperature=0, seed=0)
@@ -159,14 +254,15 @@ def _after(model: Model[Any], data: bytes) -> Stream:
 @pytest.mark.parametrize(
     ("found", "verdict"),
     [
-        (Cost(2.001, 2.0), "no more than others as active"),
+        (Cost(2.001, 2.0), "no more than others"),
+        (Cost(1.999, 2.0), "nothing: the concept costs no more without them"),
         (Cost(2.1, 2.1), "more than others, but not to the concept alone"),
         (Cost(2.1, 2.0), "more than others, and to the concept most"),
     ],
 )
 def test_verdicts_on_silence_compare_with_every_draw_of_others(found: Cost, verdict: str) -> None:
     controls = (Cost(2.01, 1.99), Cost(1.99, 2.0))
-    assert Silenced((), Cost(2.0, 2.0), found, controls).verdict == verdict
+    assert Silenced((), Cost(2.0, 2.0), found, controls, 1.0).verdict == verdict
 
 
 def test_the_shipped_sentences_are_many_different_and_their_lengths_do_not_give_them_away_upwards() -> None:
@@ -202,15 +298,17 @@ def test_the_command_writes_a_report_and_measures_nothing_twice(
     given = sentences()
     for which in ("concept", "contrast"):
         (tmp_path / f"{which}.txt").write_bytes(b"\n".join(getattr(given, which)))
-    arguments = ["concept", str(tmp_path / "model"), "--concept", str(tmp_path / "concept.txt"), "--shuffles", "20"]
+    arguments = ["concept", str(tmp_path / "model"), "--concept", str(tmp_path / "concept.txt"), "--shuffles", "19"]
     arguments += ["--controls", "2", "--summary", "last", "--sample-bytes", "8", "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
     assert "--concept and --contrast go together" in capsys.readouterr().err
     arguments += ["--contrast", str(tmp_path / "contrast.txt")]
     assert main(arguments) == 0
-    kept = (tmp_path / "out" / "concept.json").stat().st_mtime_ns
+    capsys.readouterr()
+    (kept,) = (tmp_path / "out" / "parts").iterdir()
+    measured_ns = kept.stat().st_mtime_ns
     assert main(arguments) == 0
-    assert (tmp_path / "out" / "concept.json").stat().st_mtime_ns == kept
+    assert kept.stat().st_mtime_ns == measured_ns and "measured before" in capsys.readouterr().err
     result = json.loads((tmp_path / "out" / "report.json").read_text())
     (found,) = result["concepts"]
     assert found["neurons"]["best"][0]["held_auc"] == 1 and len(found["silenced"]["controls"]) == 2
@@ -218,7 +316,14 @@ def test_the_command_writes_a_report_and_measures_nothing_twice(
     assert found["neurons"]["best"][0]["what"]["name"] in report and "share of" in report
     assert (tmp_path / "out" / "strips.png").read_bytes().startswith(b"\x89PNG")
     assert main([*arguments, "--seed", "5"]) == 2
-    assert "holds another checkpoint or other options" in capsys.readouterr().err
+    assert "holds an experiment with other checkpoints, texts or options" in capsys.readouterr().err
+    # Other sentences in a file of the same name are another concept, the same weights otherwise damped another model.
+    (tmp_path / "contrast.txt").write_bytes(b"\n".join(one + b"!" for one in given.contrast))
+    assert main(arguments) == 0 and len(list(kept.parent.iterdir())) == 2
+    damped = build(dataclasses.replace(zoo.FLAT, decay=(0.5, 0.9)), seed=0)
+    damped.load_state_dict(zoo.fresh("flat").state_dict())
+    damped.save_pretrained(tmp_path / "model")
+    assert main(arguments) == 2
 
 
 def test_the_view_gives_neurons_then_synapses_then_what_silence_does_and_files(tmp_path: Path) -> None:
@@ -251,6 +356,6 @@ def test_more_sentences_than_may_be_heard_are_refused(tmp_path: Path) -> None:
 def test_what_is_shown_of_a_concept_is_no_markup() -> None:
     written = texts_markup("<b>a river", {"with all its neurons": b"<script>", "without them": b"<script>"})
     assert "<b>" not in written and "<script>" not in written and "Both write the same" in written
-    found = search(zoo.model("flat"), sentences(12), shuffles=5)
+    found = search(zoo.model("flat"), sentences(12), shuffles=19)
     told = Concept(found).fields()
     assert "neurons were tried" in head(told) and table(told["neurons"], "neurons").count("<tr>") == 25

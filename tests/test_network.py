@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,27 @@ import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import exp, lerchphi
+from scipy.optimize import minimize_scalar
+from scipy.special import zeta
 
 from bdh.config import FlatConfig
 from bdh.errors import ConfigError, DataError
 from bdh.models import build
 from lab import network
 from lab.__main__ import main
-from lab.network import Graph, communities, fit_power_law, graph, places, randomised, surroundings
+from lab.network import (
+    Fit,
+    Graph,
+    Measured,
+    Network,
+    communities,
+    fit_power_law,
+    graph,
+    places,
+    randomised,
+    surroundings,
+)
+from lab.network_experiment import tables_of
 from ui.inspect.network import Asked, Mapper
 from ui.limits import Limits
 from ui.registry import Registry
@@ -119,6 +134,38 @@ def test_a_power_law_is_recovered_and_a_narrow_distribution_is_none() -> None:
         fit_power_law(np.full(100, 8))
 
 
+def test_the_start_of_a_tail_is_where_the_likeliest_power_law_is_nearest_to_it() -> None:
+    generator = np.random.default_rng(2)
+    degrees = np.concatenate([generator.zipf(2.1, 300) + 3, generator.integers(1, 12, 200)])
+    distances, alphas = {}, {}
+    for least in np.unique(degrees).tolist():
+        tail = np.sort(degrees[degrees >= least])
+        if len(tail) < network.LEAST_TAIL:
+            break
+        cost = partial(_unlikely, tail)
+        alphas[least] = minimize_scalar(cost, bounds=(1.01, 30), method="bounded").x
+        all_of_it = np.arange(least, tail[-1] + 1)
+        part = np.searchsorted(tail, all_of_it, side="right") / len(tail)
+        law = 1 - zeta(alphas[least], all_of_it + 1.0) / zeta(alphas[least], least)
+        distances[least] = np.abs(part - law).max()
+    found = fit_power_law(degrees)
+    assert len(distances) > 5 and found.least_degree == min(distances, key=lambda least: distances[least])
+    assert found.distance == pytest.approx(distances[found.least_degree], rel=0.01)
+    assert found.alpha == pytest.approx(alphas[found.least_degree], rel=2e-3)
+
+
+def _unlikely(tail: np.ndarray, alpha: float) -> float:
+    return float(len(tail) * np.log(zeta(alpha, tail[0])) + alpha * np.log(tail).sum())
+
+
+def test_degrees_that_follow_a_power_law_are_as_far_from_their_fit_as_chance_takes_them() -> None:
+    generator = np.random.default_rng(0)
+    chances = [fit_power_law(generator.zipf(2.2, 300), seed).p for seed in range(20)]
+    assert 0.3 < np.mean(chances) < 0.7 and min(chances) < 0.3 and max(chances) > 0.7  # alike often: not too mild
+    far = np.concatenate([generator.geometric(0.4, 600), np.full(60, 25)])
+    assert fit_power_law(far).p < 0.05 and fit_power_law(far).p >= 1 / (1 + network.DRAWS)
+
+
 @pytest.mark.parametrize(
     ("alpha", "rate", "least"), [(2.5, 0.01, 3), (1.9, 1e-9, 2), (0.5, 0.05, 10), (2.0, 1e-3, 400)]
 )
@@ -133,6 +180,30 @@ def test_models_without_such_weights_are_refused_in_words(name: str) -> None:
         places(zoo.ZOO[name])
 
 
+@pytest.mark.parametrize(
+    ("trained", "untrained", "verdict"),
+    [
+        (0.40, 0.22, "modular"),
+        (0.40, 0.37, "modular, but not clearly more than fresh weights are"),
+        (0.23, 0.37, "a little modular, but not clearly more than fresh weights are"),
+        (0.19, 0.37, "as random"),
+    ],
+)
+def test_communities_that_fresh_weights_have_too_are_not_laid_to_training(
+    trained: float, untrained: float, verdict: str
+) -> None:
+    fit = Fit(2.0, 0.1, 1, 60, 20, 0.1, 0.5, {})
+    both = [Measured([], [], 1.0, fit, fit, 3, one, [0.18, 0.2]) for one in (trained, untrained)]
+    assert Network("head 0", 64, 64, 256, 4.0, 0, *both).verdict == verdict
+
+
+def test_one_layer_has_no_next_one_to_excite() -> None:
+    with pytest.raises(ConfigError, match="with one layer"):
+        places(FlatConfig(n_layer=1, n_embd=16, n_head=1, mlp_internal_dim_multiplier=8))
+    lone = FlatConfig(n_layer=2, n_embd=16, n_head=1, mlp_internal_dim_multiplier=8)
+    assert list(places(lone)) == ["head 0"] and graph(build(lone), places(lone)["head 0"]).of == 128
+
+
 def test_a_mean_degree_out_of_bounds_is_refused() -> None:
     with pytest.raises(ConfigError, match="the mean degree is 99"):
         graph(build(CONFIG), places(CONFIG)["head 0"], mean_degree=99)
@@ -145,9 +216,10 @@ def test_the_command_writes_a_report_and_measures_nothing_twice(
     arguments = ["network", str(tmp_path / "model"), "--places", "head 1", "--mean-degree", "4", "--random", "2"]
     arguments += ["--out", str(tmp_path / "out"), "--quiet"]
     assert main(arguments) == 0
-    kept = (tmp_path / "out" / "head-1.json").stat().st_mtime_ns
+    kept = tmp_path / "out" / "parts" / "head-1.json"
+    measured_ns = kept.stat().st_mtime_ns
     assert main(arguments) == 0
-    assert (tmp_path / "out" / "head-1.json").stat().st_mtime_ns == kept
+    assert kept.stat().st_mtime_ns == measured_ns
     (found,) = json.loads((tmp_path / "out" / "report.json").read_text())["places"]
     assert found["edges"] == 256 == sum(found["trained"]["in_degree"])
     assert len(found["untrained"]["random"]) == 2
@@ -155,6 +227,13 @@ def test_the_command_writes_a_report_and_measures_nothing_twice(
     for name in ("degrees.png", "surroundings.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     assert main([*arguments, "--seed", "1"]) == 2
+    assert "holds an experiment with other checkpoints" in capsys.readouterr().err
+    titles = [table.title for table in tables_of(tmp_path / "out")]
+    assert titles == ["model, head 1: communities", "model, head 1: degrees"]
+    for spoiled in ("{}", "[]", '{"tables": [], "places": [], "checkpoint": "a"}', "{"):
+        (tmp_path / "report.json").write_text(spoiled)
+        with pytest.raises(DataError, match="is no report on a network"):
+            tables_of(tmp_path)
     assert main([*arguments[:3], "head 9"]) == 2
     assert "no place 'head 9'; there are head 0, head 1, all heads" in capsys.readouterr().err
 

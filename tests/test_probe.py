@@ -6,6 +6,7 @@ import re
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from bdh.models.observe import observed, observing
 from bdh.ops import reference, rope
 
 TEXT = bytes(zoo.text(27, seed=5)[0].tolist())
-BDH = ("flat", "flat-damped", "hierarchical", "hierarchical-damped", "deep")
+BDH = ("flat", "flat-damped", "hierarchical", "hierarchical-damped", "average", "mixture", "mixture-shared", "deep")
 
 
 def heard(name: str, data: bytes = TEXT) -> torch.Tensor:
@@ -256,6 +257,10 @@ def test_observers_see_what_they_always_saw_and_edits_too() -> None:
         (lambda m: probe.edited([probe.Silence("layer.0.gate", [(2, 0)])], m).__enter__(), "no neuron (2, 0)"),
         (lambda m: probe.edited([probe.Silence("layer.0.gate", [3])], m).__enter__(), "give (head, index) pairs"),
         (lambda m: probe.edited([probe.ScaleSynapses(0, [(0, 99)])], m).__enter__(), "no neuron (0, 99)"),
+        (lambda m: probe.edited([probe.Silence("layer.0.gate", ["ab"])], m).__enter__(), "no neuron 'ab'"),
+        (lambda m: probe.edited([probe.Silence("layer.0.gate", [(0, 1.5)])], m).__enter__(), "no neuron (0, 1.5)"),
+        (lambda m: probe.edited([probe.Silence("layer.0.gate", [(0, True)])], m).__enter__(), "no neuron (0, True)"),
+        (lambda m: probe.edited([probe.Silence("layer.0.gate", 7)], m).__enter__(), "are 7; give a mask or a list"),
         (lambda m: probe.Drive("layer.0.gate", None, float("nan")), "must be a finite number"),
         (lambda m: probe.synapses(m, m.empty_state(1), "global.0", 0), "no BDH layer 'global.0'"),
         (lambda m: probe.synapses(m, m.empty_state(1), 0, 5), "no head 5"),
@@ -266,6 +271,49 @@ def test_observers_see_what_they_always_saw_and_edits_too() -> None:
 def test_what_cannot_be_done_is_refused_in_words(wish: Any, says: str) -> None:
     with pytest.raises(DataError, match=re.escape(says)):
         wish(model("flat"))
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("member.2.layer.0", "this transformer model has no BDH layer 'layer.0'"),
+        ("member.3.layer.0", "this composed model has no BDH layer 'member.3.layer.0'"),
+        ("layer.0", "this composed model has no BDH layer 'layer.0'"),
+    ],
+)
+def test_synapses_of_members_that_have_none_are_refused_in_words(place: str, says: str) -> None:
+    with pytest.raises(DataError, match=re.escape(says)):
+        probe.synapses(model("average"), model("average").empty_state(1), place, 0)
+
+
+def test_a_neuron_fires_through_its_own_row_and_that_of_its_partner_in_rotation() -> None:
+    flat: Any = model("flat")
+    state = probe.record(flat, TEXT, "layer.0.value").state
+    for pair in (0, 7):
+        one, two = 2 * pair, 2 * pair + 1
+        alone = state._replace(memory=tuple(memory.clone() for memory in state.memory))
+        others = [row for row in range(flat.config.n_neuron) if row not in (one, two)]
+        alone.memory[0][:, 0, others] = 0
+        expected = probe.synapses(flat, state, 0, 0, x_neurons=[one, two])
+        zoo.assert_close(probe.synapses(flat, alone, 0, 0, x_neurons=[one, two]), expected)
+        alone.memory[0][:, 0, two] = 0
+        assert not torch.allclose(probe.synapses(flat, alone, 0, 0, x_neurons=[one]), expected[:1], rtol=0.01)
+
+
+def test_active_is_what_is_not_exactly_0() -> None:
+    assert probe.active(F.relu(torch.tensor([-1.0, 0.0, 2.0]))).tolist() == [False, False, True]
+    assert probe.active(F.gelu(torch.tensor([-1.0, 0.0, 2.0]))).tolist() == [True, False, True]
+
+
+def test_numbers_of_numpy_name_neurons_and_heads_too() -> None:
+    flat = model("flat")
+    one, two = np.int64(1), np.int64(2)
+    with probe.edited([probe.Silence("layer.0.gate", [(one, two)])], flat):
+        seen = probe.record(flat, TEXT, "layer.0.gate", heads=one).values["layer.0.gate"]
+    assert seen.shape == (len(TEXT), 32) and (seen[:, 2] == 0).all() and (seen[:, 3] != 0).any()
+    state = probe.record(flat, TEXT, "layer.0.gate").state
+    by_numpy = probe.synapses(flat, state, 0, one, x_neurons=np.array([3, 4]), y_neurons=[two])  # type: ignore[arg-type]
+    assert torch.equal(by_numpy, probe.synapses(flat, state, 0, 1, x_neurons=[3, 4], y_neurons=[2]))
 
 
 def test_what_replaces_an_activation_has_its_shape() -> None:

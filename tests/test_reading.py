@@ -49,7 +49,7 @@ def test_a_reading_is_what_is_recorded_scored_and_expected_in_pieces_too(
         parts = {f"{one.place}.{one.kind}": one.part for one in found.active}
         if point.kind != "gate":
             whole = probe.record(model(name), TEXT, point.name).values[point.name]
-            assert parts[point.name] == pytest.approx((whole > 0).float().mean().item(), abs=1e-2)
+            assert parts[point.name] == pytest.approx(probe.active(whole).float().mean().item(), abs=1e-2)
 
 
 def test_what_one_neuron_does_is_its_column() -> None:

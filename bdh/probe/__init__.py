@@ -10,7 +10,7 @@ with probe.edited([probe.Silence("layer.0.x_sparse", [(1, 17)])], model):
 """
 
 from .edits import Drive, Edit, Replace, ScaleNeurons, ScaleSynapses, Silence, edited
-from .points import Point, points, selected
+from .points import Point, active, points, selected
 from .record import MOST_BYTES, Recorded, record
 from .synapses import Synapse, strongest, synapses, turned_memory
 
@@ -25,6 +25,7 @@ __all__ = [
     "ScaleSynapses",
     "Silence",
     "Synapse",
+    "active",
     "edited",
     "points",
     "record",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..models import Model
 from ..models.observe import Scaling, probing
-from .points import KINDS, selected
+from .points import KINDS, is_index, selected
 
 Neurons: TypeAlias = Tensor | Sequence[tuple[int, int]] | Sequence[int] | None
 """Which numbers of a point: a mask of its shape; (head, index) pairs; indices where it has no heads; None is all."""
@@ -218,10 +218,13 @@ def _mask(neurons: Neurons, shape: tuple[int, ...], where: str) -> Tensor:
             raise DataError(f"the mask for {where} is {tuple(neurons.shape)}; it must be {shape}")
         return neurons
     mask = torch.zeros(shape, dtype=torch.bool)
-    for neuron in neurons.tolist() if isinstance(neurons, Tensor) else neurons:
-        index = (neuron,) if isinstance(neuron, int) else tuple(neuron)
-        fits = len(index) == len(shape) and all(0 <= int(i) < size for i, size in zip(index, shape, strict=True))
-        if not fits:
+    if isinstance(neurons, Tensor):
+        neurons = neurons.tolist()
+    if isinstance(neurons, str) or not isinstance(neurons, Iterable):
+        raise DataError(f"the neurons of {where} are {neurons!r:.60}; give a mask or a list")
+    for neuron in neurons:
+        index = tuple(neuron) if isinstance(neuron, Iterable) else (neuron,)
+        if len(index) != len(shape) or not all(is_index(i, size) for i, size in zip(index, shape, strict=True)):
             form = "(head, index) pairs" if len(shape) == 2 else "indices"
             raise DataError(f"{where} has no neuron {neuron!r:.60}; give {form} below {shape}, or a mask")
         mask[index] = True

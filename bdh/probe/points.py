@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
+
+from torch import Tensor
 
 from ..config import ComposedConfig, Config, FlatConfig, HierarchicalConfig
 from ..errors import DataError
@@ -51,6 +54,19 @@ class Point:
     def shape(self) -> tuple[int, ...]:
         """Of one row: (heads, width), or (width,) without heads."""
         return (self.heads, self.width) if self.heads else (self.width,)
+
+
+def is_index(value: Any, size: int) -> bool:
+    """Whether it is a whole number, of Python or numpy, from 0 to below a size."""
+    return not isinstance(value, bool) and hasattr(value, "__index__") and 0 <= operator.index(value) < size
+
+
+def active(values: Tensor) -> Tensor:
+    """Which neurons are active: those whose activation is not exactly 0.
+
+    Behind a ReLU these are the ones above 0; behind the baseline's GELU nearly all are, many of them below 0.
+    """
+    return values != 0
 
 
 def points(model: Model[Any]) -> tuple[Point, ...]:

@@ -15,7 +15,7 @@ from ..config import VOCAB_SIZE
 from ..errors import DataError
 from ..models import Model
 from ..models.observe import Scaling, probing
-from .points import Point, selected
+from .points import Point, is_index, selected
 
 MOST_BYTES = 512 << 20
 """What a recording may take if nothing else is said."""
@@ -96,8 +96,9 @@ def record(
                     progress(done, len(data))
     finally:
         model.train(training)
+    alone = heads is not None and not isinstance(heads, Iterable)
     values = {
-        name: track.values[0] if isinstance(heads, int) and track.point.heads else track.values
+        name: track.values[0] if alone and track.point.heads else track.values
         for name, track in recorder.tracks.items()
     }
     at = {point.name: _places(point, rows[point.name], position) for point in chosen}
@@ -108,9 +109,9 @@ def _heads(point: Point, heads: int | Sequence[int] | None) -> tuple[int, ...]:
     """The heads that are kept at a point; none where it has none."""
     if not point.heads or heads is None:
         return tuple(range(point.heads))
-    wishes = (heads,) if isinstance(heads, int) else tuple(heads)
+    wishes = tuple(heads) if isinstance(heads, Iterable) else (heads,)
     for head in wishes:
-        if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < point.heads:
+        if not is_index(head, point.heads):
             raise DataError(f"{point.name} has no head {head!r:.40}; its heads are 0 to {point.heads - 1}")
     if not wishes:
         raise DataError(f"no head of {point.name} was asked for; its heads are 0 to {point.heads - 1}")

@@ -13,6 +13,7 @@ from ..config import ComposedConfig, FlatConfig, HierarchicalConfig
 from ..errors import DataError
 from ..models import Model
 from ..ops import rope
+from .points import is_index
 
 _MOST_SYNAPSES = 1 << 26
 """Given out at once, 256 MB."""
@@ -70,7 +71,7 @@ def strongest(
     model: Model[Any], state: Any, layer: str | int, head: int, *, count: int = 20, stream: int = 0
 ) -> list[Synapse]:
     """The synapses that excite most, strongest first; arguments as `synapses`."""
-    if not 1 <= count <= 10_000:
+    if not is_index(count, 10_001) or not count:
         raise DataError(f"{count!r:.40} synapses were asked for; from 1 to 10,000 can be")
     memory, encoder_v = _of_head(model, state, layer, head, stream)
     return heapq.nlargest(count, _candidates(memory, encoder_v, count), key=lambda synapse: synapse.strength)
@@ -100,7 +101,7 @@ def _of_head(model: Model[Any], state: Any, layer: str | int, head: int, stream:
     with torch.no_grad():
         memory = turned_memory(model, state, layer, stream=stream)
         encoder_v = _of_layer(model, state, layer, stream)[3]
-        if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < len(memory):
+        if not is_index(head, len(memory)):
             raise DataError(f"{layer!r:.60} has no head {head!r:.40}; its heads are 0 to {len(memory) - 1}")
         mine = encoder_v[head].detach().float()
         return memory[head].cpu(), (mine - mine.mean(0)).cpu()
@@ -130,7 +131,7 @@ def _of_layer(model: Any, state: Any, layer: str | int, stream: int) -> tuple[Te
             return memory[stream], position, block.attn.freqs, block.encoder_v
     raise DataError(
         f"this {config.kind} model has no BDH layer {place!r:.60}; synapses are in layers such as layer.0, global.0 or "
-        "local.0 of flat and hierarchical models of BDH blocks"
+        "local.0 of flat and hierarchical models of BDH blocks, and of such members, as member.0.layer.0"
     )
 
 
@@ -138,6 +139,6 @@ def _chosen(side: str, neurons: Sequence[int] | None, count: int) -> list[int]:
     if neurons is None:
         return list(range(count))
     for neuron in neurons:
-        if isinstance(neuron, bool) or not isinstance(neuron, int) or not 0 <= neuron < count:
+        if not is_index(neuron, count):
             raise DataError(f"there is no {side} neuron {neuron!r:.40}; a head's are 0 to {count - 1}")
     return list(neurons)

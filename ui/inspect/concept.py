@@ -16,7 +16,7 @@ import gradio as gr
 from bdh.errors import DataError
 from bdh.sampling import Sampling
 from lab.concept_experiment import as_csv, draw_strips, fields
-from lab.concepts import FAINT, HOLDS, SHOWN, SUMMARIES, Finds, Search, search, search_synapses
+from lab.concepts import FAINT, HOLDS, SHOWN, SUMMARIES, SURE, Finds, Search, search, search_synapses
 from lab.sentences import LEAST, MOST, MOST_BYTES, PRESETS, Sentences, parse, preset
 from lab.silencing import Silenced, go_on, silence
 
@@ -179,9 +179,10 @@ def head(known: Mapping[str, Any]) -> str:
         "than chance",
     }[best["verdict"]]
     searched = sum(known["searched"])
+    few = f"<p><b>{html.escape(own['too_few'][0].upper() + own['too_few'][1:])}.</b></p>" if own["too_few"] else ""
     others = "; ".join(f"{html.escape(one['name'])}: AUC {one['held_auc']:.2f} held out" for one in known["baselines"])
     return (
-        f'<div class="report"><p class="concept-said">{said}.</p>'
+        f'<div class="report"><p class="concept-said">{said}.</p>{few}'
         f"<p>{own['tried']:,} neurons were tried on {searched} sentences; {len(known['searched']) - searched} were "
         f"held out. {own['sure']:,} are sure after Bonferroni's correction, and {own['holding']:,} of these tell the "
         f"held-out sentences apart with an AUC of {HOLDS} or more. With shuffled labels the best effect is "
@@ -211,7 +212,8 @@ def table(finds: Mapping[str, Any] | None, kind: str, *, searched: bool = True) 
     named = {
         "neurons": "Layer, x or y, head : neuron.",
         "synapses": "Layer, head : x neuron → y neuron. They are those between the most separating neurons of each "
-        "head, chosen on the same sentences, so only what is held out is evidence.",
+        "head, chosen on the same sentences, so only what is held out is evidence: it is the p there, times the finds "
+        f"shown, that must be under {SURE}.",
     }[kind]
     chance = finds["best_by_chance"]
     return (
@@ -247,8 +249,9 @@ def cost(silenced: Silenced) -> str:
         f'<div class="report"><p class="concept-said">The {count} best neurons matter <b>{silenced.verdict}</b>.</p>'
         '<div class="wide"><table><thead><tr><th>silenced</th><th>concept</th><th>more</th><th>contrast</th>'
         f"<th>more</th></tr></thead><tbody>{cells}</tbody></table></div><p>Bits per byte of the held-out sentences. "
-        f"Others are {len(silenced.controls)} draws of {count} neurons at the same points that are nearly as active on "
-        "the concept: their mean, and the range.</p></div>"
+        f"Others are {len(silenced.controls)} draws of {count} neurons at the same points, those that come near in "
+        f"activity on the concept ({silenced.alike:.0%} of that of the neurons found): their mean, and the range. By "
+        f"chance neurons cost more than all others once in {len(silenced.controls) + 1} times.</p></div>"
     )
 
 

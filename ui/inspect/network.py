@@ -195,7 +195,7 @@ def head(found: Network) -> str:
             )
     return (
         f'<div class="report"><p class="concept-said">In-degree: <b>{own.in_fit.verdict}</b>. Out-degree: '
-        f"<b>{own.out_fit.verdict}</b>. Communities: <b>{own.verdict}</b>.</p><p>{found.neurons:,} neurons{drawn}, "
+        f"<b>{own.out_fit.verdict}</b>. Communities: <b>{found.verdict}</b>.</p><p>{found.neurons:,} neurons{drawn}, "
         f"{found.edges:,} edges: the strongest positive weights from neuron to neuron, G = decoder · encoder, "
         f"{found.mean_degree:g} a neuron on average, in trained and fresh weights alike.</p>"
         '<div class="wide"><table><thead><tr><th>weights</th><th>modularity</th><th>random graphs</th>'
@@ -205,8 +205,8 @@ def head(found: Network) -> str:
         f"<tbody>{fits}</tbody></table></div><p>Random graphs have the same degrees; modular is {MODULAR} above all of "
         "them. A power law is fitted where the tail fits best; against each other distribution stands the normalised "
         "log-likelihood ratio, above 0 where the power law is likelier. It is not ruled out if the exponential is "
-        f"worse (p under {SURE}), no other better, and its distance from the tail (Kolmogorov) no larger "
-        f"than chance may give; a tail of under {LEAST_TAIL} neurons, or that spans less than a factor of "
+        f"worse (p under {SURE}), no other better, and degrees drawn from it are as far from their own fits in "
+        f"{SURE:.0%} of the draws; a tail of under {LEAST_TAIL} neurons, or that spans less than a factor of "
         f"{LEAST_SPAN:g}, tells nothing.</p></div>"
     )
 
