@@ -412,11 +412,11 @@ def _layers_of_a_byte() -> tuple[Any, ...]:
 def test_threads_that_come_together_late_or_not_at_all_hear_what_one_hears() -> None:
     alone, shared = _layers_of_a_byte(), _layers_of_a_byte()
     for _ in range(30):
-        loops.call("stack", *alone)
+        step._hear(0, 5, *alone)
         work = np.zeros(11, np.int64)
 
         def help(work: Any = work) -> None:
-            while not loops.call("together", work, *shared):
+            while not loops.call("stack", work, *shared):
                 pass
 
         with ThreadPoolExecutor(3) as pool:
@@ -424,7 +424,7 @@ def test_threads_that_come_together_late_or_not_at_all_hear_what_one_hears() -> 
                 done.result()
         for ours, theirs in zip(shared, alone, strict=True):
             np.testing.assert_array_equal(ours, theirs)
-        assert loops.call("together", work, *shared)  # late: all is done, and nothing is done twice
+        assert loops.call("stack", work, *shared)  # late: all is done, and nothing is done twice
         np.testing.assert_array_equal(shared[4], alone[4])
         assert work[0] == 5
         assert (work[2::2] == 4).all()
@@ -434,7 +434,7 @@ def test_a_byte_that_is_interrupted_is_heard_to_its_end_before_anybody_sees_its_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     alone, shared = _layers_of_a_byte(), _layers_of_a_byte()
-    loops.call("stack", *alone)
+    step._hear(0, 5, *alone)
     call, answers = loops.call, iter([False])
 
     def busy(name: str, *arguments: Any) -> Any:

@@ -169,9 +169,6 @@ def _hear(helpers: int, layers: int, *arguments: Any) -> None:
 
     Who comes late finds heads taken, and the last layer done: there is nothing to wait for.
     """
-    if not helpers:
-        loops.call("stack", *arguments)
-        return
     arguments = (np.zeros(1 + 2 * layers, np.int64), *arguments)
     for _ in range(helpers):
         _helpers(os.getpid()).submit(_work, arguments)
@@ -183,7 +180,7 @@ def _hear(helpers: int, layers: int, *arguments: Any) -> None:
 
 
 def _work(arguments: tuple[Any, ...]) -> None:
-    while not loops.call("together", *arguments):
+    while not loops.call("stack", *arguments):
         time.sleep(_NAP_S)
 
 
@@ -197,9 +194,6 @@ def warm_up() -> None:
     assert weights is not None
     x = np.zeros((1, 4), np.float32)
     stack(x, weights, [memory], position, position.repeat(2), decay)
-    phases, owed = np.zeros((1, 2), np.float32), np.ones((1, 1, 1), np.float32)
-    fixed = (*weights.arrays, *NO_TABLE[1:], x[None])
-    _hear(1, 1, x, np.full(1, -1), phases, phases, memory[None].numpy(), owed, decay.numpy(), *fixed)
     with owing(Debt()):
         byte(
             0, weights, NO_TABLE._replace(embedded=x), torch.zeros(4, 4), [memory], position, position.repeat(2), decay

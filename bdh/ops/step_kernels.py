@@ -42,12 +42,13 @@ def byte(
     encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
 ):  # fmt: skip
     """One byte of one stream from the embedding to the logits, (V,): as `phases` and `stack`, and `position` grows."""
+    work = np.zeros(1 + 2 * len(memory), np.int64)
     phases(position, increments, cos, sin)
     position[0] += 1
     x[0] = embedded[id]
     ids = np.full(1, id if len(starts) else -1, np.int64)
     stack(
-        x, ids, cos, sin, memory, owed, decay,
+        work, x, ids, cos, sin, memory, owed, decay,
         encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
     )  # fmt: skip
     product(x[0], head, logits)
@@ -55,31 +56,17 @@ def byte(
 
 @compiled
 def stack(
-    x, ids, cos, sin, memory, owed, decay,
-    encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
-):  # fmt: skip
-    """All layers, one after another, in place of x: as `heads`, with memory (L, …, H, N, D) and owed (L, …, H)."""
-    known = ids.copy()
-    for layer in range(len(memory)):
-        heads(
-            0, len(decay), x, known, cos, sin, memory[layer], owed[layer], decay,
-            encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
-        )  # fmt: skip
-        add(x, parts)
-        known[:] = -1
-
-
-@compiled
-def together(
     work, x, ids, cos, sin, memory, owed, decay,
     encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
 ):  # fmt: skip
-    """As `stack`, with whatever other threads call this with the same arrays; none of them is waited for to come.
+    """All layers, one after another, in place of x, with whatever other threads call this with the same arrays.
 
     A thread takes a head of the layer in hand, and another; who is done last adds them up and shows the next layer.
+    Nobody is waited for to come.
 
     Args:
         work: (1 + 2 L,) int64 zeros at first: the layer in hand, and of each layer its heads that are taken and done.
+        memory, owed: (L, …), and the others as in `_hear`.
 
     Returns:
         True after the last layer; False if others take long over the last heads of a layer: come again.
@@ -91,12 +78,12 @@ def together(
             return True
         head = take(work, 1 + 2 * layer)
         if head < len(decay):
-            heads(
-                head, head + 1, x, ids if layer == 0 else unknown, cos, sin, memory[layer], owed[layer], decay,
+            _hear(
+                head, x, ids if layer == 0 else unknown, cos, sin, memory[layer], owed[layer], decay,
                 encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
             )  # fmt: skip
             if take(work, 2 + 2 * layer) == len(decay) - 1:
-                add(x, parts)
+                _add(x, parts)
                 show(work, 0, layer + 1)
             continue
         looks = 0
@@ -108,13 +95,13 @@ def together(
 
 
 @compiled
-def heads(
-    first_head, last_head, x, ids, cos, sin, memory, owed, decay,
+def _hear(
+    h, x, ids, cos, sin, memory, owed, decay,
     encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
 ):  # fmt: skip
-    """Let some heads of one layer hear a byte of each of several streams, or some bytes of one, one after another.
+    """Let a head of a layer hear a byte of each of several streams, or some bytes of one, one after another.
 
-    See `bdh.models.layer.bdh_layer`. Bytes come inside heads: of many, the later find what the earlier have read near.
+    See `bdh.models.layer.bdh_layer`. Of many bytes, the later find near what the earlier have read.
 
     Args:
         x: (B, D).
@@ -127,52 +114,49 @@ def heads(
         rows, encoder_v, decoder: (H, N, D), a row a neuron; `rows` are those of the encoder, or none.
         scan, bounds: the encoder to be screened, as `step.Screen` has it, or none.
         starts, neurons, values: the table, as `step.Table` has it, or none.
-        parts: (B, H, D), of which those of these heads become what they add to the layer's output.
+        parts: (B, H, D), of which those of this head become what it adds to the layer's output.
     """
     width, size = x.shape[1], memory.shape[2]
     latent, read, unread = np.empty(size, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     firing, active = np.empty(size + 1, np.int64), np.empty(size + 1, np.float32)
     pairs, turned = np.empty(size // 2 + 1, np.int64), np.empty((size // 2 + 1, 2), np.float32)
-    rounded, known = np.empty_like(x), np.empty((len(x), 3), np.float32)
-    if len(scan):
-        for b in range(len(x)):
-            known[b] = _round(x[b], rounded[b])
-    for h in range(first_head, last_head):
-        for b in range(len(x)):
-            phase, stream = b % len(cos), b % len(memory)
-            remembered, due = memory[stream, h], owed[stream]
-            if ids[b] >= 0:
-                count = _look_up(starts[h, ids[b]], starts[h, ids[b] + 1], neurons, values, firing, active)
-            elif len(scan):
-                _excite(rounded[b], scan[h], latent)
-                count = _screen(latent, known[b, 0], known[b, 1], known[b, 2], bounds[h], firing)
-                count = _excite_some(x[b], rows[h], count, firing, active)
-            else:
-                _excite(x[b], encoder[h], latent)
-                count = _select(latent, firing, active)
-            pair_count = _turn(firing[:count], active, cos[phase], sin[phase], pairs, turned)
-            if due[h] * decay[h] < _LEAST:
-                _scale(remembered, due[h])
-                due[h] = _ONE
-            before = due[h]
-            read[:] = _ZERO
-            if decay[h] < _LEAST:  # so little is kept that it cannot be owed
-                _recall(pairs[:pair_count], turned, remembered, x[b], read, _ZERO)
-                _scale(remembered, decay[h])
-                unread[:] = _ZERO
-                _recall(pairs[:pair_count], turned, remembered, x[b], unread, _ONE)
-            else:
-                due[h] = before * decay[h]
-                _recall(pairs[:pair_count], turned, remembered, x[b], read, _ONE / due[h])
-            for d in range(width):
-                read[d] *= before
-            _norm(read)
-            parts[b, h] = _ZERO
-            _gate(firing[:count], active, encoder_v[h], decoder[h], read, parts[b, h])
+    rounded = np.empty(width, np.float32)
+    for b in range(len(x)):
+        phase, stream = b % len(cos), b % len(memory)
+        remembered, due = memory[stream, h], owed[stream]
+        if ids[b] >= 0:
+            count = _look_up(starts[h, ids[b]], starts[h, ids[b] + 1], neurons, values, firing, active)
+        elif len(scan):
+            scale, lost, length = _round(x[b], rounded)
+            _excite(rounded, scan[h], latent)
+            count = _screen(latent, scale, lost, length, bounds[h], firing)
+            count = _excite_some(x[b], rows[h], count, firing, active)
+        else:
+            _excite(x[b], encoder[h], latent)
+            count = _select(latent, firing, active)
+        pair_count = _turn(firing[:count], active, cos[phase], sin[phase], pairs, turned)
+        if due[h] * decay[h] < _LEAST:
+            _scale(remembered, due[h])
+            due[h] = _ONE
+        before = due[h]
+        read[:] = _ZERO
+        if decay[h] < _LEAST:  # so little is kept that it cannot be owed
+            _recall(pairs[:pair_count], turned, remembered, x[b], read, _ZERO)
+            _scale(remembered, decay[h])
+            unread[:] = _ZERO
+            _recall(pairs[:pair_count], turned, remembered, x[b], unread, _ONE)
+        else:
+            due[h] = before * decay[h]
+            _recall(pairs[:pair_count], turned, remembered, x[b], read, _ONE / due[h])
+        for d in range(width):
+            read[d] *= before
+        _norm(read)
+        parts[b, h] = _ZERO
+        _gate(firing[:count], active, encoder_v[h], decoder[h], read, parts[b, h])
 
 
 @compiled
-def add(x, parts):
+def _add(x, parts):
     """Add what the heads give, (B, H, D), to x, (B, D), in place: x' = LN(x + LN(Σ parts))."""
     out = np.empty(x.shape[1], np.float32)
     for b in range(len(x)):
