@@ -232,8 +232,14 @@ def test_the_view_gives_neurons_then_synapses_then_what_silence_does_and_files(t
     told = [one for one in finder.silence(asked, "browser:me", 2, "river <b>") if not isinstance(one, tuple)]
     assert [len(text) for text in told[0].values()] == [80, 80]
     assert len(told[1].neurons) == 2
-    files = [Path(path) for path in finder.files(asked, "browser:me", 0, "synapses", 2)]
-    assert json.loads(files[0].read_text())["silenced"]["verdict"] == told[1].verdict
+    kept = [one for one in finder.look(asked, "browser:me") if not isinstance(one, tuple)]
+    assert kept == [stages[-1]]
+    (made,) = [one for one in finder.files(asked, "browser:me", 0, "synapses", 2) if isinstance(one, list)]
+    files = [Path(path) for path in made]
+    assert [path.name for path in files] == ["alpha-concept.json", "alpha-concept.csv", "alpha-concept.png"]
+    written = json.loads(files[0].read_text())
+    assert written["silenced"]["verdict"] == told[1].verdict
+    assert written["model"] == "alpha" and "counted from 0" in written["counting"]
     assert files[1].read_text().splitlines()[0].startswith("kind,name,effect") and files[2].stat().st_size > 1_000
     with pytest.raises(DataError, match="choose 1 to 24"):
         finder.silence(asked, "browser:me", 99, "river")
@@ -253,4 +259,5 @@ def test_what_is_shown_of_a_concept_is_no_markup() -> None:
     assert "<b>" not in written and "<script>" not in written and "Both write the same" in written
     found = search(zoo.model("flat"), sentences(12), shuffles=5)
     told = Concept(found).fields()
-    assert "neurons were tried" in head(told) and table(told["neurons"], "neurons").count("<tr>") == 25
+    assert "<b>" not in head(told, "<b>model").split(":")[0]
+    assert "of them were tried" in head(told, "one") and table(told["neurons"], "neurons").count("<tr>") == 25

@@ -21,6 +21,7 @@ from bdh.models import build
 from lab import reading as lab
 from lab.reading import Reading
 from ui.inspect import reader
+from ui.inspect.named import point_name
 from ui.inspect.reading import MOST_BYTES, Heard, Inspector, active_bars, choices, firings, summary
 from ui.inspect.recent import known_by
 from ui.limits import Limits
@@ -122,7 +123,8 @@ def test_what_is_drawn_is_the_reading(inspector: Inspector, model: str, layer: s
     assert [len(drawn[name]) for name in ("bits", "next", "loudest", "special")] == [len(HURT)] * 4
     pixels = np.array(Image.open(io.BytesIO(base64.b64decode(drawn["image"].split(",")[1]))))
     assert np.array_equal(pixels[..., 1] > 0, picture.values > 0)
-    words = summary(heard, found, picture)
+    words = summary(heard, found, picture, "<b>one")
+    assert words.startswith(f'<p class="summary"><b>&lt;b&gt;one, {point_name(f"{layer}.{kind}")}')
     assert "4 of them written by the model" in words and ("whole patches" in words) == (model == "hierarchical")
 
 
@@ -136,7 +138,7 @@ def test_x_and_y_are_shown_apart_layer_by_layer(inspector: Inspector) -> None:
 def test_a_neuron_is_found_in_the_shipped_texts_with_what_stands_around_it(inspector: Inspector) -> None:
     said = list(inspector.find("flat", "me", "layer.0.x_sparse", 1, 3, "all"))
     assert "reading: " in said[0] and "of 4,096 bytes" in said[0]
-    assert "neuron 3 of layer.0.x_sparse, head 1" in said[-1] and "held out from training" in said[-1]
+    assert "flat, layer 1, x, head 2, neuron 3</b>" in said[-1] and "held out from training" in said[-1]
     assert said[-1].count("<tr>") <= 13
 
 
@@ -150,8 +152,10 @@ def test_texts_are_no_markup_and_silence_is_said() -> None:
 
 def test_a_reading_can_be_taken_along(inspector: Inspector) -> None:
     files = [Path(path) for path in inspector.files("flat", "me", Heard(HURT, len(HURT)), "layer.0", "gate", 0)]
-    assert [path.name for path in files] == ["reading.npz", "reading.csv", "reading.png"]
+    assert [path.name for path in files] == ["flat-reading.npz", "flat-reading.csv", "flat-reading.png"]
     assert all(path.stat().st_size for path in files)
+    kept = np.load(files[0])
+    assert kept["model"] == "flat" and "counted from 0" in str(kept["counting"]) and kept["head"] == 0
 
 
 def test_models_of_equal_weights_and_another_damping_share_no_results() -> None:

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.page
 def test_a_text_is_read_walked_through_and_a_neuron_found(page: Page, url: str) -> None:
     page.goto(f"{url}/?tab=inspect&model=beta&prompt=a<b%20and%20c")
     expect(page.locator("#reading-text textarea")).to_have_value("a<b and c", timeout=WAIT_MS)
-    expect(page.locator("#reading-layer input")).to_have_value("layer.1", timeout=WAIT_MS)
+    expect(page.locator("#reading-layer input")).to_have_value("layer 2", timeout=WAIT_MS)
     page.locator("#reading-go").click()
     expect(page.locator("#reading-told")).to_contain_text("9 bytes", timeout=WAIT_MS)
     shown = page.locator("#reading-shown")
@@ -25,9 +25,11 @@ def test_a_text_is_read_walked_through_and_a_neuron_found(page: Page, url: str) 
     neuron = shown.locator(".loudest button").first
     number = neuron.inner_text().removeprefix("neuron ")
     neuron.click()
-    expect(page.locator("#reading-where")).to_contain_text(f"neuron {number} of layer.1.x_sparse", timeout=WAIT_MS)
+    expect(page.locator("#reading-where")).to_contain_text(
+        f"beta, layer 2, x, head 1, neuron {number} fires", timeout=WAIT_MS
+    )
     expect(page.locator("#reading-neuron input")).to_have_value(number)
-    expect(page.locator("#reading-active")).to_contain_text("layer.0")
+    expect(page.locator("#reading-active")).to_contain_text("layer 1")
 
 
 def test_a_concept_is_searched_and_silenced_and_the_network_of_the_weights_measured(page: Page, url: str) -> None:

@@ -21,7 +21,7 @@ def test_a_memory_is_looked_into_byte_by_byte_and_held_against_another_and_a_tra
     expect(page.locator("#memory-layer input")).to_have_value("layer 2 of 2", timeout=WAIT_MS)
     page.locator("#memory-text textarea").fill("a<b and c")
     page.locator("#memory-go").click()
-    expect(page.locator("#memory-line")).to_contain_text("layer 2 of 2, head 1 · 9 bytes heard", timeout=WAIT_MS)
+    expect(page.locator("#memory-line")).to_contain_text("beta, layer 2 of 2, head 1 · 9 bytes heard", timeout=WAIT_MS)
     expect(page.locator("#memory-picture img")).to_be_visible()
     expect(page.locator("#memory-strip .here")).to_have_text("c")
     page.locator("#memory-strip span").nth(1).click()

@@ -268,16 +268,16 @@ def beside(first: Tensor, second: Tensor, names: tuple[str, str]) -> str:
     )
 
 
-def summary(trace: Trace) -> str:
-    """Markup of what was heard, in one line."""
+def summary(trace: Trace, model: str) -> str:
+    """Markup of what a model of that name heard, in one line."""
     place = trace.place
     damped = f" \u00b7 keeps {trace.decay:.2%} from write to write" if trace.decay < 1 else ""
     fresh = f" \u00b7 begins anew every {place.span} bytes" if place.span else ""
     wrote = f"{trace.writes:,} patches of {place.step_bytes} bytes" if place.step_bytes > 1 else ""
     heard = " \u00b7 ".join(one for one in (f"{len(trace.data):,} bytes heard", wrote) if one)
     return (
-        f'<p class="summary"><b>{html.escape(place.title)}, head {trace.head + 1}</b> \u00b7 {heard} \u00b7 '
-        f"{place.neurons:,} \u00d7 {place.width} numbers, {size_text(place.memory_bytes)} at any length"
+        f'<p class="summary"><b>{html.escape(model)}, {html.escape(place.title)}, head {trace.head + 1}</b> \u00b7 '
+        f"{heard} \u00b7 {place.neurons:,} \u00d7 {place.width} numbers, {size_text(place.memory_bytes)} at any length"
         f"{damped}{fresh}</p>"
     )
 
