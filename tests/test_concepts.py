@@ -260,4 +260,4 @@ def test_what_is_shown_of_a_concept_is_no_markup() -> None:
     found = search(zoo.model("flat"), sentences(12), shuffles=5)
     told = Concept(found).fields()
     assert "<b>" not in head(told, "<b>model").split(":")[0]
-    assert "of them were tried" in head(told, "one") and table(told["neurons"], "neurons").count("<tr>") == 25
+    assert "neurons were tried" in head(told, "one") and table(told["neurons"], "neurons").count("<tr>") == 25

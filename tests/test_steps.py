@@ -123,6 +123,14 @@ def test_every_update_says_what_those_shortly_before_it_said() -> None:
     assert list(by_name()) == [{"a": 1, "b": 2}, {"a": 1, "b": 3}]
 
 
+def test_a_handler_that_says_nothing_changes_nothing() -> None:
+    @whole
+    def silent() -> Iterator[tuple[Any, ...]]:
+        yield from ()
+
+    assert list(silent()) == [gr.skip()]
+
+
 def test_what_was_said_long_ago_is_not_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(steps.time, "monotonic", lambda: now)

@@ -106,7 +106,8 @@ def whole(handler: Handler) -> Handler:
     """A handler's updates, each with what those shortly before it said and it skips or leaves out.
 
     Of updates that come together a browser shows the last one only: a button that the one before it changed would
-    stay as it was. What was said longer ago was shown, and may since have been changed by who looks at it.
+    stay as it was. What was said longer ago was shown, and may since have been changed by who looks at it. A handler
+    that says nothing changes nothing: Gradio would empty all that it could have changed.
     """
 
     @wraps(handler)
@@ -121,5 +122,7 @@ def whole(handler: Handler) -> Handler:
                         said[place] = now, value
                 recent = {place: value for place, (when, value) in said.items() if now - when < _TOGETHER_S}
                 yield recent if by_name else tuple(recent.get(place, gr.skip()) for place in range(len(update)))
+        if not said:
+            yield gr.skip()
 
     return telling  # type: ignore[return-value]

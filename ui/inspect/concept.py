@@ -234,12 +234,12 @@ def head(known: Mapping[str, Any], model: str) -> str:
     others = "; ".join(f"{html.escape(one['name'])}: AUC {one['held_auc']:.2f} held out" for one in known["baselines"])
     return (
         f'<div class="report"><p class="concept-said">{html.escape(model)}, {html.escape(known["name"])}: {said}.</p>'
-        f"<p>{NEURONS} {own['tried']:,} of them were tried on {searched} sentences; "
+        f"<p>{own['tried']:,} neurons were tried on {searched} sentences; "
         f"{len(known['searched']) - searched} were held out. {own['sure']:,} are sure after "
         f"Bonferroni's correction, and {own['holding']:,} of these tell the held-out sentences apart with an AUC of "
         f"{HOLDS} or more. With shuffled labels the best effect is "
         f"{chance[len(chance) // 2]:.2f} (median) to {chance[-1]:.2f} (largest): below that, an effect means nothing. "
-        f"Without any model: {others}.</p></div>"
+        f"Without any model: {others}. {NEURONS}</p></div>"
     )
 
 

@@ -306,19 +306,15 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         max_lines=10,
         elem_id="reading-text",
     )
-    with gr.Row():
-        count = gr.Slider(
-            0,
-            MOST_WRITTEN,
-            0,
-            step=10,
-            label="Then let the model write, bytes",
-            info="the same each time after the same text",
-            scale=3,
-            elem_id="reading-count",
-        )
-        go = gr.Button("Read", variant="primary", min_width=120, elem_id="reading-go")
-        stop = gr.Button("Stop", variant="stop", min_width=90, interactive=False, elem_id="reading-stop")
+    count = gr.Slider(
+        0,
+        MOST_WRITTEN,
+        0,
+        step=10,
+        label="Then let the model write, bytes",
+        info="the same each time after the same text",
+        elem_id="reading-count",
+    )
     gr.Examples(
         [list(example) for example in EXAMPLES],
         [text, count],
@@ -326,6 +322,9 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         example_labels=[str(example[0]).replace("\n", " ⏎ ")[:60] for example in EXAMPLES],
         api_visibility="private",
     )
+    with gr.Row():
+        go = gr.Button("Read", variant="primary", scale=2, min_width=140, elem_id="reading-go")
+        stop = gr.Button("Stop", variant="stop", min_width=90, interactive=False, elem_id="reading-stop")
     with gr.Row():
         layer, kind, head = (
             gr.Dropdown(
@@ -352,7 +351,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             value=ALL_CORPORA,
             label="Search in",
             scale=2,
-            min_width=200,
+            min_width=270,
             elem_id="reading-corpus",
         )
         find = gr.Button("Find the bytes that fire it", min_width=180, elem_id="reading-find")
