@@ -17,14 +17,7 @@ from .memory import build_memory
 from .network import build_network
 from .reading import build_reading
 
-CSS = (
-    "".join(part.CSS for part in (reader, reading, memory, concept, network, baseline, features, claims))
-    + """
-@media (max-width: 500px) {
-  #inspect-views .tab-container button { font-size: 0.78rem; padding-inline: 2px !important; }
-}
-"""
-)
+CSS = "".join(part.CSS for part in (reader, reading, memory, concept, network, baseline, features, claims))
 
 
 @dataclass

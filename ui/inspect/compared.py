@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 PAIR = {"baseline-flat", "baseline-transformer"}
 """Ids of shipped models of equal size that heard the same bytes; anybody may call another model so."""
 _LONGEST_BYTES = 1_000_000
-_INK = "#78879f"
 _COLOURS = ("#0284c7", "#d97706", "#be185d")
 
 
@@ -170,15 +169,7 @@ def memory_chart(found: Comparison) -> alt.LayerChart | Any:
     ]
     lines = alt.Chart(alt.InlineData(points)).mark_line().encode(x=x, y=y, color=colour, tooltip=tooltip)
     dots = alt.Chart(alt.InlineData(measured)).mark_point(filled=True, size=40)
-    plain = {"labelColor": _INK, "titleColor": _INK}
-    return (
-        alt.layer(lines, dots.encode(x=x, y=y, color=colour, tooltip=tooltip))
-        .properties(width="container", height=300)
-        .configure(background="transparent")
-        .configure_axis(**plain, gridColor=_INK, gridOpacity=0.25, domainColor=_INK, tickColor=_INK)
-        .configure_legend(**plain)
-        .configure_view(stroke=None)
-    )
+    return field.fitted(alt.layer(lines, dots.encode(x=x, y=y, color=colour, tooltip=tooltip)), 400)
 
 
 def memory_note(found: Comparison) -> str:

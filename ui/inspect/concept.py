@@ -27,6 +27,7 @@ from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
 from ..steps import Tell, in_steps, whole
+from .field import fitted
 from .named import COUNTING, NEURONS, find_name, of_model
 from .recent import Recent, known_by
 from .turns import LATEST, QUICK, SEARCH, SEARCHING
@@ -40,7 +41,7 @@ _CONTROLS = 5
 _KEPT, _MOST_KEPT_NEURONS = 12, 500_000
 """Searches that are kept for going on with them, and the neurons of a model above which none is."""
 _NOTHING = "Nothing was searched in this model yet. The search takes some seconds."
-_INK, _CONCEPT, _CONTRAST = "#78879f", "#d97706", "#0284c7"
+_CONCEPT, _CONTRAST = "#d97706", "#0284c7"
 _AGAIN = "what was found is not kept any more, so it is searched again"
 _GIVEN = "concept.json", "concept.csv", "concept.png"
 
@@ -336,13 +337,12 @@ def strip(known: Mapping[str, Any], kind: str, place: int) -> Any:
             zip(labels, find["values"], known["searched"], strict=True)
         )
     ]
-    plain = {"labelColor": _INK, "titleColor": _INK}
     title = "strength after the sentence" if kind == "synapses" else SUMMARIES[known["summary"]]
-    drawn = (
+    return fitted(
         alt.Chart(alt.InlineData(points))
         .mark_point(size=46, strokeWidth=1.5, opacity=0.9)
         .encode(
-            x=alt.X("value:Q", title=f"{title} (full: searched, hollow: held out)", axis=alt.Axis(tickCount=8)),
+            x=alt.X("value:Q", title=[title, "full: searched, hollow: held out"], axis=alt.Axis(tickCount=8)),
             y=alt.Y("set:N", title=None, sort=None, axis=alt.Axis(labelLimit=120)),
             yOffset=alt.YOffset("spread:Q", scale=alt.Scale(domain=[-0.6, 1.6])),
             color=alt.Color("set:N", legend=None, sort=None, scale=alt.Scale(range=[_CONCEPT, _CONTRAST])),
@@ -351,15 +351,9 @@ def strip(known: Mapping[str, Any], kind: str, place: int) -> Any:
                 "part:N", legend=None, scale=alt.Scale(domain=["searched", "held out"], range=[0.9, 0])
             ),
             tooltip=[alt.Tooltip("sentence:N"), alt.Tooltip("value:Q", format=".3f"), alt.Tooltip("part:N")],
-        )
-        .properties(width="container", height=190)
+        ),
+        230,
     )  # fmt: skip
-    return (
-        drawn.configure(background="transparent")
-        .configure_axis(**plain, gridColor=_INK, gridOpacity=0.25, domainColor=_INK, tickColor=_INK)
-        .configure_legend(**plain)
-        .configure_view(stroke=None)
-    )
 
 
 def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, model: gr.Dropdown) -> None:
@@ -577,7 +571,7 @@ CSS = """
 .concept-texts dt { font-size: var(--text-sm); color: var(--body-text-color-subdued); }
 .concept-texts dd { margin: 0 0 8px; font-family: var(--font-mono); font-size: var(--text-sm); white-space: pre-wrap;
   overflow-wrap: anywhere; }
-.concept-texts dd i { font-style: normal; opacity: 0.6; }
+.concept-texts dd i { font-style: normal; color: var(--body-text-color-subdued); }
 #concept-plot .vega-embed, #concept-plot .altair { width: 100%; }
 #concept-plot .vega-embed details { display: none; }
 """

@@ -275,7 +275,8 @@ def examples_markup(found: Report, kind: Any, place: Any) -> str:
 
 def numbers_markup(found: Report) -> str:
     """Markup of all tables."""
-    return "".join(_table(rows) for rows in (codes_table(found), purity_table(found), tasks_table(found))) + (
+    purity = [[point_name(name), *cells] for name, *cells in purity_table(found)]
+    return "".join(_table(rows) for rows in (codes_table(found), purity, tasks_table(found))) + (
         f'<p class="summary">{_NUMBERS}</p>'
     )
 
@@ -358,8 +359,9 @@ CSS = """
   border-bottom: 1px solid var(--border-color-primary); }
 .features small { display: block; color: var(--body-text-color-subdued); }
 .features li b { font-weight: 600; font-variant-numeric: tabular-nums; }
-.features .verdict { align-self: start; padding: 0 6px; border: 1px solid currentColor; border-radius: 8px;
-  text-align: center; }
+.features .verdict { align-self: start; justify-self: start; padding: 0 6px; border: 1px solid currentColor;
+  border-radius: 8px; text-align: center; }
+@media (max-width: 600px) { .features li { grid-template-columns: 1fr; gap: 4px; } }
 .features code { white-space: pre-wrap; overflow-wrap: anywhere; }
 .features mark { background: var(--primary-300); color: #0b0b0b; border-radius: 2px; padding: 0 1px; }
 .features td i { display: inline-block; height: 10px; border-radius: 2px; background: var(--color-accent); }

@@ -48,6 +48,7 @@ from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
 from ..steps import Tell, in_steps, whole
+from .field import INK, fitted
 from .named import COUNTING, graph_name, of_model
 from .recent import Recent, known_by
 from .turns import LATEST, QUICK, SEARCH, SEARCHING
@@ -63,7 +64,7 @@ _GRAPH_BYTES = 5 * 4 * MOST_NEURONS**2
 """Of a graph that is made: all weights between its neurons, and what sorts them."""
 _HUBS = 6
 """Neurons named below the picture."""
-_INK, _TRAINED, _UNTRAINED = "#78879f", "#d97706", "#0284c7"
+_TRAINED, _UNTRAINED = "#d97706", "#0284c7"
 _COMMUNITIES = ["#d97706", "#0284c7", "#059669", "#be185d", "#7c3aed", "#ca8a04", "#64748b"]
 _GIVEN = "network.json", "network-edges.csv", "network-degrees.png", "network-neuron.png"
 
@@ -269,13 +270,12 @@ def degrees_chart(found: Mapping[str, Any], side: str) -> Any:
         legend=alt.Legend(orient="bottom"),
     )  # fmt: skip
     tooltip = [alt.Tooltip("weights:N"), alt.Tooltip("degree:Q"), alt.Tooltip("part:Q", format=".4f")]
-    drawn = alt.layer(
+    return fitted(alt.layer(
         alt.Chart(alt.InlineData(points)).mark_point(filled=True, size=28).encode(
             x=x, y=y, color=colour, tooltip=tooltip, shape=alt.Shape("weights:N", title=None, legend=None)
         ),
         alt.Chart(alt.InlineData(lines)).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour),
-    ).properties(width="container", height=220)  # fmt: skip
-    return _plain(drawn)
+    ), 290)  # fmt: skip
 
 
 def picture(found: Surroundings) -> Any:
@@ -317,26 +317,15 @@ def picture(found: Surroundings) -> Any:
     )  # fmt: skip
     tooltip = [alt.Tooltip("name:N", title="neuron"), "community:N", alt.Tooltip("in:Q", title="in-degree"),
                alt.Tooltip("out:Q", title="out-degree")]  # fmt: skip
-    drawn = alt.layer(
-        alt.Chart(alt.InlineData(edges)).mark_rule(strokeWidth=0.8, opacity=0.35, color=_INK).encode(
+    return fitted(alt.layer(
+        alt.Chart(alt.InlineData(edges)).mark_rule(strokeWidth=0.8, opacity=0.35, color=INK).encode(
             x=x, y=y, x2="x2:Q", y2="y2:Q"
         ),
         dots.mark_point(filled=True, opacity=1).encode(
             color=colour, size=alt.Size("size:Q", scale=None, legend=None), tooltip=tooltip
         ),
-        dots.mark_text(dy=-14, fontSize=10, color=_INK).encode(text="name:N"),
-    ).properties(width="container", height=460)  # fmt: skip
-    return _plain(drawn)
-
-
-def _plain(drawn: Any) -> Any:
-    plain = {"labelColor": _INK, "titleColor": _INK}
-    return (
-        drawn.configure(background="transparent")
-        .configure_axis(**plain, gridColor=_INK, gridOpacity=0.25, domainColor=_INK, tickColor=_INK)
-        .configure_legend(**plain)
-        .configure_view(stroke=None)
-    )
+        dots.mark_text(dy=-14, fontSize=10, color=INK).encode(text="name:N"),
+    ), 500)  # fmt: skip
 
 
 def around_line(found: Drawn, shown: Surroundings, of: str) -> str:

@@ -228,7 +228,7 @@ draw();
 CSS = """
 .only-read { position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%);
   white-space: nowrap; }
-:is(.reader .raster, .reader .written, #memory-strip, .features .attention td):focus-visible {
+:is(.reader .raster, .reader .written, #memory-strip [tabindex], .features .attention td):focus-visible {
   outline: 2px solid var(--color-accent); outline-offset: 2px; }
 .reader .raster { position: relative; cursor: crosshair; border: 1px solid var(--border-color-primary);
   border-radius: var(--radius-sm); overflow: hidden; background: #ffffff; }
