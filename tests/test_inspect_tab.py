@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 import zoo
@@ -20,7 +21,7 @@ from bdh.errors import HatcheryError
 from bdh.models import build
 from lab import reading as lab
 from lab.reading import Reading
-from ui.inspect import reader
+from ui.inspect import build_inspect, reader
 from ui.inspect.named import point_name
 from ui.inspect.reading import MOST_BYTES, Heard, Inspector, active_bars, choices, firings, summary
 from ui.inspect.recent import known_by
@@ -164,3 +165,28 @@ def test_models_of_equal_weights_and_another_damping_share_no_results() -> None:
     other = build(config)
     other.load_state_dict(model.state_dict())
     assert model.checksum() == other.checksum() and known_by(model) != known_by(other)
+
+
+def test_what_is_chosen_last_is_done_and_all_that_computes_can_be_stopped(inspector: Inspector) -> None:
+    with gr.Blocks() as page:
+        build_inspect(inspector._registry, gr.BrowserState(""), Limits())
+    told = page.get_config_file()
+    names = {one["id"]: one["props"].get("elem_id") for one in told["components"]}
+    events = {one["id"]: one for one in told["dependencies"]}
+    asked = {
+        (names[target], event): one["id"]
+        for one in events.values()
+        for target, event in one["targets"]
+        if target in names and names[target] not in (None, "inspect-model")
+    }
+    for name in ("reading-layer", "reading-neurons", "reading-head", "memory-layer", "memory-head", "concept-find",
+                 "baseline-layer", "baseline-head", "network-neuron"):  # fmt: skip
+        first = asked[name, "submit" if name == "network-neuron" else "input"]
+        after = [one["id"] for one in events.values() if one["trigger_after"] == first and not one["js"]]
+        modes = {events[id]["trigger_mode"] for id in (first, *after) if page.fns[id].concurrency_limit or id == first}
+        assert modes == {"always_last"}, name
+    stopped = {id for one in events.values() for id in one["cancels"]}
+    works = {id for id, one in page.fns.items() if one.concurrency_id in ("searching", "looking", "inspecting")}
+    assert {names[target] for id in works - stopped for target, _ in events[id]["targets"]} == {
+        "reading-take", "features-take",
+    }  # fmt: skip

@@ -257,7 +257,7 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
             with gr.Tab("Attention", id="attention"):
                 with gr.Row():
                     layer = gr.Dropdown([], label="BDH layer", min_width=150, elem_id="baseline-layer")
-                    head = gr.Dropdown([("1", 0)], value=0, label="Head", min_width=90)
+                    head = gr.Dropdown([("1", 0)], value=0, label="Head", min_width=90, elem_id="baseline-head")
                     other_layer = gr.Dropdown([], label="Transformer layer", min_width=150)
                     other_head = gr.Dropdown([("1", 0)], value=0, label="Head", min_width=90)
                 drawn = gr.HTML(elem_classes="flush", elem_id="baseline-maps")

@@ -190,8 +190,8 @@ def maps(readings: dict[str, lab.Reading]) -> str:
         reach = field.reach_of(one.shares)
         own = "A byte sees itself, too." if one.own else "A byte does not see itself; blue takes away."
         figures.append(
-            f"<figure><figcaption><b>{html.escape(name)}</b>, {html.escape(one.title)} {field.scale(reach)}"
-            "</figcaption>"
+            f"<figure><figcaption><b>{html.escape(name)}</b>, {html.escape(one.title)}<br>"
+            f"{field.scale(reach)}</figcaption>"
             f"{field.picture(one.shares, reach, f'Attention of {name}', height_rem=20, crisp=False)}"
             f"<p>Reads {one.reach:.1f} {_steps(one)} back on average, over {one.spread:.1f} places at a time. {own}</p>"
             "</figure>"
