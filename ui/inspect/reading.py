@@ -422,6 +422,9 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         line = _line("getting ready" if heard else _NOTHING)
         return (*chosen, gr.Textbox(info=info), line, None, "", gr.Row(visible=False), gr.Column(visible=False), "")
 
+    def on_wanted(event: gr.EventData) -> tuple[int, str]:
+        return _pointed(event), _line("getting ready")
+
     @whole
     def on_find(
         request: gr.Request, secret: str, id: str | None, layer: str, kind: str, head: int, neuron: float | None,
@@ -465,7 +468,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         changed.success(**again),
         *(one.input(**chosen).success(**again) for one in (layer, kind)),
         head.input(**again),
-        shown.submit(_pointed, None, neuron, **QUICK).success(**search),
+        shown.submit(on_wanted, None, [neuron, where], **QUICK).success(**search),
         gr.on([find.click, neuron.submit], **search),
     ]
     shown.select(_pointed, None, neuron, **QUICK, trigger_mode="multiple")
