@@ -241,6 +241,11 @@ def test_the_view_gives_neurons_then_synapses_then_what_silence_does_and_files(t
     assert written["silenced"]["verdict"] == told[1].verdict
     assert written["model"] == "alpha" and "counted from 0" in written["counting"]
     assert files[1].read_text().splitlines()[0].startswith("kind,name,effect") and files[2].stat().st_size > 1_000
+    zoo.fresh("flat-damped").save_pretrained(tmp_path / "others" / "alpha")
+    finder._registry = Registry(tmp_path / "others", tmp_path / "data", Limits(), "cpu")
+    again = list(finder.files(asked, "browser:me", 0, "neurons", 2))
+    assert json.loads(Path(again[-1][0]).read_text())["silenced"] is None  # other weights under the same name
+    assert any("not kept any more, so it is searched again" in one[1] for one in again[:-1])
     with pytest.raises(DataError, match="choose 1 to 24"):
         finder.silence(asked, "browser:me", 99, "river")
 
