@@ -25,7 +25,7 @@ from ..registry import Owner, Registry, compact
 from ..steps import in_steps, whole
 from .compared import CSS, Comparison, Side, facts, maps, memory_chart, memory_note, zeros
 from .named import COUNTING, of_model
-from .turns import LATEST, LOOK, LOOKING, QUICK
+from .turns import LATEST, LOOK, LOOKING, QUICK, stops
 
 __all__ = ["CSS", "build_baseline"]
 
@@ -401,7 +401,7 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     ]  # fmt: skip
     for event in working:
         event.failure(idle, None, [go, stop, line], **QUICK)
-    stop.click(idle, None, [go, stop, line], cancels=working, **QUICK)
+    stops(stop, idle, [go, stop, line], working)
     model.change(on_model, [owner, model, other], [other, none, form, shown, line, looked], **QUICK)
     data.click(on_data, [owner, looked, measured], file, **QUICK)
 

@@ -30,7 +30,7 @@ from ..steps import Tell, in_steps, whole
 from .field import fitted
 from .named import COUNTING, NEURONS, find_name, of_model
 from .recent import Recent, known_by
-from .turns import LATEST, QUICK, SEARCH, SEARCHING
+from .turns import LATEST, QUICK, SEARCH, SEARCHING, stops
 
 OWN = "sentences of your own"
 WRITTEN_BYTES, MOST_PROMPT_BYTES = 80, 400
@@ -516,7 +516,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
     working = [found, looked, silenced, taken]
     for event in working:
         event.failure(idle, None, [progress, go, stop, hush], **QUICK)
-    stop.click(idle, None, [progress, go, stop, hush], cancels=working, **QUICK)
+    stops(stop, idle, [progress, go, stop, hush], working)
 
 
 def _choices(told: Mapping[str, Any], fresh: bool) -> gr.Dropdown:

@@ -36,7 +36,7 @@ from .remembered import (
     summary,
     synapse_table,
 )
-from .turns import LATEST, LOOK, LOOKING, QUICK
+from .turns import LATEST, LOOK, LOOKING, QUICK, stops
 
 __all__ = ["CSS", "build_memory"]
 
@@ -429,7 +429,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
     ]
     for event in working:
         event.failure(lambda: ["", *_idle()], None, running, **QUICK)
-    stop.click(lambda: [_STOPPED, *_idle()], None, running, cancels=working, **QUICK)
+    stops(stop, lambda: [_STOPPED, *_idle()], running, working)
     model.change(on_model, [owner, model], [layer, head, none, form, shown, line, looked, text], **QUICK)
     paper.click(on_pick, [looked, at], at, **QUICK, trigger_mode="multiple")
 

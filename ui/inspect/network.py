@@ -51,7 +51,7 @@ from ..steps import Tell, in_steps, whole
 from .field import INK, fitted
 from .named import COUNTING, graph_name, of_model
 from .recent import Recent, known_by
-from .turns import LATEST, QUICK, SEARCH, SEARCHING
+from .turns import LATEST, QUICK, SEARCH, SEARCHING, stops
 
 DEGREES = (2, 32)
 """Mean degrees to choose from."""
@@ -466,7 +466,7 @@ def build_network(registry: Registry, owner: gr.BrowserState, model: gr.Dropdown
     working = [measured, looked, taken]
     for event in working:
         event.failure(idle, None, [progress, go, stop], **QUICK)
-    stop.click(idle, None, [progress, go, stop], cancels=working, **QUICK)
+    stops(stop, idle, [progress, go, stop], working)
 
 
 def _listed(places: Sequence[str]) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ from ..steps import whole
 from ..writing import batched, hear_and_write
 from . import reader
 from .named import COUNTING, layer_name, neuron_name, of_model, point_name
-from .turns import LATEST, QUICK
+from .turns import LATEST, QUICK, stops
 
 MOST_BYTES = 1_000
 """Of a text that is read, what the model writes included: hundreds of columns is what a screen can show."""
@@ -476,7 +476,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
     for event in working:
         event.failure(idle, None, running, **QUICK)
     stopped: Callable[[], Any] = lambda: (_line("Stopped."), *idle())  # noqa: E731
-    stop.click(stopped, None, [told, *running], cancels=working, **QUICK)
+    stops(stop, stopped, [told, *running], working)
     take.click(on_take, [owner, model, last, *place], files, **worked | {"show_progress": "minimal"})
     return text
 
