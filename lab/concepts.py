@@ -64,6 +64,8 @@ MOST_VALUES_BYTES = 512 << 20
 """Of the numbers of all neurons in all sentences."""
 _BATCH_BYTES = 128 << 20
 """Of the activations of one layer, or of the memories, of sentences heard side by side."""
+_COPIES, _BATCHES = 3, 2
+"""Of the numbers of all neurons, with their ranks; and of a batch, with what it is computed from."""
 _MOST_ROWS = 32
 _CLASSES: dict[str, Callable[[str], bool]] = {
     "capitals": lambda one: "A" <= one <= "Z",
@@ -280,11 +282,22 @@ def search(
 
     hearing(0.0)
     values = activities(model, sentences.all, columns, summary, hearing)
+    if not np.isfinite(values).all():
+        raise DataError("activations of this model are not finite: its weights overflow; check the checkpoint")
     tell(0.8, f"ranking {len(columns):,} neurons")
     found, neurons = _finds(values, first, searched, shuffles, seed, columns.neuron, few)
     activity = values[searched & first].mean(axis=0)
     baselines = _baselines(sentences, searched)
     return Search(sentences, summary, seed, searched, neurons, baselines, columns, activity, found.effect)
+
+
+def search_bytes(model: Model[Any], sentences: Sentences) -> int:
+    """Memory that a search takes at most, for the numbers of all neurons and for what is heard side by side."""
+    columns = Columns([one for one in probe.points(model) if one.kind in ("x_sparse", "y_sparse", "mlp")])
+    widest = max(max(1, point.heads) * point.width for point in columns.points)
+    row = max(4 * max(map(len, sentences.all)) * widest, model.state_bytes())
+    batch = max(row, min(_BATCH_BYTES, _MOST_ROWS * row))
+    return _COPIES * 4 * len(columns) * len(sentences.all) + _BATCHES * batch
 
 
 def search_synapses(

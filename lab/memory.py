@@ -7,7 +7,7 @@ values say everything about its memory at any byte, and every number of it can b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,7 +212,7 @@ def listen(
         progress: as in `probe.record`.
 
     Raises:
-        DataError: the text is too short or too long for it.
+        DataError: the text is too short or too long for it, or its memory overflows.
     """
     least, most = place.step_bytes, most_bytes(place)
     if not least <= len(data) <= most:
@@ -229,7 +229,10 @@ def listen(
         key = key * layer.attn.eta.detach().float().cpu()
     count = len(data) // place.step_bytes
     key, value, activity = key[:count], value[:count], activity[:count]
-    return Trace(place, head, data, key if place.excites else activity, key, value, activity)
+    trace = Trace(place, head, data, key if place.excites else activity, key, value, activity)
+    if not all(bool(one.isfinite().all()) for one in (key, value, activity, trace.memory(count).norm())):
+        raise DataError("the memory of this model is not finite: its weights overflow; check the checkpoint")
+    return trace
 
 
 def most_bytes(place: Place) -> int:
@@ -405,8 +408,12 @@ def likeness(first: Tensor, second: Tensor) -> Likeness:
     )
 
 
-def save(path: Path, trace: Trace, wiring: Wiring, count: int) -> None:
-    """Write all that is known of a memory after `count` writes as an NPZ file; `attention` is of the last of them."""
+def save(path: Path, trace: Trace, wiring: Wiring, count: int, notes: Mapping[str, str] | None = None) -> None:
+    """Write all that is known of a memory after `count` writes as an NPZ file; `attention` is of the last of them.
+
+    Args:
+        notes: kept as texts under their names.
+    """
     arrays: dict[str, NDArray[Any]] = {
         "text": np.frombuffer(trace.data, np.uint8),
         "key": trace.key.numpy(),
@@ -419,6 +426,7 @@ def save(path: Path, trace: Trace, wiring: Wiring, count: int) -> None:
         "writes": np.int64(count),
         "place": np.str_(trace.place.name),
     }
+    arrays |= {name: np.str_(note) for name, note in (notes or {}).items()}
     if trace.query is not trace.key:
         arrays["query"] = trace.query.numpy()
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]

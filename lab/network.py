@@ -265,6 +265,10 @@ def _graph(model: Model[Any], place: Place, mean_degree: float, seed: int) -> tu
     drawn = torch.from_numpy(chosen)
     decoder, encoder = decoder[drawn], encoder[:, drawn]
     weights = (decoder - decoder.mean(-1, keepdim=True)) @ encoder
+    if not bool(weights.isfinite().all()):
+        raise ConfigError(
+            f"the weights between the neurons of {place.name} are not finite: they overflow; check the checkpoint"
+        )
     count = len(chosen)
     deviation = float(weights.std())
     if place.loops:

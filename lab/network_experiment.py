@@ -228,8 +228,11 @@ def fit_line(fit: Mapping[str, Any], degrees: Sequence[int]) -> list[tuple[float
     return [(float(end), share * (end / fit["least_degree"]) ** -slope) for end in ends]
 
 
-def draw_surroundings(found: Surroundings, path: Path) -> None:
+def draw_surroundings(found: Surroundings, path: Path, *, of: str = "") -> None:
     """A neuron and what is around it, coloured by community.
+
+    Args:
+        of: names the model and the place in the title.
 
     Raises:
         DataError: the file cannot be written.
@@ -262,7 +265,8 @@ def draw_surroundings(found: Surroundings, path: Path) -> None:
             )  # fmt: skip
         axes.set_axis_off()
         axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        axes.set_title(f"neuron {nodes[0]['neuron']} and its strongest neighbours", loc="left")
+        title = f"neuron {nodes[0]['neuron']} and its strongest neighbours"
+        axes.set_title(f"{of}: {title}" if of else title, loc="left")
 
 
 def _markdown(name: str, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import lzma
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -252,8 +252,13 @@ def excerpt(name: str, most_bytes: int) -> bytes:
     return data[start : start + most_bytes]
 
 
-def save(reading: Reading, folder: Path) -> list[Path]:
-    """Write the whole reading as NPZ, what happened at each byte as CSV, and the raster as PNG."""
+def save(reading: Reading, folder: Path, *, heading: str = "", notes: Mapping[str, str] | None = None) -> list[Path]:
+    """Write the whole reading as NPZ, what happened at each byte as CSV, and the raster as PNG.
+
+    Args:
+        heading: of the drawing; empty is the reading's title.
+        notes: kept in the NPZ as texts under their names.
+    """
     npz, table, png = (folder / f"reading.{suffix}" for suffix in ("npz", "csv", "png"))
     np.savez_compressed(
         npz,
@@ -266,6 +271,7 @@ def save(reading: Reading, folder: Path) -> list[Path]:
         head=np.array(-1 if reading.head is None else reading.head),
         active=np.array([one.part for one in reading.active]),
         active_points=np.array([f"{one.place}.{one.kind}" for one in reading.active]),
+        **{name: np.array(note) for name, note in (notes or {}).items()},  # type: ignore[arg-type]
     )
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -281,7 +287,7 @@ def save(reading: Reading, folder: Path) -> list[Path]:
             firing = int((reading.values[index] > 0).sum())
             writer.writerow([index, byte, f"{reading.costs[index]:.4f}", firing, loud, coming])
     shown = raster(reading)
-    draw_raster(shown.values, reading.costs, title(reading), png)
+    draw_raster(shown.values, reading.costs, heading or title(reading), png)
     return [npz, table, png]
 
 

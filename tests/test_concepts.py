@@ -133,7 +133,7 @@ def test_few_sentences_are_said_to_be_too_few_and_enough_are_not() -> None:
     assert [bool(concepts.too_few(most, given(12))) for most in (10, 9)] == [True, False]
     synapses = search_synapses(zoo.model("flat"), found, shuffles=19)
     assert synapses is not None and "at least 14 sentences a set are needed" in synapses.too_few
-    page = head(Concept(found).fields())
+    page = head(Concept(found).fields(), "chat")
     assert "Nothing can hold: with 12 and 12" in page
 
 
@@ -337,9 +337,20 @@ def test_the_view_gives_neurons_then_synapses_then_what_silence_does_and_files(t
     told = [one for one in finder.silence(asked, "browser:me", 2, "river <b>") if not isinstance(one, tuple)]
     assert [len(text) for text in told[0].values()] == [80, 80]
     assert len(told[1].neurons) == 2
-    files = [Path(path) for path in finder.files(asked, "browser:me", 0, "synapses", 2)]
-    assert json.loads(files[0].read_text())["silenced"]["verdict"] == told[1].verdict
+    kept = [one for one in finder.look(asked, "browser:me") if not isinstance(one, tuple)]
+    assert kept == [stages[-1]]
+    (made,) = [one for one in finder.files(asked, "browser:me", 0, "synapses", 2) if isinstance(one, list)]
+    files = [Path(path) for path in made]
+    assert [path.name for path in files] == ["alpha-concept.json", "alpha-concept.csv", "alpha-concept.png"]
+    written = json.loads(files[0].read_text())
+    assert written["silenced"]["verdict"] == told[1].verdict
+    assert written["model"] == "alpha" and "counted from 0" in written["counting"]
     assert files[1].read_text().splitlines()[0].startswith("kind,name,effect") and files[2].stat().st_size > 1_000
+    zoo.fresh("flat-damped").save_pretrained(tmp_path / "others" / "alpha")
+    finder._registry = Registry(tmp_path / "others", tmp_path / "data", Limits(), "cpu")
+    again = list(finder.files(asked, "browser:me", 0, "neurons", 2))
+    assert json.loads(Path(again[-1][0]).read_text())["silenced"] is None  # other weights under the same name
+    assert any("not kept any more, so it is searched again" in one[1] for one in again[:-1])
     with pytest.raises(DataError, match="choose 1 to 24"):
         finder.silence(asked, "browser:me", 99, "river")
 
@@ -358,4 +369,5 @@ def test_what_is_shown_of_a_concept_is_no_markup() -> None:
     assert "<b>" not in written and "<script>" not in written and "Both write the same" in written
     found = search(zoo.model("flat"), sentences(12), shuffles=19)
     told = Concept(found).fields()
-    assert "neurons were tried" in head(told) and table(told["neurons"], "neurons").count("<tr>") == 25
+    assert "<b>" not in head(told, "<b>model").split(":")[0]
+    assert "neurons were tried" in head(told, "one") and table(told["neurons"], "neurons").count("<tr>") == 25

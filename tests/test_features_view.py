@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+import zoo
 
 from lab.features import made
 from lab.features.findings import Example, Feature
 from ui.inspect import features as view
+from ui.limits import Limits
+from ui.registry import Registry
 
 
 @pytest.fixture
@@ -23,7 +27,10 @@ def test_the_model_s_own_neurons_are_shown_first_and_every_set_with_features_can
     assert shown.kind == report.headline
     assert {"standard", "compositional", "extracted features"} < {key for _, key in shown.kinds}
     assert all(view.feature_list(report, key) for _, key in shown.kinds)
-    assert all(one.question in view.html.unescape(shown.told) for one in view.verdicts(report))
+    told = view.html.unescape(shown.told)
+    assert all(view.in_words(report, one.question) in told for one in view.verdicts(report))
+    assert "Are the neurons of layer 3, x more" in told and "layer." not in told
+    assert view.feature_list(report, shown.kind)[0][0].startswith("head 1, neuron 88 ·")
 
 
 def test_what_a_report_quotes_is_text_and_never_markup(report: made.Report) -> None:
@@ -39,6 +46,26 @@ def test_what_a_report_quotes_is_text_and_never_markup(report: made.Report) -> N
         view.attention_markup(told, 0),
     ):
         assert "<img" not in markup
+
+
+def test_a_report_is_on_the_shipped_model_of_its_name_and_on_no_other_that_is_called_so(tmp_path: Path) -> None:
+    zoo.fresh("flat").save_pretrained(tmp_path / "checkpoints" / "english")
+    zoo.fresh("flat").save_pretrained(tmp_path / "english")
+    registry = Registry(tmp_path / "checkpoints", tmp_path / "data", Limits(), "cpu")
+    mine = registry.load_trained(tmp_path / "english", "english", "me")
+    names = view.choices(None)
+    assert registry.title(mine, "me") == registry.title("english", "me") == "english"
+    assert view._report_on(registry, "english", "me", names) == "shipped/english"
+    assert view._missing(registry, "english", "me", names, Limits()) == ""
+    assert view._report_on(registry, mine, "me", names) is None
+    assert "There is no report on english yet" in view._missing(registry, mine, "me", names, Limits())
+
+
+def test_every_field_of_attention_says_its_number_to_those_who_do_not_see_it(report: made.Report) -> None:
+    markup = view.attention_markup(report, 0)
+    fields = re.findall(r'<td [^>]*role="gridcell"[^>]*aria-label="[^"]* attends to [^"]*: ([0-9.]+)">', markup)
+    assert fields == [f"{value:.2f}" for row in report.attention[0] for value in row]
+    assert markup.count('tabindex="0"') == 1 and "\\n" not in markup
 
 
 @pytest.mark.parametrize("place", [None, -1, 10**6, "0", True, 0.5])

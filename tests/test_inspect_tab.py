@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 import zoo
@@ -20,7 +21,8 @@ from bdh.errors import HatcheryError
 from bdh.models import build
 from lab import reading as lab
 from lab.reading import Reading
-from ui.inspect import reader
+from ui.inspect import build_inspect, reader
+from ui.inspect.named import point_name
 from ui.inspect.reading import MOST_BYTES, Heard, Inspector, active_bars, choices, firings, summary
 from ui.inspect.recent import known_by
 from ui.limits import Limits
@@ -122,7 +124,8 @@ def test_what_is_drawn_is_the_reading(inspector: Inspector, model: str, layer: s
     assert [len(drawn[name]) for name in ("bits", "next", "loudest", "special")] == [len(HURT)] * 4
     pixels = np.array(Image.open(io.BytesIO(base64.b64decode(drawn["image"].split(",")[1]))))
     assert np.array_equal(pixels[..., 1] > 0, picture.values > 0)
-    words = summary(heard, found, picture)
+    words = summary(heard, found, picture, "<b>one")
+    assert words.startswith(f'<p class="summary"><b>&lt;b&gt;one, {point_name(f"{layer}.{kind}")}')
     assert "4 of them written by the model" in words and ("whole patches" in words) == (model == "hierarchical")
 
 
@@ -136,7 +139,7 @@ def test_x_and_y_are_shown_apart_layer_by_layer(inspector: Inspector) -> None:
 def test_a_neuron_is_found_in_the_shipped_texts_with_what_stands_around_it(inspector: Inspector) -> None:
     said = list(inspector.find("flat", "me", "layer.0.x_sparse", 1, 3, "all"))
     assert "reading: " in said[0] and "of 4,096 bytes" in said[0]
-    assert "neuron 3 of layer.0.x_sparse, head 1" in said[-1] and "held out from training" in said[-1]
+    assert "flat, layer 1, x, head 2, neuron 3</b>" in said[-1] and "held out from training" in said[-1]
     assert said[-1].count("<tr>") <= 13
 
 
@@ -150,8 +153,10 @@ def test_texts_are_no_markup_and_silence_is_said() -> None:
 
 def test_a_reading_can_be_taken_along(inspector: Inspector) -> None:
     files = [Path(path) for path in inspector.files("flat", "me", Heard(HURT, len(HURT)), "layer.0", "gate", 0)]
-    assert [path.name for path in files] == ["reading.npz", "reading.csv", "reading.png"]
+    assert [path.name for path in files] == ["flat-reading.npz", "flat-reading.csv", "flat-reading.png"]
     assert all(path.stat().st_size for path in files)
+    kept = np.load(files[0])
+    assert kept["model"] == "flat" and "counted from 0" in str(kept["counting"]) and kept["head"] == 0
 
 
 def test_models_of_equal_weights_and_another_damping_share_no_results() -> None:
@@ -160,3 +165,28 @@ def test_models_of_equal_weights_and_another_damping_share_no_results() -> None:
     other = build(config)
     other.load_state_dict(model.state_dict())
     assert model.checksum() == other.checksum() and known_by(model) != known_by(other)
+
+
+def test_what_is_chosen_last_is_done_and_all_that_computes_can_be_stopped(inspector: Inspector) -> None:
+    with gr.Blocks() as page:
+        build_inspect(inspector._registry, gr.BrowserState(""), Limits())
+    told = page.get_config_file()
+    names = {one["id"]: one["props"].get("elem_id") for one in told["components"]}
+    events = {one["id"]: one for one in told["dependencies"]}
+    asked = {
+        (names[target], event): one["id"]
+        for one in events.values()
+        for target, event in one["targets"]
+        if target in names and names[target] not in (None, "inspect-model")
+    }
+    for name in ("reading-layer", "reading-neurons", "reading-head", "memory-layer", "memory-head", "concept-find",
+                 "baseline-layer", "baseline-head", "network-neuron"):  # fmt: skip
+        first = asked[name, "submit" if name == "network-neuron" else "input"]
+        after = [one["id"] for one in events.values() if one["trigger_after"] == first and not one["js"]]
+        modes = {events[id]["trigger_mode"] for id in (first, *after) if page.fns[id].concurrency_limit or id == first}
+        assert modes == {"always_last"}, name
+    stopped = {id for one in events.values() for id in one["cancels"]}
+    works = {id for id, one in page.fns.items() if one.concurrency_id in ("searching", "looking", "inspecting")}
+    assert {names[target] for id in works - stopped for target, _ in events[id]["targets"]} == {
+        "reading-take", "features-take",
+    }  # fmt: skip

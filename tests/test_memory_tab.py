@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,12 @@ from lab import memory as lab
 from ui.inspect import compared, field, memory, remembered
 from ui.inspect.baseline import UNTRAINED, Comparer
 from ui.inspect.baseline import Look as Pair
+from ui.inspect.concept import Asked, Finder
 from ui.inspect.memory import Look, Memories
+from ui.inspect.network import Asked as Graph
+from ui.inspect.network import Mapper
+from ui.inspect.reading import Heard, Inspector
+from ui.inspect.recent import Recent
 from ui.limits import Limits
 from ui.registry import Registry
 
@@ -53,10 +61,11 @@ def test_every_view_of_a_memory_is_shown_for_every_kind_and_nothing_in_it_is_mar
         remembered.exchange(trace, trace.writes - 1, weights),
         remembered.exchange(trace, 0, trace.attention(0).numpy()),
         remembered.synapse_table(trace, wiring, trace.writes),
-        remembered.summary(trace),
+        remembered.summary(trace, "a <b>model"),
         remembered.beside(lab.now(trace, wiring, 2), lab.now(trace, wiring, trace.writes), ("one", "other")),
     ]
     assert not any("<b>a" in part or "</b>," in part for part in shown[:1])
+    assert "<b>a &lt;b&gt;model, " in shown[5]
     assert "&lt;" in shown[0] and "Nothing: nothing that it asks for" in shown[3]
     assert len(remembered.growth_charts(trace)) == 3
 
@@ -109,6 +118,75 @@ def test_a_picture_shows_the_neurons_that_were_asked_for() -> None:
     assert (many.shape, together) == ((3, 750), 2) and (many == 2).all()
 
 
+def test_a_text_is_promised_as_many_bytes_as_are_allowed(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    memories = Memories(registry, LIMITS)
+    place = memories.place("hierarchical", "global.0", OWNER)
+    assert memories.allowed(place) == "8 to 200 bytes" and memories.allowed(None) == ""
+    monkeypatch.setattr(lab, "MOST_TRACE_BYTES", 4_096)
+    most = lab.most_bytes(place)
+    assert memories.allowed(place) == f"8 to {most} bytes" and most < 200
+    with pytest.raises(DataError, match=f"give 8 to {most}"):
+        memories.data("a" * (most + 1), place)
+
+
+def test_what_is_no_longer_kept_is_heard_again_and_said_so(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    memories, look = Memories(registry, LIMITS), Look("flat", "layer.0", 0, TEXT)
+    assert not any("again" in note for _, note in list(memories.hearing(look, OWNER))[:-1])
+    assert [step for step in memories.hearing(look, OWNER, again=True) if isinstance(step, tuple)] == []
+    memories._kept = Recent(0)
+    notes = [step[1] for step in memories.hearing(look, OWNER, again=True) if isinstance(step, tuple)]
+    assert notes and all(
+        note.startswith("the memory is not kept any more, so the text is heard again") for note in notes
+    )
+
+
+def test_weights_that_overflow_are_told_in_words(tmp_path: Path) -> None:
+    model = zoo.fresh("flat")
+    with torch.no_grad():
+        model.get_parameter("encoder").mul_(1e30)
+    model.save_pretrained(tmp_path / "checkpoints" / "loud")
+    registry = Registry(tmp_path / "checkpoints", tmp_path, LIMITS, "cpu")
+    about, other = ("\n".join(f"{word} number {i:02}" for i in range(16)) for word in ("one", "other"))
+    finder, reader = Finder(registry, LIMITS), Inspector(registry, LIMITS)
+    for look in (
+        lambda: Memories(registry, LIMITS).heard(Look("loud", "layer.0", 0, TEXT), OWNER),
+        lambda: list(Comparer(registry, LIMITS).comparing(Pair("loud", UNTRAINED, TEXT), OWNER)),
+        lambda: list(finder.find(Asked("loud", "", about, other, "mean"), OWNER)),
+        lambda: list(reader.read("loud", OWNER, Heard(TEXT.encode(), len(TEXT)), "layer.0", "x_sparse", 0)),
+    ):
+        with pytest.raises(DataError, match="not finite"):
+            look()
+    with torch.no_grad():
+        model.get_parameter("decoder").mul_(1e30)
+    model.save_pretrained(tmp_path / "checkpoints" / "louder")
+    registry = Registry(tmp_path / "checkpoints", tmp_path, LIMITS, "cpu")
+    with pytest.raises(HatcheryError, match="not finite"):
+        list(Mapper(registry).measure(Graph("louder", "head 0", 4.0), OWNER))
+
+
+def test_fresh_weights_and_searches_count_as_memory_in_use(tmp_path: Path) -> None:
+    zoo.fresh("flat").save_pretrained(tmp_path / "checkpoints" / "flat")
+    limits = Limits(max_prompt_bytes=200, max_state_bytes=60_000)
+    registry = Registry(tmp_path / "checkpoints", tmp_path, limits, "cpu")
+    about, other = ("\n".join(f"{word} number {i:02}" for i in range(16)) for word in ("one", "other"))
+    for work in (
+        Comparer(registry, limits).comparing(Pair("flat", UNTRAINED, TEXT), OWNER),
+        Finder(registry, limits).find(Asked("flat", "", about, other, "mean"), OWNER),
+        Mapper(registry).measure(Graph("flat", "head 0", 4.0), OWNER),
+    ):
+        with pytest.raises(HatcheryError, match=re.escape("of 60 kB allowed here 0 bytes are in use")):
+            list(work)
+
+
+def test_two_models_are_known_as_the_equal_pair_by_their_ids_alone(registry: Registry) -> None:
+    found = last(Comparer(registry, LIMITS).comparing(Pair("flat", "transformer", TEXT), OWNER))
+    called = [dataclasses.replace(side, title=name) for side, name in
+              zip((found.bdh, found.transformer), sorted(compared.PAIR), strict=True)]  # fmt: skip
+    assert "no contest" in compared.facts(dataclasses.replace(found, bdh=called[0], transformer=called[1]))
+    known = [dataclasses.replace(side, id=side.title) for side in called]
+    assert "one seed" in compared.facts(dataclasses.replace(found, bdh=known[0], transformer=known[1]))
+
+
 def test_a_text_is_cut_into_characters_or_patches_by_the_bytes_that_wrote_them() -> None:
     assert remembered.units("añb".encode(), 1) == ((0, 1, "a"), (1, 3, "ñ"), (3, 4, "b"))
     assert remembered.units(b"abcde", 2) == ((0, 1, "ab"), (1, 2, "cd"))
@@ -131,7 +209,7 @@ def test_a_model_is_compared_with_a_transformer(registry: Registry, model: str, 
     assert "exactly 0" in compared.facts(found) + compared.zeros(found) and compared.memory_chart(found)
     assert ("fresh weights" in compared.facts(found)) is not bool(other)
     layer = {"flat": "layer.1", "hierarchical": "global.0", "mixture": "member.0.layer.1"}[model]
-    drawn = compared.maps(comparer.readings(look, layer, 1, 0, 1, OWNER))
+    drawn = compared.maps(last(comparer.readings(look, layer, 1, 0, 1, OWNER)))
     assert drawn.count("<img") == 2 and ("patches back" in drawn) is (model == "hierarchical")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,9 +248,17 @@ def test_the_view_gives_the_graph_then_what_is_measured_and_neighbours_and_files
     asked = Asked("alpha", mapper.places("alpha", "")[0], 4.0)
     drawn, measured = (one for one in mapper.measure(asked, "") if not isinstance(one, tuple))
     assert drawn.graph.count == 64 and measured.edges == 256
-    assert mapper.around(asked, "", 17).nodes[0]["neuron"] == 17
-    assert len(mapper.files(asked, "", None)) == 4
+    assert made(mapper.around(asked, "", 17))[1].nodes[0]["neuron"] == 17
+    files = [Path(path) for path in made(mapper.files(asked, "", None))]
+    assert [path.name for path in files][:2] == ["alpha-network.json", "alpha-network-edges.csv"] and len(files) == 4
+    assert json.loads(files[0].read_text())["model"] == "alpha"
     with pytest.raises(DataError, match="neuron 4000 is not in the graph; its neurons are 0 to 63"):
-        mapper.around(asked, "", 4000)
-    with pytest.raises(DataError, match="choose 2 to 32"):
-        mapper.drawn(asked._replace(mean_degree=1e9), "")
+        made(mapper.around(asked, "", 4000))
+    for degree in (1e9, 4.5, float("nan"), "8", True):
+        with pytest.raises(DataError, match="choose a whole number, 2 to 32"):
+            list(mapper.measure(asked._replace(mean_degree=degree), ""))
+
+
+def made(steps: Iterator[Any]) -> list[Any]:
+    """What comes at last of work that is told step by step."""
+    return [one for one in steps if isinstance(one, list)][-1]

@@ -12,7 +12,7 @@ import pytest
 
 from bdh.errors import MergeError
 from ui import steps
-from ui.steps import Stopped, Tell, in_steps, whole
+from ui.steps import WAITING, Stopped, Tell, in_steps, whole
 
 
 def test_work_stops_at_its_next_word() -> None:
@@ -68,6 +68,46 @@ def test_silent_work_lets_itself_be_stopped_between_two_words() -> None:
         assert [item for item in steps if not isinstance(item, tuple)] == ["done"]
 
 
+def test_work_that_was_stopped_keeps_its_place_until_it_has_ended() -> None:
+    room, going, begun = threading.BoundedSemaphore(1), threading.Event(), threading.Event()
+
+    def slow(tell: Tell, give: Any) -> None:
+        tell(0.0, "a long step")
+        begun.set()
+        going.wait(60)
+
+    first = in_steps(slow, room)
+    assert next(first) == (0.0, "a long step") and begun.wait(60)
+    first.close()
+    second = in_steps(lambda tell, give: give("done"), room)
+    assert [next(second) for _ in range(2)] == [(0.0, WAITING)] * 2
+    going.set()
+    assert [item for item in second if not isinstance(item, tuple)] == ["done"]
+    assert room.acquire(timeout=60)
+
+
+def test_who_stops_waiting_for_a_place_takes_none() -> None:
+    room = threading.BoundedSemaphore(1)
+    with room:
+        waiting = in_steps(lambda tell, give: give("never"), room)
+        assert next(waiting) == (0.0, WAITING)
+        waiting.close()
+    assert room.acquire(timeout=60)
+
+
+def test_of_work_that_is_silent_for_long_is_told_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_LONG_S", 0.0)
+    going = threading.Event()
+
+    def work(tell: Tell, give: Any) -> None:
+        tell(0.5, "a long step")
+        going.wait(60)
+
+    with closing(in_steps(work)) as told:
+        assert [next(told) for _ in range(2)] == [(0.5, "a long step"), (0.5, "a long step · 0 s")]
+        going.set()
+
+
 def test_every_update_says_what_those_shortly_before_it_said() -> None:
     @whole
     def by_place(first: int) -> Iterator[tuple[Any, ...]]:
@@ -81,6 +121,14 @@ def test_every_update_says_what_those_shortly_before_it_said() -> None:
 
     assert list(by_place(7)) == [(7, "b", gr.skip()), (7, "c", gr.skip())]
     assert list(by_name()) == [{"a": 1, "b": 2}, {"a": 1, "b": 3}]
+
+
+def test_a_handler_that_says_nothing_changes_nothing() -> None:
+    @whole
+    def silent() -> Iterator[tuple[Any, ...]]:
+        yield from ()
+
+    assert list(silent()) == [gr.skip()]
 
 
 def test_what_was_said_long_ago_is_not_said_again(monkeypatch: pytest.MonkeyPatch) -> None:

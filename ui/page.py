@@ -50,6 +50,8 @@ CSS = """
 #chat-log .message { overflow-wrap: anywhere; }
 #chat-log textarea { min-height: 6rem; }
 #chat-message textarea { border: 1px solid var(--input-border-color); }
+.tab-container button.selected { color: var(--primary-700); }
+.dark .tab-container button.selected { color: var(--primary-400); }
 @media (max-width: 500px) {
   .gradio-container { padding: var(--spacing-md) !important; }
   .gradio-container h1 { font-size: var(--text-xl) !important; }
@@ -209,10 +211,12 @@ def theme() -> gr.themes.Base:
         button_border_width="1px",
         button_secondary_border_color="*neutral_300",
         button_secondary_border_color_dark="*neutral_600",
+        checkbox_label_background_fill_selected="*primary_700",
+        checkbox_label_background_fill_selected_dark="*primary_700",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_800",
         button_cancel_background_fill="#b91c1c",
         button_cancel_background_fill_hover="#991b1b",
         button_cancel_background_fill_dark="#b91c1c",

@@ -17,21 +17,27 @@ Tell: TypeAlias = Callable[[float, str], None]
 """Called with the part done, 0 to 1, and what is done; raises if the work is to stop."""
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 _AGAIN_S = 0.3
+_LONG_S = 2.0
+"""Of silence, after which is told how long it has lasted."""
 _TOGETHER_S = 2.0
+WAITING = "waiting until other work has ended; work that was stopped ends in a moment"
 
 
 class Stopped(Exception):
     """Work was asked to stop."""
 
 
-def in_steps(work: Callable[[Tell, Callable[[Any], None]], None]) -> Iterator[tuple[float, str] | Any]:
+def in_steps(
+    work: Callable[[Tell, Callable[[Any], None]], None], room: threading.Semaphore | None = None
+) -> Iterator[tuple[float, str] | Any]:
     """What work tells and hands out, as it does; closing this lets the work stop at its next word.
 
-    Of words that came together only the newest are told, and again while the work is silent: Gradio can stop a
-    generator only between two of them, and takes no other press of its button before.
+    Of words that came together only the newest are told, and again while the work is silent, with how long it has
+    been: Gradio can stop a generator only between two of them, and takes no other press of its button before.
 
     Args:
         work: gets `tell` and `give`; done in a thread of its own.
+        room: how much work of a kind is done at once. What was stopped gives its place back when it has really ended.
     """
     told: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stopped, end = threading.Event(), object()
@@ -49,14 +55,28 @@ def in_steps(work: Callable[[Tell, Callable[[Any], None]], None]) -> Iterator[tu
             told.put(end)
         except BaseException as error:  # it is raised where the work is waited for
             told.put(error)
+        finally:
+            if room is not None:
+                room.release()
 
-    threading.Thread(target=run, daemon=True, name="steps").start()
+    while room is not None and not room.acquire(timeout=_AGAIN_S):
+        yield 0.0, WAITING
+    try:
+        threading.Thread(target=run, daemon=True, name="steps").start()
+    except BaseException:
+        if room is not None:
+            room.release()
+        raise
     words: tuple[float, str] | None = None
+    since = time.monotonic()
     try:
         while True:
             items = _arrived(told)
-            if not items and words is not None:
-                yield words
+            if items:
+                since = time.monotonic()
+            elif words is not None:
+                silent_s = time.monotonic() - since
+                yield words if silent_s < _LONG_S else (words[0], f"{words[1]} · {silent_s:.0f} s")
             for item, following in zip_longest(items, items[1:]):
                 if item is end:
                     return
@@ -86,7 +106,8 @@ def whole(handler: Handler) -> Handler:
     """A handler's updates, each with what those shortly before it said and it skips or leaves out.
 
     Of updates that come together a browser shows the last one only: a button that the one before it changed would
-    stay as it was. What was said longer ago was shown, and may since have been changed by who looks at it.
+    stay as it was. What was said longer ago was shown, and may since have been changed by who looks at it. A handler
+    that says nothing changes nothing: Gradio would empty all that it could have changed.
     """
 
     @wraps(handler)
@@ -101,5 +122,7 @@ def whole(handler: Handler) -> Handler:
                         said[place] = now, value
                 recent = {place: value for place, (when, value) in said.items() if now - when < _TOGETHER_S}
                 yield recent if by_name else tuple(recent.get(place, gr.skip()) for place in range(len(update)))
+        if not said:
+            yield gr.skip()
 
     return telling  # type: ignore[return-value]

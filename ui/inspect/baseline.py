@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from ..parting import Folders
 from ..registry import Owner, Registry, compact
 from ..steps import in_steps, whole
 from .compared import CSS, Comparison, Side, facts, maps, memory_chart, memory_note, zeros
+from .named import COUNTING, of_model
+from .turns import LATEST, LOOK, LOOKING, QUICK, stops
 
 __all__ = ["CSS", "build_baseline"]
 
@@ -43,7 +46,7 @@ UNTRAINED = ""
 """Chosen instead of a model: a Transformer of equal size with fresh weights."""
 _MOST_PARAMETERS = 30_000_000
 """Of a Transformer that is made on the spot."""
-_WINDOW = 256
+_WINDOW, _NUMBER_BYTES = 256, 4
 
 
 class Look(NamedTuple):
@@ -94,9 +97,9 @@ class Comparer:
         def work(tell: Any, give: Any) -> None:
             with ExitStack() as stack:
                 model, baseline = self._models(look, owner, stack)
-                first = self._side(model, self.registry.title(look.model, owner), data, tell, 0.0)
-                name = self.registry.title(look.baseline, owner) if look.baseline else "a Transformer of equal size"
-                second = self._side(baseline, name, data, tell, 0.5, trained=bool(look.baseline))
+                titles = self.titles(look, owner)
+                first = self._side(model, look.model, titles[0], data, tell, 0.0)
+                second = self._side(baseline, look.baseline, titles[1], data, tell, 0.5, trained=bool(look.baseline))
                 give(
                     Comparison(
                         len(data),
@@ -108,23 +111,33 @@ class Comparer:
                     )
                 )
 
-        return in_steps(work)
+        return in_steps(work, LOOKING)
+
+    def titles(self, look: Look, owner: Owner) -> tuple[str, str]:
+        """What the two models are called."""
+        other = self.registry.title(look.baseline, owner) if look.baseline else "a Transformer of equal size"
+        return self.registry.title(look.model, owner), other
 
     def readings(
         self, look: Look, layer: str, head: int, other_layer: int, other_head: int, owner: Owner
-    ) -> dict[str, lab.Reading]:
-        """Where a head of each reads from.
+    ) -> Iterator[Any]:
+        """How far it is, and at last where a head of each reads from: `Reading`s by the models' names.
 
         Raises:
             HatcheryError: there is no such layer or head.
         """
         data = text_bytes(look.text, self.limits)
-        with ExitStack() as stack:
-            model, baseline = self._models(look, owner, stack)
-            return {
-                "BDH": lab.hebbian_reading(model, data, layer, head),
-                "Transformer": lab.softmax_reading(baseline, data, other_layer, other_head),
-            }
+
+        def work(tell: Any, give: Any) -> None:
+            tell(0.0, f"hearing {len(data):,} bytes")
+            with ExitStack() as stack:
+                model, baseline = self._models(look, owner, stack)
+                first, second = self.titles(look, owner)
+                found = {f"BDH: {first}": lab.hebbian_reading(model, data, layer, head)}
+                tell(0.5, f"{second} hears {len(data):,} bytes")
+                give({**found, f"Transformer: {second}": lab.softmax_reading(baseline, data, other_layer, other_head)})
+
+        return in_steps(work, LOOKING)
 
     def transformer(self, look: Look, owner: Owner) -> TransformerConfig:
         """The configuration of the Transformer of a look.
@@ -153,13 +166,14 @@ class Comparer:
         """Both models, until the stack is closed."""
         config = self.transformer(look, owner)
         model = stack.enter_context(self.registry.lease(look.model, owner))
-        stack.enter_context(self.registry.reserve(2 * (model.state_bytes() + state_bytes(config))))
+        fresh = 0 if look.baseline else _NUMBER_BYTES * parameter_count(config)
+        stack.enter_context(self.registry.reserve(2 * (model.state_bytes() + state_bytes(config)) + fresh))
         if look.baseline:
             return model, stack.enter_context(self.registry.lease(look.baseline, owner))
         return model, build(config, seed=0).to(self.registry.device).eval()
 
     def _side(
-        self, model: Model[Any], title: str, data: bytes, tell: Any, begun: float, *, trained: bool = True
+        self, model: Model[Any], id: str, title: str, data: bytes, tell: Any, begun: float, *, trained: bool = True
     ) -> Side:
         def follow(done: int, total: int) -> None:
             tell(begun + 0.3 * done / total, f"{title} hears {done:,} of {total:,} bytes")
@@ -169,7 +183,10 @@ class Comparer:
         lengths = sorted({min(2**power, len(data)) for power in range(12)})
         held = lab.held(model, data, lengths, progress=lambda done, total: tell(begun + 0.4, f"the memory of {title}"))
         bits = lab.text_bits(model, data)
+        if not math.isfinite(bits):
+            raise DataError(f"what {title} predicts is not finite: its weights overflow; check the checkpoint")
         return Side(
+            id,
             title,
             model.config.kind,
             trained,
@@ -240,7 +257,7 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
             with gr.Tab("Attention", id="attention"):
                 with gr.Row():
                     layer = gr.Dropdown([], label="BDH layer", min_width=150, elem_id="baseline-layer")
-                    head = gr.Dropdown([("1", 0)], value=0, label="Head", min_width=90)
+                    head = gr.Dropdown([("1", 0)], value=0, label="Head", min_width=90, elem_id="baseline-head")
                     other_layer = gr.Dropdown([], label="Transformer layer", min_width=150)
                     other_head = gr.Dropdown([("1", 0)], value=0, label="Head", min_width=90)
                 drawn = gr.HTML(elem_classes="flush", elem_id="baseline-maps")
@@ -267,7 +284,6 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
                     chosen = lasting[-1] if lasting else places(registry.config(model, who))[-1]
                     heard = (chosen.name, _longest(chosen), baseline.n_layer - 1, 0)
                     yield {
-                        line: "",
                         looked: tuple(look),
                         measured: dataclasses.asdict(found),
                         table: facts(found),
@@ -280,20 +296,31 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
                         head: gr.Dropdown(_numbers(chosen.heads), value=heard[1]),
                         other_layer: gr.Dropdown(_numbers(baseline.n_layer), value=heard[2]),
                         other_head: gr.Dropdown(_numbers(baseline.n_head), value=heard[3]),
-                        drawn: maps(comparer.readings(look, *heard, who)),
+                        drawn: "",
                         file: gr.File(visible=False),
                         shown: gr.Column(visible=True),
-                        go: gr.Button(interactive=True),
-                        stop: gr.Button(interactive=False),
                     }
+            yield from read_from(look, heard, who, lambda readings: {drawn: maps(readings)})
 
-    def chosen_readings(secret: str, request: gr.Request, looked: Any, chosen: Sequence[Any]) -> dict[str, lab.Reading]:
+    def read_from(
+        look: Look, chosen: Sequence[Any], who: Owner, show: Callable[[dict[str, lab.Reading]], dict[Any, Any]]
+    ) -> Iterator[dict[Any, Any]]:
+        """What is shown of where the chosen heads read from."""
         layer, head, other_layer, other_head = chosen
         numbers = [one for one in (head, other_layer, other_head) if isinstance(one, int) and not isinstance(one, bool)]
         if len(numbers) < 3 or not isinstance(layer, str):
             raise DataError("choose a layer and a head of each model")
-        who = identify(secret, request)
-        return comparer.readings(Look(*looked), layer, numbers[0], numbers[1], numbers[2], who)
+        steps = comparer.readings(look, layer, numbers[0], numbers[1], numbers[2], who)
+        with closing(steps) as going:  # type: ignore[type-var]
+            for step in going:
+                if isinstance(step, dict):
+                    yield {**show(step), line: "", go: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+                else:
+                    yield {
+                        line: bar(step[0], f"where heads read from: {step[1]}"),
+                        go: gr.Button(interactive=False),
+                        stop: gr.Button(interactive=True),
+                    }
 
     def on_layer(request: gr.Request, secret: str, looked: Any, layer: str, head: int) -> gr.Dropdown:
         if not looked:
@@ -304,27 +331,37 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
             return gr.skip()
         return gr.Dropdown(_numbers(found[layer].heads), value=min(head or 0, found[layer].heads - 1))
 
-    def on_heads(request: gr.Request, secret: str, looked: Any, *chosen: Any) -> Any:
+    @whole
+    def on_heads(request: gr.Request, secret: str, looked: Any, *chosen: Any) -> Iterator[dict[Any, Any]]:
+        if not looked:
+            return
+        with reported():
+            who = identify(secret, request)
+            yield from read_from(Look(*looked), chosen, who, lambda readings: {drawn: maps(readings)})
+
+    def on_data(request: gr.Request, secret: str, looked: Any, measured: Any) -> Any:
         if not looked:
             return gr.skip()
         with reported():
-            return maps(chosen_readings(secret, request, looked, chosen))
+            title = comparer.titles(Look(*looked), identify(secret, request))[0]
+            path = folders.new() / "baseline.json"
+            told = {**dict(zip(Look._fields, looked, strict=True)), "counting": COUNTING, **measured}
+            path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+            return gr.File(of_model(title, [path])[0], visible=True)
 
-    def on_data(looked: Any, measured: Any) -> Any:
+    @whole
+    def on_picture(request: gr.Request, secret: str, looked: Any, *chosen: Any) -> Iterator[dict[Any, Any]]:
         if not looked:
-            return gr.skip()
-        path = folders.new() / "baseline.json"
-        told = dict(zip(Look._fields, looked, strict=True))
-        path.write_text(json.dumps({**told, **measured}, indent=1) + "\n", encoding="utf-8")
-        return gr.File(str(path), visible=True)
-
-    def on_picture(request: gr.Request, secret: str, looked: Any, *chosen: Any) -> Any:
-        if not looked:
-            return gr.skip()
+            return
         with reported():
-            path = folders.new() / "attention.png"
-            lab.draw(path, chosen_readings(secret, request, looked, chosen))
-            return gr.File(str(path), visible=True)
+            who, look = identify(secret, request), Look(*looked)
+
+            def show(readings: dict[str, lab.Reading]) -> dict[Any, Any]:
+                path = folders.new() / "attention.png"
+                lab.draw(path, readings)
+                return {file: gr.File(of_model(comparer.titles(look, who)[0], [path])[0], visible=True)}
+
+            yield from read_from(look, chosen, who, show)
 
     def on_model(request: gr.Request, secret: str, model: str, other: str | None) -> list[Any]:
         with reported():
@@ -345,23 +382,28 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     def idle() -> list[Any]:
         return [gr.Button(interactive=True), gr.Button(interactive=False), ""]
 
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    quick: dict[str, Any] = {**private, "concurrency_limit": None}
-    some: dict[str, Any] = {**private, "concurrency_limit": 2, "concurrency_id": "looking"}
+    running, changed_heads = [line, go, stop], [owner, looked, *heads]
     comparing = go.click(
         on_go,
         [owner, model, other, text],
-        [line, looked, measured, table, active, chart, note, *heads, drawn, file, shown, go, stop],
-        **some,
+        [*running, looked, measured, table, active, chart, note, *heads, drawn, file, shown],
+        **LOOK,
     )
-    comparing.failure(idle, None, [go, stop, line], **quick)
-    stop.click(idle, None, [go, stop, line], cancels=[comparing], **quick)
-    model.change(on_model, [owner, model, other], [other, none, form, shown, line, looked], **quick)
-    changed = layer.input(on_layer, [owner, looked, layer, head], head, **quick)
-    changed.then(on_heads, [owner, looked, *heads], drawn, **some)
-    gr.on([head.input, other_layer.input, other_head.input], on_heads, [owner, looked, *heads], drawn, **some)
-    data.click(on_data, [looked, measured], file, **quick)
-    picture.click(on_picture, [owner, looked, *heads], file, **some)
+    changed = layer.input(on_layer, [owner, looked, layer, head], head, **QUICK | LATEST)
+    working = [
+        comparing,
+        changed.then(on_heads, changed_heads, [drawn, *running], **LOOK | LATEST),
+        gr.on(
+            [head.input, other_layer.input, other_head.input], on_heads, changed_heads, [drawn, *running],
+            **LOOK | LATEST,
+        ),
+        picture.click(on_picture, changed_heads, [file, *running], **LOOK),
+    ]  # fmt: skip
+    for event in working:
+        event.failure(idle, None, [go, stop, line], **QUICK)
+    stops(stop, idle, [go, stop, line], working)
+    model.change(on_model, [owner, model, other], [other, none, form, shown, line, looked], **QUICK)
+    data.click(on_data, [owner, looked, measured], file, **QUICK)
 
 
 def _longest(place: Place) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ CSS = """
 .dark .claim-verdict.no { color: #ff8b82; }
 .claim-drawings figure { margin: 0 0 12px; }
 .claim-drawings img { display: block; max-width: 100%; height: auto; background: white; border-radius: 6px; }
+.claim-links a, .claim-drawings a { color: inherit; text-decoration: underline; }
 .claim-drawings figcaption, .claim-links { font-size: var(--text-sm); color: var(--body-text-color-subdued); }
 #claim-report table { display: block; overflow-x: auto; width: fit-content; max-width: 100%; border: 0; }
 #claim-report table:first-of-type td { min-width: 9em; }
@@ -51,6 +53,8 @@ CSS = """
 """
 """The looks, for the page's style sheet."""
 
+_COUNTED = "Reports and their drawings count layers and heads from 0, as in the weights; all other views count from 1."
+_NAMES_LAYERS = re.compile(r"\b(layer|head) \d")
 _CLASSES = {SUPPORTED: "yes", PARTLY: "partly", NOT: "no", UNTOLD: "untold"}
 
 
@@ -195,7 +199,8 @@ def told(name: str, reports: Mapping[str, Mapping[str, Any]]) -> str:
         known = _known(name)
         command = known.command.format(model="base" if "flat" in known.kinds else "fledgling")
         return f"This was **not run** on the shipped checkpoints. To measure it:\n\n```sh\n{command}\n```"
-    return markdown(reports[name], title=False, drawings=False)
+    report = markdown(reports[name], title=False, drawings=False)
+    return f"{report}\n\n{_COUNTED}" if _NAMES_LAYERS.search(report) else report
 
 
 def pictures(name: str, reports: Mapping[str, Mapping[str, Any]]) -> str:

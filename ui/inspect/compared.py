@@ -12,14 +12,14 @@ from lab import baseline as lab
 
 from ..registry import size_text
 from . import field
+from .named import KINDS, layer_name
 
 if TYPE_CHECKING:
     import altair as alt
 
 PAIR = {"baseline-flat", "baseline-transformer"}
-"""Shipped models of equal size that heard the same bytes."""
+"""Ids of shipped models of equal size that heard the same bytes; anybody may call another model so."""
 _LONGEST_BYTES = 1_000_000
-_INK = "#78879f"
 _COLOURS = ("#0284c7", "#d97706", "#be185d")
 
 
@@ -27,6 +27,8 @@ _COLOURS = ("#0284c7", "#d97706", "#be185d")
 class Side:
     """One of the two models, measured."""
 
+    id: str
+    """In the registry; empty of one that was made on the spot."""
     title: str
     kind: str
     trained: bool
@@ -77,7 +79,7 @@ def facts(found: Comparison) -> str:
             "This Transformer has fresh weights: what is exactly 0 and what its memory takes are those of any such "
             "Transformer; its bits and its attention say nothing about a trained one."
         )
-    elif {bdh.title, other.title} == PAIR:
+    elif {bdh.id, other.id} == PAIR:
         notes.append(
             "These two heard the same bytes by the same recipe (<code>python -m train baseline</code>), with one "
             "seed and one learning rate for both."
@@ -99,7 +101,8 @@ def _zero(side: Side) -> str:
     for kind in kinds:
         of_kind = [one for one in side.activity if one.kind == kind]
         total = sum(one.count for one in of_kind)
-        parts.append(f"{html.escape(kind)}\u00a0{sum((1 - one.active) * one.count for one in of_kind) / total:.1%}")
+        zero = sum((1 - one.active) * one.count for one in of_kind) / total
+        parts.append(f"{html.escape(KINDS.get(kind, kind))}\u00a0{zero:.1%}")
     return "<br>".join(parts)
 
 
@@ -109,8 +112,9 @@ def zeros(found: Comparison) -> str:
     for side in (found.bdh, found.transformer):
         rows.append(f'<tr class="merged"><th scope="row" colspan="4">{html.escape(side.title)}</th></tr>')
         for one in side.activity:
+            kind = html.escape(KINDS.get(one.kind, one.kind))
             rows.append(
-                f'<tr><th scope="row">{_layer(one.place)} <small>{html.escape(one.kind)}</small></th>'
+                f'<tr><th scope="row">{html.escape(layer_name(one.place))} <small>{kind}</small></th>'
                 f"<td>{one.count:,}</td><td>{_meter(1 - one.active)}</td><td>{_meter(one.small)}</td></tr>"
             )
     return (
@@ -120,13 +124,6 @@ def zeros(found: Comparison) -> str:
         "what it would multiply can be left out. A Transformer's GELU makes small numbers, hardly ever zeros: the last "
         "column says how many of them are small. x \u00b7 y is what a layer of BDH writes out.</p></div>"
     )
-
-
-def _layer(place: str) -> str:
-    """A layer's name as a person reads it."""
-    parts = place.split(".")
-    named = [f"{name} {int(index) + 1}" for name, index in zip(parts[::2], parts[1::2], strict=True)]
-    return html.escape(", ".join(named))
 
 
 def _meter(part: float) -> str:
@@ -172,15 +169,7 @@ def memory_chart(found: Comparison) -> alt.LayerChart | Any:
     ]
     lines = alt.Chart(alt.InlineData(points)).mark_line().encode(x=x, y=y, color=colour, tooltip=tooltip)
     dots = alt.Chart(alt.InlineData(measured)).mark_point(filled=True, size=40)
-    plain = {"labelColor": _INK, "titleColor": _INK}
-    return (
-        alt.layer(lines, dots.encode(x=x, y=y, color=colour, tooltip=tooltip))
-        .properties(width="container", height=300)
-        .configure(background="transparent")
-        .configure_axis(**plain, gridColor=_INK, gridOpacity=0.25, domainColor=_INK, tickColor=_INK)
-        .configure_legend(**plain)
-        .configure_view(stroke=None)
-    )
+    return field.fitted(alt.layer(lines, dots.encode(x=x, y=y, color=colour, tooltip=tooltip)), 400)
 
 
 def memory_note(found: Comparison) -> str:
@@ -201,7 +190,8 @@ def maps(readings: dict[str, lab.Reading]) -> str:
         reach = field.reach_of(one.shares)
         own = "A byte sees itself, too." if one.own else "A byte does not see itself; blue takes away."
         figures.append(
-            f"<figure><figcaption><b>{name}</b>, {html.escape(one.title)} {field.scale(reach)}</figcaption>"
+            f"<figure><figcaption><b>{html.escape(name)}</b>, {html.escape(one.title)}<br>"
+            f"{field.scale(reach)}</figcaption>"
             f"{field.picture(one.shares, reach, f'Attention of {name}', height_rem=20, crisp=False)}"
             f"<p>Reads {one.reach:.1f} {_steps(one)} back on average, over {one.spread:.1f} places at a time. {own}</p>"
             "</figure>"

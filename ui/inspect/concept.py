@@ -14,9 +14,21 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from bdh.errors import DataError
+from bdh.models import Model
 from bdh.sampling import Sampling
 from lab.concept_experiment import as_csv, draw_strips, fields
-from lab.concepts import FAINT, HOLDS, SHOWN, SUMMARIES, SURE, Finds, Search, search, search_synapses
+from lab.concepts import (
+    FAINT,
+    HOLDS,
+    SHOWN,
+    SUMMARIES,
+    SURE,
+    Finds,
+    Search,
+    search,
+    search_bytes,
+    search_synapses,
+)
 from lab.sentences import LEAST, MOST, MOST_BYTES, PRESETS, Sentences, parse, preset
 from lab.silencing import Silenced, go_on, silence
 
@@ -26,19 +38,22 @@ from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
 from ..steps import Tell, in_steps, whole
+from .field import fitted
+from .named import COUNTING, NEURONS, find_name, of_model
 from .recent import Recent, known_by
+from .turns import LATEST, QUICK, SEARCH, SEARCHING, stops
 
 OWN = "sentences of your own"
 WRITTEN_BYTES, MOST_PROMPT_BYTES = 80, 400
-_AT_ONCE = 2
-"""Searches at the same time, of all visitors."""
 _WORD_S = 0.3
 """Between two words on how far the writing is."""
 _CONTROLS = 5
 """Draws of other neurons: few enough to wait for."""
 _KEPT, _MOST_KEPT_NEURONS = 12, 500_000
 """Searches that are kept for going on with them, and the neurons of a model above which none is."""
-_INK, _CONCEPT, _CONTRAST = "#78879f", "#d97706", "#0284c7"
+_NOTHING = "Nothing was searched in this model yet. The search takes some seconds."
+_CONCEPT, _CONTRAST = "#d97706", "#0284c7"
+_AGAIN = "what was found is not kept any more, so it is searched again"
 _GIVEN = "concept.json", "concept.csv", "concept.png"
 
 
@@ -92,7 +107,11 @@ class Finder:
 
     def find(self, asked: Asked, owner: Owner) -> Iterator[Any]:
         """How far it is, and what is known after each stage."""
-        return in_steps(lambda tell, give: self._find(asked, owner, tell, give))
+        return in_steps(lambda tell, give: self._find(asked, owner, tell, give), SEARCHING)
+
+    def look(self, asked: Asked, owner: Owner) -> Iterator[Any]:
+        """What was searched before; if it is not kept any more, first how far searching it again is."""
+        return in_steps(lambda tell, give: give(self._again(asked, owner, tell, "neurons")), SEARCHING)
 
     def silence(self, asked: Asked, owner: Owner, count: float, prompt: str) -> Iterator[Any]:
         """How far it is, then what is written with and without the neurons, then what silence costs."""
@@ -101,53 +120,85 @@ class Finder:
         data = (prompt or "").encode("utf-8", errors="replace")
         if not 1 <= len(data) <= MOST_PROMPT_BYTES:
             raise DataError(f"the beginning has {len(data):,} bytes; give 1 to {MOST_PROMPT_BYTES}")
-        return in_steps(lambda tell, give: self._silence(asked, owner, int(count), data, tell, give))
+        return in_steps(lambda tell, give: self._silence(asked, owner, int(count), data, tell, give), SEARCHING)
 
-    def files(self, asked: Asked, owner: Owner, place: int, kind: str, count: float) -> list[str]:
-        """What was found as JSON, CSV and a drawing of one find; with the cost of silence, if that was measured."""
-        told = self.look(asked, owner).fields(self._silenced.get((asked, count)))
-        if told[kind] is None or place >= len(told[kind]["best"]):
-            raise DataError("that find is not kept any more; search again")
+    def files(self, asked: Asked, owner: Owner, place: int, kind: str, count: float) -> Iterator[Any]:
+        """How far it is, and a list of files: what was found as JSON, CSV and a drawing of one find.
+
+        With the cost of silence, if that was measured.
+        """
+        return in_steps(lambda tell, give: give(self._files(asked, owner, place, kind, count, tell)), SEARCHING)
+
+    def _files(self, asked: Asked, owner: Owner, place: int, kind: str, count: float, tell: Tell) -> list[str]:
+        known = self._again(asked, owner, tell, kind)
+        with self._registry.lease(asked.model, owner) as model:
+            silenced = self._silenced.get((self._key(model, asked), count))
+            checksum = model.checksum()
+        title = self._registry.title(asked.model, owner)
+        told = known.fields(silenced)
+        find = found_at(told, kind, place)
+        tell(0.9, "writing files")
         folder: Path = self._folders.new()
         paths = [folder / name for name in _GIVEN]
-        paths[0].write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        about = {"model": title, "weights": checksum, "counting": COUNTING}
+        paths[0].write_text(json.dumps(about | told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         paths[1].write_text(as_csv(told), encoding="utf-8")
-        draw_strips({told["name"]: told}, paths[2], place=place, kind=kind)
-        return [str(path) for path in paths]
+        named = {**find, "what": {**find["what"], "name": find_name(find["what"])}}
+        drawn = {**told, kind: {**told[kind], "best": [named]}}
+        draw_strips({f"{title}, {told['name']}": drawn}, paths[2], kind=kind)
+        return of_model(title, paths)
 
-    def look(self, asked: Asked, owner: Owner) -> Concept:
-        """What was searched before; searched again if it is not kept."""
-        return self._known(asked, owner, lambda part, note: None)
+    def _again(self, asked: Asked, owner: Owner, tell: Tell, kind: str) -> Concept:
+        """What was searched before; its neurons, or its synapses too, are searched again if they are not kept."""
+        known = self._known(asked, owner, lambda part, note: tell(0.4 * part, f"{_AGAIN}: {note}"))
+        if kind == "synapses":
+            self._synapses(known, asked, owner, lambda part, note: tell(0.4 + 0.4 * part, f"{_AGAIN}: {note}"))
+        return known
+
+    def _key(self, model: Model[Any], asked: Asked) -> tuple[Any, ...]:
+        """What results are kept under."""
+        return known_by(model), asked.sentences(), asked.summary
 
     def _known(self, asked: Asked, owner: Owner, tell: Tell) -> Concept:
         """What is known after a search of the neurons."""
         sentences = self.check(asked)
         with self._registry.lease(asked.model, owner) as model:
-            key = (known_by(model), sentences, asked.summary)
+            key = self._key(model, asked)
             if (known := self._recent.get(key)) is None:
-                known = Concept(search(model, sentences, summary=asked.summary, tell=tell))
+                with self._registry.reserve(search_bytes(model, sentences)):
+                    known = Concept(search(model, sentences, summary=asked.summary, tell=tell))
                 if known.search.neurons.tried <= _MOST_KEPT_NEURONS:
                     self._recent.put(key, known)
         return known
+
+    def _synapses(self, known: Concept, asked: Asked, owner: Owner, tell: Tell) -> None:
+        """Search the synapses, if that was not done before."""
+        if known.synapses_searched:
+            return
+        with (
+            self._registry.lease(asked.model, owner) as model,
+            self._registry.reserve(search_bytes(model, known.search.sentences)),
+        ):
+            known.synapses = search_synapses(model, known.search, tell=tell)
+        known.synapses_searched = True
 
     def _find(self, asked: Asked, owner: Owner, tell: Tell, give: Callable[[Any], None]) -> None:
         known = self._known(asked, owner, lambda part, note: tell(0.5 * part, note))
         give(known)
         if not known.synapses_searched:
-            with self._registry.lease(asked.model, owner) as model:
-                known.synapses = search_synapses(
-                    model, known.search, tell=lambda part, note: tell(0.5 + 0.5 * part, note)
-                )
-            known.synapses_searched = True
+            self._synapses(known, asked, owner, lambda part, note: tell(0.5 + 0.5 * part, note))
             give(known)
 
     def _silence(
         self, asked: Asked, owner: Owner, count: int, prompt: bytes, tell: Tell, give: Callable[[Any], None]
     ) -> None:
-        known = self._known(asked, owner, lambda part, note: tell(0.3 * part, note))
+        known = self._again(asked, owner, tell, "neurons")
         chosen: Any = [one.what for one in known.search.neurons.best[:count]]
         options = Sampling(max_bytes=WRITTEN_BYTES, temperature=0.0, seed=0)
-        with self._registry.lease(asked.model, owner) as model:
+        with (
+            self._registry.lease(asked.model, owner) as model,
+            self._registry.reserve(search_bytes(model, known.search.sentences)),
+        ):
             texts = {}
             for index, (which, neurons) in enumerate((("with all its neurons", ()), ("without them", chosen))):
                 told_s = 0.0
@@ -163,18 +214,31 @@ class Finder:
             silenced = silence(
                 model, known.search, chosen, controls=_CONTROLS, tell=lambda part, note: tell(0.5 + 0.5 * part, note)
             )
-        self._silenced.put((asked, count), silenced)
+            self._silenced.put((self._key(model, asked), count), silenced)
         give(silenced)
 
 
-def head(known: Mapping[str, Any]) -> str:
-    """Markup of what was found, in words, and what one could tell without a model."""
+def found_at(told: Mapping[str, Any], kind: str, place: int) -> Mapping[str, Any]:
+    """One find of what was found.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if told[kind] is None or place >= len(told[kind]["best"]):
+        raise DataError("there is no such find; search again, or choose another one of the list")
+    found: Mapping[str, Any] = told[kind]["best"][place]
+    return found
+
+
+def head(known: Mapping[str, Any], model: str) -> str:
+    """Markup of what was found in a model of that name, in words, and what one could tell without a model."""
     own = known["neurons"]
     chance = own["best_by_chance"]
     best = own["best"][0]
+    name = html.escape(find_name(best["what"]))
     said = {
-        "holds": f"<b>{html.escape(best['what']['name'])}</b> tells them apart, also in sentences held out",
-        "faint": f"<b>{html.escape(best['what']['name'])}</b> tells them apart, in sentences held out only faintly",
+        "holds": f"<b>{name}</b> tells them apart, also in sentences held out",
+        "faint": f"<b>{name}</b> tells them apart, in sentences held out only faintly",
         "does not hold": "<b>No neuron holds.</b> What looks best does not hold in sentences held out, or is no better "
         "than chance",
     }[best["verdict"]]
@@ -182,12 +246,13 @@ def head(known: Mapping[str, Any]) -> str:
     few = f"<p><b>{html.escape(own['too_few'][0].upper() + own['too_few'][1:])}.</b></p>" if own["too_few"] else ""
     others = "; ".join(f"{html.escape(one['name'])}: AUC {one['held_auc']:.2f} held out" for one in known["baselines"])
     return (
-        f'<div class="report"><p class="concept-said">{said}.</p>{few}'
-        f"<p>{own['tried']:,} neurons were tried on {searched} sentences; {len(known['searched']) - searched} were "
-        f"held out. {own['sure']:,} are sure after Bonferroni's correction, and {own['holding']:,} of these tell the "
-        f"held-out sentences apart with an AUC of {HOLDS} or more. With shuffled labels the best effect is "
+        f'<div class="report"><p class="concept-said">{html.escape(model)}, {html.escape(known["name"])}: {said}.</p>'
+        f"{few}<p>{own['tried']:,} neurons were tried on {searched} sentences; "
+        f"{len(known['searched']) - searched} were held out. {own['sure']:,} are sure after "
+        f"Bonferroni's correction, and {own['holding']:,} of these tell the held-out sentences apart with an AUC of "
+        f"{HOLDS} or more. With shuffled labels the best effect is "
         f"{chance[len(chance) // 2]:.2f} (median) to {chance[-1]:.2f} (largest): below that, an effect means nothing. "
-        f"Without any model: {others}.</p></div>"
+        f"Without any model: {others}. {NEURONS}</p></div>"
     )
 
 
@@ -204,16 +269,16 @@ def table(finds: Mapping[str, Any] | None, kind: str, *, searched: bool = True) 
     for one in finds["best"]:
         mark = one["verdict"].split()[0]
         rows += (
-            f'<tr><th scope="row">{html.escape(one["what"]["name"])}</th><td>{one["effect"]:.2f}</td>'
+            f'<tr><th scope="row">{html.escape(find_name(one["what"]))}</th><td>{one["effect"]:.2f}</td>'
             f"<td>{_small(one['bonferroni'])}</td><td>{_small(one['q'])}</td><td>{one['by_chance']:.1%}</td>"
             f"<td>{one['held_effect']:.2f}</td><td>{one['held_auc']:.2f}</td>"
             f'<td><span class="verdict concept-{mark}">{one["verdict"]}</span></td></tr>'
         )
     named = {
-        "neurons": "Layer, x or y, head : neuron.",
-        "synapses": "Layer, head : x neuron → y neuron. They are those between the most separating neurons of each "
-        "head, chosen on the same sentences, so only what is held out is evidence: it is the p there, times the finds "
-        f"shown, that must be under {SURE}.",
+        "neurons": "x is what fires first, y what memory excites.",
+        "synapses": "From an x neuron to a y neuron of one head. They are those between the most separating neurons of "
+        "each head, chosen on the same sentences, so only what is held out is evidence: it is the p there, times the "
+        f"finds shown, that must be under {SURE}.",
     }[kind]
     chance = finds["best_by_chance"]
     return (
@@ -286,13 +351,12 @@ def strip(known: Mapping[str, Any], kind: str, place: int) -> Any:
             zip(labels, find["values"], known["searched"], strict=True)
         )
     ]
-    plain = {"labelColor": _INK, "titleColor": _INK}
     title = "strength after the sentence" if kind == "synapses" else SUMMARIES[known["summary"]]
-    drawn = (
+    return fitted(
         alt.Chart(alt.InlineData(points))
         .mark_point(size=46, strokeWidth=1.5, opacity=0.9)
         .encode(
-            x=alt.X("value:Q", title=f"{title} (full: searched, hollow: held out)", axis=alt.Axis(tickCount=8)),
+            x=alt.X("value:Q", title=[title, "full: searched, hollow: held out"], axis=alt.Axis(tickCount=8)),
             y=alt.Y("set:N", title=None, sort=None, axis=alt.Axis(labelLimit=120)),
             yOffset=alt.YOffset("spread:Q", scale=alt.Scale(domain=[-0.6, 1.6])),
             color=alt.Color("set:N", legend=None, sort=None, scale=alt.Scale(range=[_CONCEPT, _CONTRAST])),
@@ -301,15 +365,9 @@ def strip(known: Mapping[str, Any], kind: str, place: int) -> Any:
                 "part:N", legend=None, scale=alt.Scale(domain=["searched", "held out"], range=[0.9, 0])
             ),
             tooltip=[alt.Tooltip("sentence:N"), alt.Tooltip("value:Q", format=".3f"), alt.Tooltip("part:N")],
-        )
-        .properties(width="container", height=190)
+        ),
+        230,
     )  # fmt: skip
-    return (
-        drawn.configure(background="transparent")
-        .configure_axis(**plain, gridColor=_INK, gridOpacity=0.25, domainColor=_INK, tickColor=_INK)
-        .configure_legend(**plain)
-        .configure_view(stroke=None)
-    )
 
 
 def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, model: gr.Dropdown) -> None:
@@ -345,8 +403,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         go = gr.Button("Search", variant="primary", scale=2, min_width=140, elem_id="concept-go")
         stop = gr.Button("Stop", variant="stop", interactive=False, min_width=90, elem_id="concept-stop")
     progress = gr.HTML(elem_classes="flush", elem_id="concept-progress")
-    said = gr.HTML(_hint("Nothing searched yet. The search takes some seconds."), elem_classes="flush",
-                   elem_id="concept-said")  # fmt: skip
+    said = gr.HTML(_hint(_NOTHING), elem_classes="flush", elem_id="concept-said")
     with gr.Column(visible=False) as shown:
         find = gr.Dropdown([], label="Shown in every sentence", elem_id="concept-find")
         plot = gr.Plot(show_label=False, elem_id="concept-plot")
@@ -389,26 +446,36 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         with reported(), closing(finder.find(Asked(*asked), whose)) as steps:  # type: ignore[type-var]
             for item in steps:
                 if not isinstance(item, Concept):
-                    yield bar(*item), *[gr.skip()] * 8
+                    yield bar(*item), *[gr.skip()] * 9
                     continue
                 fresh, known = known is None, item
                 told = known.fields()
                 yield (
-                    gr.skip(), head(told), gr.Column(visible=True), _choices(told, fresh),
+                    gr.skip(), head(told, registry.title(asked[0], whose)), gr.Column(visible=True),
+                    _choices(told, fresh),
                     strip(told, "neurons", 0) if fresh else gr.skip(), table(told["neurons"], "neurons"),
                     table(told["synapses"], "synapses", searched=known.synapses_searched), *[gr.skip()] * 2,
+                    tuple(asked),
                 )  # fmt: skip
-        yield "", *[gr.skip()] * 6, *_running(False)
+        yield "", *[gr.skip()] * 6, *_running(False), gr.skip()
 
-    def on_look(request: gr.Request, secret: str, asked: Asked | None, pick: str | None) -> Any:
+    def on_model() -> tuple[Any, ...]:
+        """What was found in another model is not this one's."""
+        return None, _hint(_NOTHING), gr.Column(visible=False), "", "", gr.File(visible=False)
+
+    @whole
+    def on_look(request: gr.Request, secret: str, asked: Asked | None, pick: str | None) -> Iterator[tuple[Any, ...]]:
         if asked is None:
-            return gr.skip()
+            return
         kind, place = _pick(pick)
-        with reported():
-            told = finder.look(Asked(*asked), identify(secret, request)).fields()
-            if told[kind] is None or place >= len(told[kind]["best"]):
-                raise DataError("that find is not kept any more; search again")
-        return strip(told, kind, place)
+        with reported(), closing(finder.look(Asked(*asked), identify(secret, request))) as steps:  # type: ignore[type-var]
+            for item in steps:
+                if isinstance(item, Concept):
+                    told = item.fields()
+                    found_at(told, kind, place)
+                    yield strip(told, kind, place), "", *_running(False)
+                else:
+                    yield gr.skip(), bar(*item), *_running(True)
 
     @whole
     def on_silence(
@@ -430,45 +497,46 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
                         yield bar(*item), *[gr.skip()] * 4
             yield "", gr.skip(), gr.skip(), *_running(False)
 
-    def on_take(request: gr.Request, secret: str, asked: Asked | None, pick: str | None, many: float) -> gr.File:
+    @whole
+    def on_take(
+        request: gr.Request, secret: str, asked: Asked | None, pick: str | None, many: float
+    ) -> Iterator[tuple[Any, ...]]:
         with reported():
             if asked is None:
                 raise DataError("nothing was searched yet; search first")
             kind, place = _pick(pick)
-            made = finder.files(Asked(*asked), identify(secret, request), place, kind, many)
-        return gr.File(made, visible=True)
+            yield gr.skip(), bar(0.0, "making files"), *_running(True)
+            steps = finder.files(Asked(*asked), identify(secret, request), place, kind, many)
+            with closing(steps) as going:  # type: ignore[type-var]
+                for item in going:
+                    if isinstance(item, list):
+                        yield gr.File(item, visible=True), "", *_running(False)
+                    else:
+                        yield gr.skip(), bar(*item), *_running(True)
 
-    quick: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
-    working: dict[str, Any] = {
-        "api_visibility": "private",
-        "show_progress": "hidden",
-        "concurrency_limit": _AT_ONCE,
-        "concurrency_id": "searching",
-    }
     asking = [model, chosen, concept, contrast, summary]
-    seen = [progress, said, shown, find, plot, neurons, synapses, go, stop]
-    chosen.input(on_preset, chosen, [concept, contrast], **quick)
-    idle: Callable[[], Any] = lambda: ("", *_running(False))  # noqa: E731
-    begin = go.click(on_ask, asking, [last, prompt, progress, texts, costs, files, go, stop], **quick)
-    found = begin.success(on_find, [owner, last], seen, **working)
-    found.failure(idle, None, [progress, go, stop], **quick)
-    find.input(on_look, [owner, last, find], plot, **working)
+    seen = [progress, said, shown, find, plot, neurons, synapses, go, stop, last]
+    chosen.input(on_preset, chosen, [concept, contrast], **QUICK)
+    model.change(on_model, None, [last, said, shown, texts, costs, files], **QUICK)
+    idle: Callable[[], Any] = lambda: ("", *_running(False), gr.Button(interactive=True))  # noqa: E731
+    begin = go.click(on_ask, asking, [last, prompt, progress, texts, costs, files, go, stop], **QUICK)
+    found = begin.success(on_find, [owner, last], seen, **SEARCH)
+    looked = find.input(on_look, [owner, last, find], [plot, progress, go, stop], **SEARCH | LATEST)
     silenced = gr.on(
         [hush.click, prompt.submit], on_silence, [owner, last, count, prompt], [progress, texts, costs, hush, stop],
-        **working,
+        **SEARCH,
     )  # fmt: skip
-    silenced.failure(idle, None, [progress, hush, stop], **quick)
-    stop.click(
-        lambda: ("", *_running(False), gr.Button(interactive=True)), None, [progress, go, stop, hush],
-        cancels=[found, silenced], **quick,
-    )  # fmt: skip
-    take.click(on_take, [owner, last, find, count], files, **working)
+    taken = take.click(on_take, [owner, last, find, count], [files, progress, go, stop], **SEARCH)
+    working = [found, looked, silenced, taken]
+    for event in working:
+        event.failure(idle, None, [progress, go, stop, hush], **QUICK)
+    stops(stop, idle, [progress, go, stop, hush], working)
 
 
 def _choices(told: Mapping[str, Any], fresh: bool) -> gr.Dropdown:
     """What can be shown in every sentence."""
     listed = [
-        (f"{one['what']['name']} · AUC {one['held_auc']:.2f} held out", f"{kind}:{place}")
+        (f"{find_name(one['what'])} · AUC {one['held_auc']:.2f} held out", f"{kind}:{place}")
         for kind in ("neurons", "synapses")
         if told[kind] is not None
         for place, one in enumerate(told[kind]["best"])
@@ -517,7 +585,7 @@ CSS = """
 .concept-texts dt { font-size: var(--text-sm); color: var(--body-text-color-subdued); }
 .concept-texts dd { margin: 0 0 8px; font-family: var(--font-mono); font-size: var(--text-sm); white-space: pre-wrap;
   overflow-wrap: anywhere; }
-.concept-texts dd i { font-style: normal; opacity: 0.6; }
+.concept-texts dd i { font-style: normal; color: var(--body-text-color-subdued); }
 #concept-plot .vega-embed, #concept-plot .altair { width: 100%; }
 #concept-plot .vega-embed details { display: none; }
 """

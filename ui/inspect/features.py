@@ -17,7 +17,6 @@ from lab.features.findings import (
     RESULT,
     Feature,
     Report,
-    attention_names,
     codes_table,
     draw_report,
     purity_table,
@@ -29,7 +28,9 @@ from lab.features.made import RUNS, made, opened
 from ..limits import Limits
 from ..owner import identify, reported
 from ..parting import Folders
-from ..registry import Registry
+from ..registry import Owner, Registry
+from .named import NEURONS, of_model, point_name
+from .turns import QUICK
 
 _ABOUT = (
     "What are a model's activations made of? Autoencoders with few active features learned them, and are held against "
@@ -45,6 +46,25 @@ _NUMBERS = (
     "that use a part. The last table has synthetic samples whose features are known: how well they are detected."
 )
 COMMAND = "python -m lab features"
+_SHIPPED = "shipped/"
+_FIELDS = """
+const say = (field) => {
+  element.querySelectorAll('td').forEach((one) => { one.tabIndex = one === field ? 0 : -1; });
+  element.querySelector('.field-said').textContent = field.title;
+};
+const field = (event) => event.target.closest?.('.attention td');
+element.addEventListener('focusin', (event) => { if (field(event)) say(field(event)); });
+element.addEventListener('click', (event) => field(event)?.focus());
+element.addEventListener('keydown', (event) => {
+  const own = field(event), step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+  if (!own || !step[event.key]) return;
+  event.preventDefault();
+  const rows = [...element.querySelectorAll('.attention tr')], [down, right] = step[event.key];
+  const row = rows[rows.indexOf(own.parentElement) + down];
+  row?.querySelectorAll('td')[[...own.parentElement.querySelectorAll('td')].indexOf(own) + right]?.focus();
+});
+"""
+"""Lets the fields of attention be walked through by arrow keys, and says the number of each."""
 
 
 class Shown(NamedTuple):
@@ -65,9 +85,7 @@ def build_features(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     first = names[0][1] if names else None
     begun, opening = _begin(runs, first)
     gr.Markdown(_ABOUT)
-    told_first = (
-        "" if not names or not registry.default() else _missing(registry.title(registry.default(), ""), names, limits)
-    )
+    told_first = _missing(registry, registry.default(), "", names, limits) if names and registry.default() else ""
     missing = gr.HTML(told_first, elem_classes="flush", elem_id="features-missing")
     with gr.Column(visible=bool(names)):
         report = gr.Dropdown(names, value=first, label="Report", min_width=280, elem_id="features-report")
@@ -84,7 +102,7 @@ def build_features(registry: Registry, owner: gr.BrowserState, limits: Limits, m
             numbers = gr.HTML(elem_classes="flush")
         with gr.Accordion("What features attend to when they are composed", open=False) as all_heads:
             head = gr.Dropdown(begun.heads, value=0, label="Head", min_width=140, elem_id="features-head")
-            attention = gr.HTML(elem_classes="flush", elem_id="features-attention")
+            attention = gr.HTML(js_on_load=_FIELDS, elem_classes="flush", elem_id="features-attention")
         take = gr.Button("Make files to take along (JSON, PNG)", size="sm", elem_id="features-take")
         files = gr.File(label="The report", visible=False, interactive=False, elem_id="features-files")
     if not names:
@@ -126,20 +144,23 @@ def build_features(registry: Registry, owner: gr.BrowserState, limits: Limits, m
             return attention_markup(found(name)[0], place)
 
     def on_model(request: gr.Request, secret: str, id: str | None, name: Any) -> tuple[Any, str]:
-        with reported():
-            title = registry.title(id, identify(secret, request)) if id else ""
         now = choices(runs)
-        return gr.Dropdown(now, value=_report_on(title, now) or name), _missing(title, now, limits)
+        with reported():
+            who = identify(secret, request)
+            own = _report_on(registry, id, who, now) if id else None
+            missing = _missing(registry, id, who, now, limits) if id else ""
+        return gr.Dropdown(now, value=own or name), missing
 
     def on_take(name: Any) -> gr.File:
         with reported():
             one, path = found(name)
             folder = Path(folders.new())
-            copied = folder / f"features-{RESULT}"
+            copied = folder / RESULT
             shutil.copyfile(path, copied)
-            return gr.File([str(copied), *map(str, draw_report(one, folder))], visible=True)
+            drawn = [copied, *draw_report(one, folder)]
+            return gr.File(of_model(f"{one.checkpoint}-features", drawn), visible=True)
 
-    private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+    private = QUICK
     worked: dict[str, Any] = private | {"concurrency_limit": limits.max_at_once, "concurrency_id": "inspecting"}
     seen = [told, kind, feature, examples, numbers, head, attention, files]
     report.input(on_report, report, seen, **private)
@@ -152,17 +173,20 @@ def build_features(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     take.click(on_take, report, files, **(worked | {"show_progress": "minimal"}))
 
 
-def _report_on(title: str, names: Sequence[tuple[str, str]]) -> str | None:
-    return next((name for _, name in names if name.partition("/")[2] == title), None)
+def _report_on(registry: Registry, id: str, owner: Owner, names: Sequence[tuple[str, str]]) -> str | None:
+    """The report on a model: shipped reports are on shipped models; others may have the same title."""
+    if registry.source(id, owner) != "shipped":
+        return None
+    return next((name for _, name in names if name.partition("/")[2] == id), None)
 
 
-def _missing(title: str, names: Sequence[tuple[str, str]], limits: Limits) -> str:
+def _missing(registry: Registry, id: str, owner: Owner, names: Sequence[tuple[str, str]], limits: Limits) -> str:
     """Markup of a line that says that there is no report on the chosen model; empty if there is one."""
-    if not title or _report_on(title, names):
+    if _report_on(registry, id, owner, names):
         return ""
-    said = f"There is no report on {html.escape(title)} yet; below is another model's."
-    if not limits.public:
-        said += f" <code>{COMMAND} {html.escape(title)}</code> makes one, in minutes."
+    said = f"There is no report on {html.escape(registry.title(id, owner))} yet; below is another model's."
+    if not limits.public and registry.source(id, owner) == "shipped":
+        said += f" <code>{COMMAND} {html.escape(id)}</code> makes one, in minutes."
     return line(said)
 
 
@@ -172,8 +196,8 @@ def choices(runs: Path | None) -> list[tuple[str, str]]:
     for name, path in made(runs).items():
         with suppress(DataError):
             one = opened(path)
-            where = "shipped" if name.startswith("shipped/") else f"made here, {name.partition('/')[2]}"
-            found.append((f"{one.checkpoint} · {one.place} · {where}", name))
+            where = "shipped" if name.startswith(_SHIPPED) else f"made here, {name.partition('/')[2]}"
+            found.append((f"{one.checkpoint} · {point_name(one.place)} · {where}", name))
     return found
 
 
@@ -188,13 +212,21 @@ def kind_name(found: Report, key: str) -> str:
     """What a set of features is called."""
     if key in found.codes:
         return f"the {key} autoencoder"
-    return f"what the compositional one composes: {key}" if key == EXTRACTED else f"the model's own neurons: {key}"
+    if key == EXTRACTED:
+        return f"what the compositional one composes: {key}"
+    return f"the model's own neurons: {point_name(key)}"
+
+
+def feature_name(name: str) -> str:
+    """A feature's number; of a neuron, which a report names as head:number from 0, its head from 1 and its number."""
+    head, colon, number = name.partition(":")
+    return f"head {int(head) + 1}, neuron {number}" if colon and head.isdecimal() else name
 
 
 def feature_list(found: Report, kind: Any) -> list[tuple[str, int]]:
     """(label, place) of each feature of a set, the most active first."""
     return [
-        (f"{one.name} · {visible(one.byte)} · purity {one.purity:.2f} · active {one.active:.1%}", place)
+        (f"{feature_name(one.name)} · {visible(one.byte)} · purity {one.purity:.2f} · active {one.active:.1%}", place)
         for place, one in enumerate(_features(found, kind))
     ]
 
@@ -202,17 +234,22 @@ def feature_list(found: Report, kind: Any) -> list[tuple[str, int]]:
 def summary(found: Report) -> str:
     """Markup of every question with its answer."""
     rows = "".join(
-        f'<li><span class="verdict">{html.escape(one.verdict)}</span><div>{html.escape(one.question)} '
+        f'<li><span class="verdict">{html.escape(one.verdict)}</span><div>{html.escape(in_words(found, one.question))} '
         f"<b>{html.escape(one.measured)}</b><small>{html.escape(one.threshold)}</small></div></li>"
         for one in verdicts(found)
     )
     how = found.settings
     return (
-        f'<div class="features"><p>{html.escape(found.checkpoint)} at {html.escape(found.place)}: learned from '
-        f"{how['bytes']:,} bytes of {html.escape(found.text)}, measured on {how['measured_bytes']:,} others. "
+        f'<div class="features"><p>{html.escape(found.checkpoint)} at {html.escape(point_name(found.place))}: learned '
+        f"from {how['bytes']:,} bytes of {html.escape(found.text)}, measured on {how['measured_bytes']:,} others. "
         f"Each question with its answer, what was measured, and the threshold that was stated before:</p>"
         f"<ul>{rows}</ul></div>"
     )
+
+
+def in_words(found: Report, question: str) -> str:
+    """A question of a report, with its neurons named as the page names them."""
+    return question.replace(found.headline, f"of {point_name(found.headline)}") if found.headline else question
 
 
 def examples_markup(found: Report, kind: Any, place: Any) -> str:
@@ -228,17 +265,18 @@ def examples_markup(found: Report, kind: Any, place: Any) -> str:
         for example in one.examples
     )
     return (
-        f'<div class="features"><p><b>{html.escape(one.name)}</b> of {html.escape(kind_name(found, str(kind)))}: '
-        f"active at {one.active:.1%} of the bytes; purity {one.purity:.2f}, most "
-        f"often at <code>{html.escape(visible(one.byte))}</code>.</p>"
+        f'<div class="features"><p><b>{html.escape(feature_name(one.name))}</b> of '
+        f"{html.escape(kind_name(found, str(kind)))}: active at {one.active:.1%} of the bytes; purity "
+        f"{one.purity:.2f}, most often at <code>{html.escape(visible(one.byte))}</code>.</p>"
         f"<table><thead><tr><th>Where it is strongest</th><th>Strength</th></tr></thead><tbody>{rows}</tbody></table>"
-        f"<p>{_READ}</p></div>"
+        f"<p>{_READ} {NEURONS}</p></div>"
     )
 
 
 def numbers_markup(found: Report) -> str:
     """Markup of all tables."""
-    return "".join(_table(rows) for rows in (codes_table(found), purity_table(found), tasks_table(found))) + (
+    purity = [[point_name(name), *cells] for name, *cells in purity_table(found)]
+    return "".join(_table(rows) for rows in (codes_table(found), purity, tasks_table(found))) + (
         f'<p class="summary">{_NUMBERS}</p>'
     )
 
@@ -247,21 +285,25 @@ def attention_markup(found: Report, head: Any) -> str:
     """Markup of a head's attention among the most active extracted features, a field for each two."""
     if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < len(found.attention):
         return line("This report has no attention to show.")
-    names = attention_names(found)
+    bytes_of = {one.name: one.byte for one in found.sets[EXTRACTED].features}
+    names = [f"{number} {visible(bytes_of.get(str(number), ''))}".strip() for number in found.attention_of]
     fields = "".join(
-        f"<tr><th>{html.escape(names[y])}</th>"
+        f'<tr><th scope="row">{html.escape(names[y])}</th>'
         + "".join(
-            f'<td style="--part: {100 * min(1.0, value):.0f}%" title="{html.escape(names[y])} attends to '
-            f'{html.escape(names[x])}: {value:.2f}"></td>'
+            f'<td style="--part: {100 * min(1.0, value):.0f}%" tabindex="{0 if x == y == 0 else -1}" role="gridcell" '
+            f'title="{(told := f"{html.escape(names[y])} attends to {html.escape(names[x])}: {value:.2f}")}" '
+            f'aria-label="{told}"></td>'
             for x, value in enumerate(row)
         )
         + "</tr>"
         for y, row in enumerate(found.attention[head])
     )
     return (
-        f'<div class="features"><table class="attention"><tbody>{fields}</tbody></table><p>A row is an extracted '
-        "feature with the byte that it is strongest for, its fields the same features in the same order: the fuller, "
-        "the more it attends to that one where both are active. Point at a field for its number.</p></div>"
+        '<div class="features"><table class="attention" role="grid" aria-label="What features attend to">'
+        f'<tbody>{fields}</tbody></table><p class="field-said" aria-live="polite">Point at a field, or walk through '
+        "them with the arrow keys, for its number.</p><p>A row is an extracted feature with the byte that it is "
+        "strongest for, its fields the same features in the same order: the fuller, the more it attends to that one "
+        "where both are active.</p></div>"
     )
 
 
@@ -313,12 +355,13 @@ CSS = """
 .features th, .features td { text-align: left; vertical-align: top; padding: 4px 8px; border: none !important;
   border-bottom: 1px solid var(--border-color-primary) !important; }
 .features ul { list-style: none; margin: 0 0 12px; padding: 0; }
-.features li { display: grid; grid-template-columns: 5.5rem 1fr; gap: 12px; margin: 0; padding: 5px 0;
+.features li { display: grid; grid-template-columns: 8.5rem 1fr; gap: 12px; margin: 0; padding: 5px 0;
   border-bottom: 1px solid var(--border-color-primary); }
 .features small { display: block; color: var(--body-text-color-subdued); }
 .features li b { font-weight: 600; font-variant-numeric: tabular-nums; }
-.features .verdict { align-self: start; padding: 0 6px; border: 1px solid currentColor; border-radius: 8px;
-  text-align: center; }
+.features .verdict { align-self: start; justify-self: start; padding: 0 6px; border: 1px solid currentColor;
+  border-radius: 8px; text-align: center; }
+@media (max-width: 600px) { .features li { grid-template-columns: 1fr; gap: 4px; } }
 .features code { white-space: pre-wrap; overflow-wrap: anywhere; }
 .features mark { background: var(--primary-300); color: #0b0b0b; border-radius: 2px; padding: 0 1px; }
 .features td i { display: inline-block; height: 10px; border-radius: 2px; background: var(--color-accent); }
@@ -326,7 +369,7 @@ CSS = """
 .features table.attention { width: auto; }
 .features .attention th { padding: 0 8px 0 0; font-weight: 400; white-space: nowrap; border: none !important; }
 .features .attention td { width: 22px; min-width: 12px; height: 20px; padding: 0;
-  border: 1px solid var(--border-color-primary) !important;
+  border: 1px solid var(--border-color-primary) !important; cursor: pointer;
   background: color-mix(in srgb, var(--color-accent) var(--part), transparent); }
 """
 """The looks, for the page's style sheet."""

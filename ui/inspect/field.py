@@ -13,6 +13,8 @@ from PIL import Image
 
 POSITIVE, NEGATIVE = (217, 98, 8), (37, 99, 235)
 """Orange and blue, which the colour-blind tell apart; how opaque a field is says how large its number is."""
+INK = "#5b6b82"
+"""Of what stands around a chart; dark pages lighten charts, so that it is read on either ground."""
 _FULL = 0.995
 """Part of the numbers that are not beyond the fullest colour."""
 
@@ -46,6 +48,21 @@ def picture(values: NDArray[Any], reach: float, label: str, *, height_rem: float
     )
 
 
+def fitted(drawn: Any, height: int) -> Any:
+    """A chart in the looks of the tab, as wide as the page lets it be, with all that stands around it inside."""
+    import altair as alt  # noqa: PLC0415 - the page starts without it
+
+    plain = {"labelColor": INK, "titleColor": INK}
+    fit = alt.AutoSizeParams(type="fit", contains="padding")
+    return (
+        drawn.properties(width="container", height=height, autosize=fit)
+        .configure(background="transparent")
+        .configure_axis(**plain, gridColor=INK, gridOpacity=0.25, domainColor=INK, tickColor=INK)
+        .configure_legend(**plain)
+        .configure_view(stroke=None)
+    )
+
+
 def shade(part: float) -> str:
     """The ground of a word, whose part is from -1 to 1, as a style."""
     red, green, blue = NEGATIVE if part < 0 else POSITIVE
@@ -66,6 +83,7 @@ def scale(reach: float) -> str:
 CSS = f"""
 .inside img.field {{ display: block; width: 100%; margin: 0; border: 1px solid var(--border-color-primary);
   border-radius: 4px; }}
+.dark #inspect-views canvas {{ filter: brightness(1.5); }}
 .inside .scale {{ display: inline-flex; align-items: center; gap: 6px; font-variant-numeric: tabular-nums;
   white-space: nowrap; }}
 .inside .scale i {{ width: 7rem; height: 0.7rem; border: 1px solid var(--border-color-primary); border-radius: 3px;

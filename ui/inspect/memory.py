@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
 from ..steps import in_steps, whole
+from .named import COUNTING, of_model
 from .recent import Recent, known_by
 from .remembered import (
     ALL,
@@ -35,6 +36,7 @@ from .remembered import (
     summary,
     synapse_table,
 )
+from .turns import LATEST, LOOK, LOOKING, QUICK, stops
 
 __all__ = ["CSS", "build_memory"]
 
@@ -51,10 +53,35 @@ TEXTS = [
 _OTHER = "In the beginning God created the heavens and the earth. Now the earth was dry and full of light."
 _KEPT_BYTES = 200_000_000
 """Of what was heard lately, for all visitors together."""
+_STOPPED = '<p class="summary">Stopped.</p>'
+_AGAIN = "the memory is not kept any more, so the text is heard again"
 _PICK = """
-element.addEventListener('click', event => {
-  const unit = event.target.closest('[data-at]');
-  if (unit) trigger('click', { at: Number(unit.dataset.at) });
+element.tabIndex = 0;
+element.setAttribute('role', 'group');
+element.setAttribute('aria-label',
+  'The text. Arrow keys choose the byte after which the memory is shown, Home and End the first and the last one');
+const heard = document.createElement('span');
+heard.setAttribute('aria-live', 'polite');
+heard.className = 'only-read';
+element.after(heard);
+const units = () => [...element.querySelectorAll('[data-at]')];
+let waiting = null;
+const choose = (unit, soon) => {
+  if (!unit) return;
+  units().forEach((one) => one.classList.toggle('here', one === unit));
+  unit.scrollIntoView({ block: 'nearest', inline: 'nearest' });
+  heard.textContent = unit.title;
+  clearTimeout(waiting);
+  waiting = setTimeout(() => trigger('click', { at: Number(unit.dataset.at) }), soon);
+};
+element.addEventListener('click', (event) => choose(event.target.closest('[data-at]'), 0));
+element.addEventListener('keydown', (event) => {
+  const all = units(), at = all.findIndex((one) => one.classList.contains('here'));
+  const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - 10, ArrowDown: at + 10,
+    Home: 0, End: all.length - 1 }[event.key];
+  if (to === undefined || !all.length) return;
+  event.preventDefault();
+  choose(all[Math.max(0, Math.min(all.length - 1, to))], 150);
 });
 """
 
@@ -93,8 +120,11 @@ class Memories:
                 return place
         raise DataError(f"this model has no layer {name!r:.60}; it has {', '.join(place.name for place in found[:6])}")
 
-    def hearing(self, look: Look, owner: Owner) -> Iterator[Any]:
-        """How far hearing is, as (part, note), and at last the trace with its wiring.
+    def hearing(self, look: Look, owner: Owner, *, again: bool = False) -> Iterator[Any]:
+        """How far hearing is, as (part, note), and at last a list of the trace and its wiring.
+
+        Args:
+            again: it was heard before, so where it is no longer kept the note says so.
 
         Raises:
             HatcheryError: there is no such layer or head, or the text is too short or too long.
@@ -103,23 +133,25 @@ class Memories:
         data = self.data(look.text, place)
         if not isinstance(look.head, int) or isinstance(look.head, bool) or not 0 <= look.head < place.heads:
             raise DataError(f"the head is {look.head!r:.40}; this layer has 1 to {place.heads}")
+        why = f"{_AGAIN}: " if again else ""
 
         def work(tell: Any, give: Any) -> None:
             with self.registry.lease(look.model, owner) as model, self.registry.reserve(2 * model.state_bytes()):
                 wiring = lab.wiring(model, place, look.head)
                 key = (known_by(model), place.name, look.head, data)
                 if (trace := self._kept.get(key)) is None:
+                    tell(0.0, f"{why}hearing {len(data):,} bytes")
                     trace = lab.listen(
                         model,
                         data,
                         place,
                         look.head,
-                        progress=lambda done, total: tell(done / total, f"heard {done:,} of {total:,} bytes"),
+                        progress=lambda done, total: tell(done / total, f"{why}heard {done:,} of {total:,} bytes"),
                     )
                     self._kept.put(key, trace)
                 give([trace, wiring])
 
-        return in_steps(work)
+        return in_steps(work, LOOKING)
 
     def heard(self, look: Look, owner: Owner) -> tuple[Trace, Wiring]:
         """The trace of a look, with its wiring.
@@ -128,10 +160,12 @@ class Memories:
             HatcheryError: as `hearing`.
         """
         with closing(self.hearing(look, owner)) as steps:  # type: ignore[type-var]
-            for step in steps:
-                if isinstance(step, list):
-                    return step[0], step[1]
-        raise DataError("hearing was broken off; look again")
+            (found,) = [step for step in steps if isinstance(step, list)]
+        return found[0], found[1]
+
+    def bounds(self, place: Place) -> tuple[int, int]:
+        """The least and the most bytes of a text that is looked into."""
+        return 2 * place.step_bytes, min(MOST_BYTES, self.limits.max_prompt_bytes, lab.most_bytes(place))
 
     def data(self, text: str | None, place: Place) -> bytes:
         """The bytes of a text.
@@ -140,11 +174,14 @@ class Memories:
             DataError: too few or too many.
         """
         data = text.encode("utf-8", errors="replace") if isinstance(text, str) else b""
-        most = min(MOST_BYTES, self.limits.max_prompt_bytes, lab.most_bytes(place))
-        least = 2 * place.step_bytes
+        least, most = self.bounds(place)
         if not least <= len(data) <= most:
             raise DataError(f"the text has {len(data):,} bytes; give {least:,} to {most:,}")
         return data
+
+    def allowed(self, place: Place | None) -> str:
+        """How many bytes a text may have, in words; nothing where there is no memory."""
+        return "{:,} to {:,} bytes".format(*self.bounds(place)) if place else ""
 
 
 def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, model: gr.Dropdown) -> None:
@@ -169,8 +206,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             )
             head = gr.Dropdown(_heads(met), value=_last_head(met), label="Head", min_width=140, elem_id="memory-head")
         text = gr.Textbox(
-            TEXTS[0], label="Text", info=f"up to {min(MOST_BYTES, limits.max_prompt_bytes):,} bytes", lines=3,
-            max_lines=8, elem_id="memory-text",
+            TEXTS[0], label="Text", info=memories.allowed(met), lines=3, max_lines=8, elem_id="memory-text",
         )  # fmt: skip
         gr.Examples(
             [[one] for one in TEXTS],
@@ -182,6 +218,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
         with gr.Row():
             go = gr.Button("Look into the memory", variant="primary", scale=2, min_width=160, elem_id="memory-go")
             stop = gr.Button("Stop", variant="stop", interactive=False, min_width=90, elem_id="memory-stop")
+    progress = gr.HTML(elem_classes="flush", elem_id="memory-progress")
     line = gr.HTML(elem_classes="flush", elem_id="memory-line")
     looked = gr.State(None)
     with gr.Column(visible=False, elem_id="memory-found") as shown:
@@ -231,19 +268,19 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
         request: gr.Request, secret: str, model: str, layer: str, head: int, text: str, *zoomed: Any
     ) -> Iterator[dict[Any, Any]]:
         with reported():
-            yield {line: bar(0, "getting ready"), go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
-            look = Look(model, layer, head, text)
-            with closing(memories.hearing(look, identify(secret, request))) as steps:  # type: ignore[type-var]
+            yield {progress: bar(0, "getting ready"), **busy()}
+            look, who = Look(model, layer, head, text), identify(secret, request)
+            with closing(memories.hearing(look, who)) as steps:  # type: ignore[type-var]
                 for step in steps:
                     if isinstance(step, tuple):
-                        yield {line: bar(*step)}
+                        yield {progress: bar(*step)}
                         continue
                     trace, wiring = step
                     size = len(trace.data)
                     step_bytes = trace.place.step_bytes
                     whole = trace.writes * step_bytes
                     yield {
-                        line: summary(trace),
+                        line: summary(trace, registry.title(model, who)),
                         looked: tuple(look),
                         at: gr.Slider(minimum=step_bytes, maximum=whole, value=whole, step=step_bytes),
                         start: gr.Slider(maximum=max(1, trace.place.neurons - 16), value=0),
@@ -260,23 +297,49 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
         if seen:
             yield from on_look(request, secret, *given)
         else:  # nothing was looked into that another head could be seen of
-            yield {line: ""}
+            yield {line: gr.skip()}
 
     def idle() -> dict[Any, Any]:
-        return {go: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+        return {progress: "", go: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
 
-    def on_at(request: gr.Request, secret: str, looked: Any, byte: float | None, *zoomed: Any) -> list[Any]:
-        if not looked:
-            return [gr.skip()] * len(views)
-        with reported():
-            return at_byte(*memories.heard(Look(*looked), identify(secret, request)), byte, *zoomed)
+    def busy() -> dict[Any, Any]:
+        return {go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
 
-    def on_zoom(request: gr.Request, secret: str, looked: Any, byte: float | None, *zoomed: Any) -> Any:
+    def look_again(
+        request: gr.Request, secret: str, looked: Any, show: Callable[[Trace, Wiring, str], dict[Any, Any]]
+    ) -> Iterator[dict[Any, Any]]:
+        """What is shown of a memory that was looked into before, and its model's name; if need be it is heard again."""
         if not looked:
-            return gr.skip()
+            return
         with reported():
-            trace, wiring = memories.heard(Look(*looked), identify(secret, request))
-            return heat(trace, wiring, _writes(trace, byte), *zoomed)
+            who, look = identify(secret, request), Look(*looked)
+            with closing(memories.hearing(look, who, again=True)) as steps:  # type: ignore[type-var]
+                told = False
+                for step in steps:
+                    if isinstance(step, tuple):
+                        told = True
+                        yield {progress: bar(*step), **busy()}
+                    else:
+                        trace, wiring = step
+                        yield {**show(trace, wiring, registry.title(look.model, who)), **(idle() if told else {})}
+
+    @whole
+    def on_at(
+        request: gr.Request, secret: str, looked: Any, byte: float | None, *zoomed: Any
+    ) -> Iterator[dict[Any, Any]]:
+        yield from look_again(
+            request, secret, looked,
+            lambda trace, wiring, _: dict(zip(views, at_byte(trace, wiring, byte, *zoomed), strict=True)),
+        )  # fmt: skip
+
+    @whole
+    def on_zoom(
+        request: gr.Request, secret: str, looked: Any, byte: float | None, *zoomed: Any
+    ) -> Iterator[dict[Any, Any]]:
+        yield from look_again(
+            request, secret, looked,
+            lambda trace, wiring, _: {picture: heat(trace, wiring, _writes(trace, byte), *zoomed)},
+        )  # fmt: skip
 
     def on_pick(event: gr.EventData, looked: Any, byte: float) -> float:
         picked = event._data.get("at") if isinstance(event._data, dict) else None
@@ -284,37 +347,45 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             return byte
         return picked
 
-    def on_compare(request: gr.Request, secret: str, looked: Any, other: str) -> Iterator[str]:
+    @whole
+    def on_compare(request: gr.Request, secret: str, looked: Any, other: str) -> Iterator[dict[Any, Any]]:
         if not looked:
             return
         with reported():
             who, look = identify(secret, request), Look(*looked)
-            yield bar(0.5, "hearing the other text")
-            trace, wiring = memories.heard(look, who)
-            second, _ = memories.heard(look._replace(text=other), who)
-            yield beside(
-                lab.now(trace, wiring, trace.writes), lab.now(second, wiring, second.writes), ("the text", "the other")
-            )
+            yield {both: "", progress: bar(0.0, "hearing the other text"), **busy()}
+            heard = []
+            for one, again in ((look, True), (look._replace(text=other), False)):
+                with closing(memories.hearing(one, who, again=again)) as steps:  # type: ignore[type-var]
+                    for step in steps:
+                        if isinstance(step, tuple):
+                            yield {progress: bar(*step)}
+                        else:
+                            heard.append(step)
+            memory, second = (lab.now(trace, wiring, trace.writes) for trace, wiring in heard)
+            yield {both: beside(memory, second, ("the text", "the other")), **idle()}
 
-    def on_data(request: gr.Request, secret: str, looked: Any, byte: float | None) -> Any:
-        if not looked:
-            return gr.skip()
-        with reported():
-            trace, wiring = memories.heard(Look(*looked), identify(secret, request))
+    @whole
+    def on_data(request: gr.Request, secret: str, looked: Any, byte: float | None) -> Iterator[dict[Any, Any]]:
+        def show(trace: Trace, wiring: Wiring, title: str) -> dict[Any, Any]:
             path = folders.new() / "memory.npz"
-            lab.save(path, trace, wiring, _writes(trace, byte))
-            return gr.File(str(path), visible=True)
+            lab.save(path, trace, wiring, _writes(trace, byte), {"model": title, "counting": COUNTING})
+            return {file: gr.File(of_model(title, [path])[0], visible=True)}
 
-    def on_drawing(request: gr.Request, secret: str, looked: Any, byte: float | None, *zoomed: Any) -> Any:
-        if not looked:
-            return gr.skip()
-        with reported():
-            trace, wiring = memories.heard(Look(*looked), identify(secret, request))
+        yield from look_again(request, secret, looked, show)
+
+    @whole
+    def on_drawing(
+        request: gr.Request, secret: str, looked: Any, byte: float | None, *zoomed: Any
+    ) -> Iterator[dict[Any, Any]]:
+        def show(trace: Trace, wiring: Wiring, title: str) -> dict[Any, Any]:
             path, written = folders.new() / "memory.png", _writes(trace, byte)
             rows = lab.now(trace, wiring, written)
-            title = f"{trace.place.title}, head {trace.head + 1}, after {written * trace.place.step_bytes:,} bytes"
-            lab.draw(path, {title: rows}, neurons=ordered(rows, *zoomed))
-            return gr.File(str(path), visible=True)
+            of = f"{trace.place.title}, head {trace.head + 1}, after {written * trace.place.step_bytes:,} bytes"
+            lab.draw(path, {f"{title}, {of}": rows}, neurons=ordered(rows, *zoomed))
+            return {file: gr.File(of_model(title, [path])[0], visible=True)}
+
+        yield from look_again(request, secret, looked, show)
 
     def on_model(request: gr.Request, secret: str, model: str) -> list[Any]:
         with reported():
@@ -330,37 +401,37 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             gr.Column(visible=False),
             "",
             None,
+            gr.Textbox(info=memories.allowed(met)),
         ]
 
-    def on_layer(request: gr.Request, secret: str, model: str, layer: str, head: int) -> gr.Dropdown:
+    def on_layer(request: gr.Request, secret: str, model: str, layer: str, head: int) -> list[Any]:
         try:
             place = memories.place(model, layer, identify(secret, request))
         except HatcheryError:  # the model was changed since
-            return gr.Dropdown()
-        return gr.Dropdown(_heads(place), value=min(head or 0, place.heads - 1))
+            return [gr.skip(), gr.skip()]
+        chosen = min(head, place.heads - 1) if isinstance(head, int) else 0
+        return [gr.Dropdown(_heads(place), value=chosen), gr.Textbox(info=memories.allowed(place))]
 
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    quick: dict[str, Any] = {**private, "concurrency_limit": None}
-    some: dict[str, Any] = {**private, "concurrency_limit": 2, "concurrency_id": "looking"}
     asked = [model, layer, head, text, *zoom]
-    told_of = [line, looked, at, start, *views, *curves, grown, both, file, shown, go, stop]
-    looking = gr.on([go.click, text.submit], on_look, [owner, *asked], told_of, **some)
-    other_layer = layer.input(on_layer, [owner, model, layer, head], head, **quick)
-    others = [
-        head.input(on_other_head, [owner, looked, *asked], told_of, **some),
-        other_layer.then(on_other_head, [owner, looked, *asked], told_of, **some),
+    told_of = [progress, line, looked, at, start, *views, *curves, grown, both, file, shown, go, stop]
+    looking = gr.on([go.click, text.submit], on_look, [owner, *asked], told_of, **LOOK)
+    other_layer = layer.input(on_layer, [owner, model, layer, head], [head, text], **QUICK | LATEST)
+    running, zoomed = [progress, go, stop], [owner, looked, at, *zoom]
+    working = [
+        looking,
+        head.input(on_other_head, [owner, looked, *asked], told_of, **LOOK | LATEST),
+        other_layer.then(on_other_head, [owner, looked, *asked], told_of, **LOOK | LATEST),
+        at.change(on_at, zoomed, [*views, *running], **LOOK | LATEST),
+        gr.on([order.input, count.input, start.release], on_zoom, zoomed, [picture, *running], **LOOK | LATEST),
+        compare.click(on_compare, [owner, looked, other], [both, *running], **LOOK),
+        data.click(on_data, [owner, looked, at], [file, *running], **LOOK),
+        drawing.click(on_drawing, zoomed, [file, *running], **LOOK),
     ]
-    for event in (looking, *others):
-        event.failure(lambda: [*_idle(), ""], None, [go, stop, line], **quick)
-    stop.click(lambda: [*_idle(), ""], None, [go, stop, line], cancels=[looking, *others], **quick)
-    model.change(on_model, [owner, model], [layer, head, none, form, shown, line, looked], **quick)
-    moved: dict[str, Any] = {**some, "trigger_mode": "always_last"}
-    at.change(on_at, [owner, looked, at, *zoom], views, **moved)
-    paper.click(on_pick, [looked, at], at, **quick)
-    gr.on([order.input, count.input, start.release], on_zoom, [owner, looked, at, *zoom], picture, **moved)
-    compare.click(on_compare, [owner, looked, other], both, **some)
-    data.click(on_data, [owner, looked, at], file, **some)
-    drawing.click(on_drawing, [owner, looked, at, *zoom], file, **some)
+    for event in working:
+        event.failure(lambda: ["", *_idle()], None, running, **QUICK)
+    stops(stop, lambda: [_STOPPED, *_idle()], running, working)
+    model.change(on_model, [owner, model], [layer, head, none, form, shown, line, looked, text], **QUICK)
+    paper.click(on_pick, [looked, at], at, **QUICK, trigger_mode="multiple")
 
 
 def _idle() -> list[gr.Button]:

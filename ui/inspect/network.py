@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import gradio as gr
 import numpy as np
 
 from bdh.errors import DataError, HatcheryError
+from bdh.models import parameter_count
 from lab.network import (
     ALL_HEADS,
     LEAST_SPAN,
@@ -47,18 +48,23 @@ from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
 from ..steps import Tell, in_steps, whole
+from .field import INK, fitted
+from .named import COUNTING, graph_name, of_model
 from .recent import Recent, known_by
+from .turns import LATEST, QUICK, SEARCH, SEARCHING, stops
 
 DEGREES = (2, 32)
 """Mean degrees to choose from."""
-_AT_ONCE = 2
-"""Graphs and searches for concepts at the same time, of all visitors."""
 _RANDOM = 5
 """Random graphs: few enough to wait for."""
 _KEPT = 12
+_AGAIN = "the graph is not kept any more, so it is made again"
+_NOTHING = "Nothing was measured in this model yet. It takes some seconds."
+_GRAPH_BYTES = 5 * 4 * MOST_NEURONS**2
+"""Of a graph that is made: all weights between its neurons, and what sorts them."""
 _HUBS = 6
 """Neurons named below the picture."""
-_INK, _TRAINED, _UNTRAINED = "#78879f", "#d97706", "#0284c7"
+_TRAINED, _UNTRAINED = "#d97706", "#0284c7"
 _COMMUNITIES = ["#d97706", "#0284c7", "#059669", "#be185d", "#7c3aed", "#ca8a04", "#64748b"]
 _GIVEN = "network.json", "network-edges.csv", "network-degrees.png", "network-neuron.png"
 
@@ -95,71 +101,102 @@ class Mapper:
         except HatcheryError:
             return []
 
-    def drawn(self, asked: Asked, owner: Owner) -> Drawn:
+    def measure(self, asked: Asked, owner: Owner) -> Iterator[Any]:
+        """How far it is, then the graph, then what was measured of it."""
+
+        def work(tell: Tell, give: Callable[[Any], None]) -> None:
+            give(self._drawn(asked, owner, tell))
+            give(self._network(asked, owner, tell))
+
+        return in_steps(work, SEARCHING)
+
+    def around(self, asked: Asked, owner: Owner, neuron: float | None) -> Iterator[Any]:
+        """How far the graph is if it must be made again, then it and a neuron's `Surroundings`, as a list.
+
+        Of None the neuron that most others excite.
+        """
+
+        def work(tell: Tell, give: Callable[[Any], None]) -> None:
+            found = self._drawn(asked, owner, lambda part, note: tell(part, f"{_AGAIN}: {note}"))
+            give([found, surroundings(found.graph, found.member, _node(found.graph, neuron))])
+
+        return in_steps(work, SEARCHING)
+
+    def files(self, asked: Asked, owner: Owner, neuron: float | None) -> Iterator[Any]:
+        """How far it is, and a list of files: the measurements as JSON, the edges as CSV, and the drawings."""
+        return in_steps(lambda tell, give: give(self._files(asked, owner, neuron, tell)), SEARCHING)
+
+    def _drawn(self, asked: Asked, owner: Owner, tell: Tell) -> Drawn:
         """The graph with its communities.
 
         Raises:
             HatcheryError: there is no such model or place, or the mean degree is not allowed.
         """
+        tell(0.0, "loading the model")
         with self._registry.lease(asked.model, owner) as model:
             key = (known_by(model), asked.place, asked.mean_degree)
             if (found := self._graphs.get(key)) is None:
                 known = places(model.config)
                 if asked.place not in known:
                     raise DataError(f"there is no place {asked.place!r:.60}; there are {', '.join(known)}")
-                low, high = DEGREES
-                if not low <= asked.mean_degree <= high:
-                    raise DataError(f"the mean degree is {asked.mean_degree!r:.40}; choose {low} to {high}")
-                made = graph(model, known[asked.place], mean_degree=asked.mean_degree)
-                found = Drawn(made, communities(made)[0])
+                with self._registry.reserve(_GRAPH_BYTES):
+                    tell(0.02, "the strongest weights between neurons")
+                    made = graph(model, known[asked.place], mean_degree=checked_degree(asked.mean_degree))
+                    tell(0.05, "communities")
+                    found = Drawn(made, communities(made)[0])
                 self._graphs.put(key, found)
         return found
-
-    def measure(self, asked: Asked, owner: Owner) -> Iterator[Any]:
-        """How far it is, then the graph, then what was measured of it."""
-        return in_steps(lambda tell, give: self._measure(asked, owner, tell, give))
-
-    def _measure(self, asked: Asked, owner: Owner, tell: Tell, give: Callable[[Any], None]) -> None:
-        tell(0.0, "weights between neurons")
-        give(self.drawn(asked, owner))
-        give(self._network(asked, owner, tell))
 
     def _network(self, asked: Asked, owner: Owner, tell: Tell) -> Network:
         with self._registry.lease(asked.model, owner) as model:
             key = (known_by(model), asked.place, asked.mean_degree)
             if (found := self._measured.get(key)) is None:
                 place = places(model.config)[asked.place]
-                found = measure(model, place, mean_degree=asked.mean_degree, random_graphs=_RANDOM, tell=tell)
+                fresh = 4 * parameter_count(model.config)
+                with self._registry.reserve(fresh + _GRAPH_BYTES):
+                    found = measure(model, place, mean_degree=asked.mean_degree, random_graphs=_RANDOM, tell=tell)
                 self._measured.put(key, found)
         return found
 
-    def around(self, asked: Asked, owner: Owner, neuron: float | None) -> Surroundings:
-        """A neuron and its neighbours; of None the one that most others excite.
+    def _files(self, asked: Asked, owner: Owner, neuron: float | None, tell: Tell) -> list[str]:
+        def again(part: float, note: str) -> None:
+            tell(0.8 * part, f"{_AGAIN}: {note}")
 
-        Raises:
-            HatcheryError: it is not in the graph.
-        """
-        found = self.drawn(asked, owner)
-        return surroundings(found.graph, found.member, _node(found.graph, neuron))
-
-    def files(self, asked: Asked, owner: Owner, neuron: float | None) -> list[str]:
-        """The measurements as JSON, the edges as CSV, and the drawings."""
-        told = fields(self._network(asked, owner, lambda part, note: None))
+        drawn = self._drawn(asked, owner, again)
+        node = _node(drawn.graph, neuron)
+        told = fields(self._network(asked, owner, again))
+        title, place = self._registry.title(asked.model, owner), graph_name(asked.place)
+        with self._registry.lease(asked.model, owner) as model:
+            about = {"model": title, "weights": model.checksum(), "counting": COUNTING}
+        tell(0.9, "writing files")
         folder: Path = self._folders.new()
         paths = [folder / name for name in _GIVEN]
-        paths[0].write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        paths[1].write_text(as_csv(self.drawn(asked, owner).graph), encoding="utf-8")
-        draw_degrees([told], paths[2])
-        draw_surroundings(self.around(asked, owner, neuron), paths[3])
-        return [str(path) for path in paths]
+        paths[0].write_text(json.dumps(about | told, indent=1) + "\n", encoding="utf-8")
+        paths[1].write_text(as_csv(drawn.graph), encoding="utf-8")
+        draw_degrees([told | {"place": f"{title}, {place}"}], paths[2])
+        draw_surroundings(surroundings(drawn.graph, drawn.member, node), paths[3], of=f"{title}, {place}")
+        return of_model(title, paths)
+
+
+def checked_degree(mean_degree: Any) -> float:
+    """The mean degree that is asked for.
+
+    Raises:
+        DataError: it is no whole number, or not allowed.
+    """
+    low, high = DEGREES
+    number = isinstance(mean_degree, (int, float)) and not isinstance(mean_degree, bool)
+    if not number or not float(mean_degree).is_integer() or not low <= mean_degree <= high:
+        raise DataError(f"the mean degree is {mean_degree!r:.40}; choose a whole number, {low} to {high}")
+    return float(mean_degree)
 
 
 def _node(found: Graph, neuron: float | None) -> int:
     """The node of a neuron; where the graph leads from layer to layer, the one that hears."""
     if neuron is None:
         return hub(found)
-    if isinstance(neuron, bool) or not isinstance(neuron, (int, float)) or int(neuron) != neuron:
-        raise DataError(f"the neuron is {neuron!r:.40}; give its number")
+    if isinstance(neuron, bool) or not isinstance(neuron, (int, float)) or not float(neuron).is_integer():
+        raise DataError(f"the neuron is {neuron!r:.40}; give its number, a whole one")
     places_of = np.flatnonzero(found.neurons == int(neuron))
     if not len(places_of):
         drawn = "" if len(found.neurons) == found.of else f" Of {found.of:,} neurons {len(found.neurons):,} were drawn."
@@ -167,8 +204,8 @@ def _node(found: Graph, neuron: float | None) -> int:
     return int(places_of[0]) + (0 if found.loops else len(found.neurons))
 
 
-def head(found: Network) -> str:
-    """Markup of what was measured, in words and a table."""
+def head(found: Network, model: str) -> str:
+    """Markup of what was measured of a model of that name, in words and a table."""
     own, fresh = found.trained, found.untrained
     drawn = f", {found.neurons:,} of {found.of:,} drawn by a fixed seed" if found.neurons < found.of else ""
     rows = ""
@@ -194,7 +231,8 @@ def head(found: Network) -> str:
                 f'<td class="worded">{fit.verdict}</td></tr>'
             )
     return (
-        f'<div class="report"><p class="concept-said">In-degree: <b>{own.in_fit.verdict}</b>. Out-degree: '
+        f'<div class="report"><p class="concept-said">{html.escape(model)}, {graph_name(found.place)}. '
+        f"In-degree: <b>{own.in_fit.verdict}</b>. Out-degree: "
         f"<b>{own.out_fit.verdict}</b>. Communities: <b>{found.verdict}</b>.</p><p>{found.neurons:,} neurons{drawn}, "
         f"{found.edges:,} edges: the strongest positive weights from neuron to neuron, G = decoder · encoder, "
         f"{found.mean_degree:g} a neuron on average, in trained and fresh weights alike.</p>"
@@ -232,13 +270,12 @@ def degrees_chart(found: Mapping[str, Any], side: str) -> Any:
         legend=alt.Legend(orient="bottom"),
     )  # fmt: skip
     tooltip = [alt.Tooltip("weights:N"), alt.Tooltip("degree:Q"), alt.Tooltip("part:Q", format=".4f")]
-    drawn = alt.layer(
+    return fitted(alt.layer(
         alt.Chart(alt.InlineData(points)).mark_point(filled=True, size=28).encode(
             x=x, y=y, color=colour, tooltip=tooltip, shape=alt.Shape("weights:N", title=None, legend=None)
         ),
         alt.Chart(alt.InlineData(lines)).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=colour),
-    ).properties(width="container", height=220)  # fmt: skip
-    return _plain(drawn)
+    ), 290)  # fmt: skip
 
 
 def picture(found: Surroundings) -> Any:
@@ -280,38 +317,27 @@ def picture(found: Surroundings) -> Any:
     )  # fmt: skip
     tooltip = [alt.Tooltip("name:N", title="neuron"), "community:N", alt.Tooltip("in:Q", title="in-degree"),
                alt.Tooltip("out:Q", title="out-degree")]  # fmt: skip
-    drawn = alt.layer(
-        alt.Chart(alt.InlineData(edges)).mark_rule(strokeWidth=0.8, opacity=0.35, color=_INK).encode(
+    return fitted(alt.layer(
+        alt.Chart(alt.InlineData(edges)).mark_rule(strokeWidth=0.8, opacity=0.35, color=INK).encode(
             x=x, y=y, x2="x2:Q", y2="y2:Q"
         ),
         dots.mark_point(filled=True, opacity=1).encode(
             color=colour, size=alt.Size("size:Q", scale=None, legend=None), tooltip=tooltip
         ),
-        dots.mark_text(dy=-14, fontSize=10, color=_INK).encode(text="name:N"),
-    ).properties(width="container", height=460)  # fmt: skip
-    return _plain(drawn)
+        dots.mark_text(dy=-14, fontSize=10, color=INK).encode(text="name:N"),
+    ), 500)  # fmt: skip
 
 
-def _plain(drawn: Any) -> Any:
-    plain = {"labelColor": _INK, "titleColor": _INK}
-    return (
-        drawn.configure(background="transparent")
-        .configure_axis(**plain, gridColor=_INK, gridOpacity=0.25, domainColor=_INK, tickColor=_INK)
-        .configure_legend(**plain)
-        .configure_view(stroke=None)
-    )
-
-
-def around_line(found: Drawn, shown: Surroundings) -> str:
-    """Markup of what the picture shows."""
+def around_line(found: Drawn, shown: Surroundings, of: str) -> str:
+    """Markup of what the picture shows; `of` names the model and the place."""
     first = shown.nodes[0]
     incoming = np.bincount(found.graph.target, minlength=found.graph.count)
     hubs = ", ".join(str(found.graph.neuron(node)) for node in np.argsort(-incoming, kind="stable")[:_HUBS].tolist())
     prime = "" if found.graph.loops else " A number with ′ is of the next layer, which hears."
     return (
-        f'<div class="report"><p>Neuron {first["neuron"]} is excited by {first["in_degree"]} others and excites '
-        f"{first['out_degree']}; shown are the strongest {len(shown.nodes)} around it, coloured by community.{prime} "
-        f"Most excited of all: {hubs}.</p></div>"
+        f'<div class="report"><p>{html.escape(of)}: neuron {first["neuron"]} is excited by {first["in_degree"]} others '
+        f"and excites {first['out_degree']}; shown are the strongest {len(shown.nodes)} around it, coloured by "
+        f"community.{prime} Most excited of all: {hubs}. Neurons are numbered from 0, as in the weights.</p></div>"
     )
 
 
@@ -327,7 +353,7 @@ def build_network(registry: Registry, owner: gr.BrowserState, model: gr.Dropdown
     unfit = gr.HTML(_unfit(), visible=not known, elem_classes="flush", elem_id="network-unfit")
     with gr.Row(equal_height=True):
         place = gr.Dropdown(
-            known, value=known[0] if known else None, label="Neurons",
+            _listed(known), value=known[0] if known else None, label="Neurons",
             info=f"up to {MOST_NEURONS:,} of them are taken", min_width=220, elem_id="network-place",
         )  # fmt: skip
         degree = gr.Slider(
@@ -339,7 +365,7 @@ def build_network(registry: Registry, owner: gr.BrowserState, model: gr.Dropdown
                        elem_id="network-go")  # fmt: skip
         stop = gr.Button("Stop", variant="stop", interactive=False, min_width=90, elem_id="network-stop")
     progress = gr.HTML(elem_classes="flush", elem_id="network-progress")
-    said = gr.HTML(_hint("Nothing measured yet. It takes some seconds."), elem_classes="flush", elem_id="network-said")
+    said = gr.HTML(_hint(_NOTHING), elem_classes="flush", elem_id="network-said")
     with gr.Row(visible=False) as charts:
         incoming = gr.Plot(show_label=False, min_width=320, elem_id="network-in", elem_classes="network-plot")
         outgoing = gr.Plot(show_label=False, min_width=320, elem_id="network-out", elem_classes="network-plot")
@@ -359,17 +385,17 @@ def build_network(registry: Registry, owner: gr.BrowserState, model: gr.Dropdown
         listed = mapper.places(id, identify(secret, request))
         value = chosen if chosen in listed else listed[0] if listed else None
         return (
-            gr.Dropdown(choices=listed, value=value),
-            gr.Button(interactive=bool(listed)),
-            gr.HTML(visible=not listed),
-        )
+            gr.Dropdown(choices=_listed(listed), value=value), gr.Button(interactive=bool(listed)),
+            gr.HTML(visible=not listed), None, _hint(_NOTHING) if listed else "", gr.Row(visible=False),
+            gr.Column(visible=False), gr.File(visible=False),
+        )  # fmt: skip
 
     def on_ask(id: str | None, chosen: str | None, mean: float) -> tuple[Any, ...]:
         """What is measured is kept, because the components may say something else before it has ended."""
         with reported():
             if not id or not chosen:
                 raise DataError("choose a model and neurons of it above")
-            asked = Asked(id, chosen, float(mean))
+            asked = Asked(id, chosen, checked_degree(mean))
         return asked, bar(0.0, "getting ready"), gr.File(visible=False), *_running(True)
 
     @whole
@@ -378,51 +404,73 @@ def build_network(registry: Registry, owner: gr.BrowserState, model: gr.Dropdown
             return
         whose, asked = identify(secret, request), Asked(*asked)
         with reported(), closing(mapper.measure(asked, whose)) as steps:  # type: ignore[type-var]
+            title = registry.title(asked.model, whose)
             for item in steps:
                 if isinstance(item, Drawn):
+                    of = f"{title}, {graph_name(asked.place)}"
                     seen = surroundings(item.graph, item.member, hub(item.graph))
                     yield (
                         gr.skip(), gr.skip(), gr.Row(visible=False), gr.skip(), gr.skip(), gr.Column(visible=True),
-                        seen.nodes[0]["neuron"], around_line(item, seen), picture(seen), gr.skip(), gr.skip(),
+                        seen.nodes[0]["neuron"], around_line(item, seen, of), picture(seen), gr.skip(), gr.skip(),
+                        tuple(asked),
                     )  # fmt: skip
                 elif isinstance(item, Network):
                     told = fields(item)
                     yield (
-                        gr.skip(), head(item), gr.Row(visible=True), degrees_chart(told, "in"),
-                        degrees_chart(told, "out"), *[gr.skip()] * 6,
+                        gr.skip(), head(item, title), gr.Row(visible=True),
+                        degrees_chart(told, "in"), degrees_chart(told, "out"), *[gr.skip()] * 7,
                     )  # fmt: skip
                 else:
-                    yield bar(*item), *[gr.skip()] * 10
-        yield "", *[gr.skip()] * 8, *_running(False)
+                    yield bar(*item), *[gr.skip()] * 11
+        yield "", *[gr.skip()] * 8, *_running(False), gr.skip()
 
-    def on_look(request: gr.Request, secret: str, asked: Asked | None, number: float | None) -> tuple[Any, ...]:
+    @whole
+    def on_look(
+        request: gr.Request, secret: str, asked: Asked | None, number: float | None
+    ) -> Iterator[tuple[Any, ...]]:
         with reported():
             asked, whose = _asked(asked), identify(secret, request)
-            seen = mapper.around(asked, whose, number)
-            return around_line(mapper.drawn(asked, whose), seen), picture(seen)
+            of = f"{registry.title(asked.model, whose)}, {graph_name(asked.place)}"
+            with closing(mapper.around(asked, whose, number)) as steps:  # type: ignore[type-var]
+                for item in steps:
+                    if isinstance(item, list):
+                        yield around_line(item[0], item[1], of), picture(item[1]), "", *_running(False)
+                    else:
+                        yield gr.skip(), gr.skip(), bar(*item), *_running(True)
 
-    def on_take(request: gr.Request, secret: str, asked: Asked | None, number: float | None) -> gr.File:
+    @whole
+    def on_take(
+        request: gr.Request, secret: str, asked: Asked | None, number: float | None
+    ) -> Iterator[tuple[Any, ...]]:
         with reported():
-            return gr.File(mapper.files(_asked(asked), identify(secret, request), number), visible=True)
+            yield gr.skip(), bar(0.0, "making files"), *_running(True)
+            with closing(mapper.files(_asked(asked), identify(secret, request), number)) as steps:  # type: ignore[type-var]
+                for item in steps:
+                    if isinstance(item, list):
+                        yield gr.File(item, visible=True), "", *_running(False)
+                    else:
+                        yield gr.skip(), bar(*item), *_running(True)
 
-    quick: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
-    working: dict[str, Any] = {
-        "api_visibility": "private",
-        "show_progress": "hidden",
-        "concurrency_limit": _AT_ONCE,
-        "concurrency_id": "searching",
-    }
-    model.change(on_model, [owner, model, place], [place, go, unfit], **quick)
-    begin = go.click(on_ask, [model, place, degree], [last, progress, files, go, stop], **quick)
+    model.change(on_model, [owner, model, place], [place, go, unfit, last, said, charts, shown, files], **QUICK)
+    begin = go.click(on_ask, [model, place, degree], [last, progress, files, go, stop], **QUICK)
     measured = begin.success(
         on_measure, [owner, last],
-        [progress, said, charts, incoming, outgoing, shown, neuron, line, drawing, go, stop], **working,
+        [progress, said, charts, incoming, outgoing, shown, neuron, line, drawing, go, stop, last], **SEARCH,
     )  # fmt: skip
     idle: Callable[[], Any] = lambda: ("", *_running(False))  # noqa: E731
-    measured.failure(idle, None, [progress, go, stop], **quick)
-    stop.click(idle, None, [progress, go, stop], cancels=[measured], **quick)
-    gr.on([look.click, neuron.submit], on_look, [owner, last, neuron], [line, drawing], **working)
-    take.click(on_take, [owner, last, neuron], files, **working | {"show_progress": "minimal"})
+    looked = gr.on(
+        [look.click, neuron.submit], on_look, [owner, last, neuron], [line, drawing, progress, go, stop],
+        **SEARCH | LATEST,
+    )  # fmt: skip
+    taken = take.click(on_take, [owner, last, neuron], [files, progress, go, stop], **SEARCH)
+    working = [measured, looked, taken]
+    for event in working:
+        event.failure(idle, None, [progress, go, stop], **QUICK)
+    stops(stop, idle, [progress, go, stop], working)
+
+
+def _listed(places: Sequence[str]) -> list[tuple[str, str]]:
+    return [(graph_name(place), place) for place in places]
 
 
 def _asked(asked: Asked | None) -> Asked:

@@ -72,17 +72,20 @@ def _image(raster: Raster) -> str:
 
 TEMPLATE = """
 <div class="reader" hidden>
-  <div class="raster">
+  <div class="raster" tabindex="0" role="group" aria-label="Neurons over bytes. Left and right arrow keys go from byte
+    to byte, up and down from neuron to neuron; Enter finds the bytes that fire the neuron.">
     <img alt="Neurons that fire, a line each, over the bytes of the text">
     <i class="here"></i><i class="line" hidden></i>
   </div>
+  <p class="spot only-read" aria-live="polite"></p>
   <p class="none" hidden>No neuron of this place fires at any byte of the text.</p>
   <div class="steps">
     <button type="button" data-step="-1" aria-label="One byte back">‹</button>
     <input type="range" min="0" value="0" aria-label="Byte">
     <button type="button" data-step="1" aria-label="One byte on">›</button>
   </div>
-  <div class="tint written" tabindex="0" role="region" aria-label="The text, coloured by surprise"></div>
+  <div class="tint written" tabindex="0" role="region" aria-label="The text, coloured by surprise.
+    Left and right arrow keys go from byte to byte"></div>
   <div class="at" aria-live="polite">
     <p class="what"></p>
     <div class="beside">
@@ -98,7 +101,7 @@ DRAW = """
 const whole = element.querySelector('.reader');
 const find = (name) => whole.querySelector(name);
 const image = find('img'), here = find('.here'), line = find('.line'), slider = find('input'), text = find('.written');
-let value = null, at = 0;
+let value = null, before = null, at = 0, row = 0, waiting = null;
 const named = { 9: 'tab', 10: 'line break', 13: 'carriage return', 32: 'space' };
 const label = (byte) => named[byte] || (byte > 32 && byte < 127 ? String.fromCharCode(byte)
   : byte.toString(16).toUpperCase().padStart(2, '0'));
@@ -128,6 +131,7 @@ const go = (byte) => {
     + `${value.bits[at].toFixed(2)} bits · ${at < value.heard ? 'read' : 'written by the model'} · `
     + (at >= heardBytes() ? `its patch of ${value.patch} bytes is not complete, so this layer has not heard it yet`
       : `${count} of ${width} neurons fire${value.patch > 1 ? ` at its patch of ${value.patch} bytes` : ''}`);
+  slider.setAttribute('aria-valuetext', `byte ${at + 1} of ${value.bytes.length}: ${label(value.bytes[at])}`);
   const most = Math.max(...value.loudest[at].map((one) => one[1]));
   for (const list of ['loudest', 'special']) {
     find(`.${list}`).replaceChildren(...value[list][at].map(([neuron, strength]) => {
@@ -152,8 +156,10 @@ const go = (byte) => {
 };
 const draw = () => {
   if (value && props.value && value.run === props.value.run) return;
-  const same = value && props.value && value.bytes.join() === props.value.bytes.join();
+  const same = before && props.value && before.bytes.join() === props.value.bytes.join();
   value = props.value;
+  before = value || before;
+  row = 0;
   whole.hidden = !value;
   if (!value) return;
   line.hidden = true;
@@ -189,16 +195,30 @@ image.addEventListener('mousemove', (event) => {
   const [row, byte] = pointed(event);
   image.title = `neuron ${value.neurons[row]} at byte ${byte + 1}: ${label(value.bytes[byte])}`;
 });
-image.addEventListener('click', (event) => {
-  const [row, byte] = pointed(event);
-  go(byte);
+const pick = (chosen, soon) => {
+  row = Math.max(0, Math.min(value.neurons.length - 1, chosen));
   line.hidden = false;
   line.style.top = `${100 * (row + 0.5) / value.neurons.length}%`;
-  trigger('select', { neuron: value.neurons[row] });
-});
-text.addEventListener('keydown', (event) => {
-  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (step) { go(at + step); event.preventDefault(); }
+  clearTimeout(waiting);
+  waiting = setTimeout(() => trigger('select', { neuron: value.neurons[row] }), soon);
+};
+const keys = { ArrowLeft: () => go(at - 1), ArrowRight: () => go(at + 1), Home: () => go(0),
+  End: () => go(value.bytes.length - 1) };
+const onRaster = { ...keys, ArrowUp: () => pick(line.hidden ? 0 : row - 1, 200),
+  ArrowDown: () => pick(line.hidden ? 0 : row + 1, 200),
+  Enter: () => { if (!line.hidden) trigger('submit', { neuron: value.neurons[row] }); } };
+for (const [place, taken] of [[find('.raster'), onRaster], [text, keys]])
+  place.addEventListener('keydown', (event) => {
+    if (!value || !taken[event.key]) return;
+    event.preventDefault();
+    taken[event.key]();
+    if (taken === onRaster && !line.hidden)
+      find('.spot').textContent = `neuron ${value.neurons[row]}, line ${row + 1} of ${value.neurons.length}`;
+  });
+image.addEventListener('click', (event) => {
+  const [chosen, byte] = pointed(event);
+  go(byte);
+  pick(chosen, 0);
 });
 watch('value', draw);
 draw();
@@ -206,6 +226,10 @@ draw();
 """Draws what `drawn` gives; `submit` asks where a neuron fires, `select` names the one that was pointed at."""
 
 CSS = """
+.only-read { position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden; clip-path: inset(50%);
+  white-space: nowrap; }
+:is(.reader .raster, .reader .written, #memory-strip [tabindex], .features .attention td):focus-visible {
+  outline: 2px solid var(--color-accent); outline-offset: 2px; }
 .reader .raster { position: relative; cursor: crosshair; border: 1px solid var(--border-color-primary);
   border-radius: var(--radius-sm); overflow: hidden; background: #ffffff; }
 .dark .reader .raster { background: #111827; }

@@ -27,6 +27,8 @@ from ..registry import Owner, Registry
 from ..steps import whole
 from ..writing import batched, hear_and_write
 from . import reader
+from .named import COUNTING, layer_name, neuron_name, of_model, point_name
+from .turns import LATEST, QUICK, stops
 
 MOST_BYTES = 1_000
 """Of a text that is read, what the model writes included: hundreds of columns is what a screen can show."""
@@ -41,6 +43,7 @@ EXAMPLES = [
     ['def read(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n', 120],
     ["one two three four five six seven eight nine ten 1 2 3 4 5 6 7 8 9 10 11 12", 0],
 ]
+_NOTHING = "Nothing was read yet."
 _KINDS = {
     "x_sparse": "x, what fires first",
     "y_sparse": "y, what memory excites",
@@ -81,12 +84,15 @@ def choices(points: Sequence[Point], layer: Any = None, kind: Any = None, head: 
     heads = here[kind].heads
     return (
         Choice(
-            [(f"{name}, hears {size} bytes at once" if size > 1 else name, name) for name, size in patches.items()],
+            [
+                (f"{layer_name(place)}, hears {size} bytes at once" if size > 1 else layer_name(place), place)
+                for place, size in patches.items()
+            ],
             layer,
         ),
         Choice([(_KINDS[name], name) for name in here], kind),
         Choice(
-            [(f"head {index}", index) for index in range(heads)] or [("no heads", 0)],
+            [(f"head {index + 1}", index) for index in range(heads)] or [("no heads", 0)],
             head if head in range(heads) else 0,
         ),
     )
@@ -106,6 +112,12 @@ class Inspector:
             HatcheryError: there is no such model.
         """
         return lab.neuron_points(skeleton(self._registry.config(_known(model), owner)))
+
+    def allowed(self, points: Sequence[Point]) -> str:
+        """How many bytes are read at once, in words."""
+        widest = max((point.width for point in points), default=1)
+        most = min(MOST_BYTES, self._limits.max_prompt_bytes, lab.MOST_VALUES // widest)
+        return f"up to {most:,} bytes. Shift+Enter reads."
 
     def text(self, text: str, write_bytes: float | None) -> tuple[bytes, int]:
         """The bytes of a text and how many are to be written after it.
@@ -159,7 +171,7 @@ class Inspector:
         done, total, markup = 0, CORPUS_BYTES // len(names) * len(names), ""
         with self._leased(model, owner, 1) as leased:
             point = lab.neuron_point(leased, name, _head(head))
-            who = f"neuron {int(neuron)} of {name}" + (f", head {_head(head)}" if point.heads else "")
+            who = f"{self.title(model, owner)}, {neuron_name(name, _head(head) if point.heads else None, int(neuron))}"
             for each in names:
                 data = lab.excerpt(each, CORPUS_BYTES // len(names))
                 for told in _told(lab.fire(leased, data, name, _head(head), int(neuron)), total, done):
@@ -174,7 +186,14 @@ class Inspector:
     def files(self, model: str | None, owner: Owner, heard: Heard, layer: str, kind: str, head: int) -> list[str]:
         """The reading as files: NPZ, CSV and PNG."""
         made = [told for told in self.read(model, owner, heard, layer, kind, head) if isinstance(told, Reading)]
-        return [str(path) for path in lab.save(made[0], Path(self._folders.new()))]
+        title = self.title(model, owner)
+        notes = {"model": title, "counting": COUNTING}
+        heading = f"{title}, {seen_at(made[0])}"
+        return of_model(title, lab.save(made[0], Path(self._folders.new()), heading=heading, notes=notes))
+
+    def title(self, model: str | None, owner: Owner) -> str:
+        """What a model is called."""
+        return self._registry.title(_known(model), owner)
 
     @contextmanager
     def _leased(self, model: str | None, owner: Owner, read_bytes: int) -> Iterator[Model[Any]]:
@@ -229,18 +248,23 @@ def firings(who: str, point: Point, found: dict[str, tuple[bytes, Any]]) -> str:
     )
 
 
-def summary(heard: Heard, found: Reading, shown: lab.Raster) -> str:
-    """Markup of what is seen, in a line or two."""
+def seen_at(found: Reading) -> str:
+    """The layer, the kind of its neurons and the head that a reading is of, in words."""
+    return point_name(found.point.name) + ("" if found.head is None else f", head {found.head + 1}")
+
+
+def summary(heard: Heard, found: Reading, shown: lab.Raster, model: str) -> str:
+    """Markup of what is seen in a model of that name, in a line or two."""
     of = f"{len(shown.neurons):,} of the {shown.fired:,} neurons that fire, the most active"
     if len(shown.neurons) == shown.fired:
         of = f"all {shown.fired:,} neurons that fire"
     written = len(heard.data) - heard.heard_bytes
     parts = [
-        f"<b>{html.escape(lab.title(found))}</b>",
+        f"<b>{html.escape(model)}, {html.escape(seen_at(found))}</b>",
         f"{len(heard.data):,} bytes" + (f", {written:,} of them written by the model" if written else ""),
         f"{found.bits_per_byte:.2f} bits a byte",
         f"a line is a neuron, a column a byte; shown: {of} (of {found.point.width:,}), those that fire together side "
-        "by side",
+        "by side; a neuron's number is that of its row in its head's weights, from 0",
     ]
     patch = found.point.bytes_per_row
     if patch > 1:
@@ -256,7 +280,8 @@ def active_bars(active: Sequence[Active]) -> str:
     parts = []
     for kind, layers in groups.items():
         bars = "".join(
-            f'<li><span>{html.escape(one.place)}</span><i style="width: {max(0.2, 100 * one.part):.1f}%"></i>'
+            f"<li><span>{html.escape(layer_name(one.place))}</span>"
+            f'<i style="width: {max(0.2, 100 * one.part):.1f}%"></i>'
             f"<b>{one.part:.1%}</b></li>"
             for one in layers
         )
@@ -267,32 +292,29 @@ def active_bars(active: Sequence[Active]) -> str:
 def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, model: gr.Dropdown) -> gr.Textbox:
     """Lay out the view and wire it; returns the text that is read."""
     inspector = Inspector(registry, limits)
-    first = choices(inspector.points(registry.default(), "")) if registry.default() else (Choice([], None),) * 3
+    points = inspector.points(registry.default(), "") if registry.default() else ()
+    first = choices(points) if points else (Choice([], None),) * 3
     gr.Markdown(
         "Let a model read a text, and see which of its neurons fire at which byte. BDH's neurons are silent most of "
         "the time, so that each can be about something."
     )
     text = gr.Textbox(
         label="Text to read",
-        info=f"up to {min(MOST_BYTES, limits.max_prompt_bytes):,} bytes. Shift+Enter reads.",
+        info=inspector.allowed(points),
         placeholder="In the beginning, ",
         lines=3,
         max_lines=10,
         elem_id="reading-text",
     )
-    with gr.Row():
-        count = gr.Slider(
-            0,
-            MOST_WRITTEN,
-            0,
-            step=10,
-            label="Then let the model write, bytes",
-            info="the same each time after the same text",
-            scale=3,
-            elem_id="reading-count",
-        )
-        go = gr.Button("Read", variant="primary", min_width=120, elem_id="reading-go")
-        stop = gr.Button("Stop", variant="stop", min_width=90, interactive=False, elem_id="reading-stop")
+    count = gr.Slider(
+        0,
+        MOST_WRITTEN,
+        0,
+        step=10,
+        label="Then let the model write, bytes",
+        info="the same each time after the same text",
+        elem_id="reading-count",
+    )
     gr.Examples(
         [list(example) for example in EXAMPLES],
         [text, count],
@@ -301,13 +323,16 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         api_visibility="private",
     )
     with gr.Row():
+        go = gr.Button("Read", variant="primary", scale=2, min_width=140, elem_id="reading-go")
+        stop = gr.Button("Stop", variant="stop", min_width=90, interactive=False, elem_id="reading-stop")
+    with gr.Row():
         layer, kind, head = (
             gr.Dropdown(
                 choice.options, value=choice.value, label=label, min_width=width, elem_id=f"reading-{label.lower()}"
             )
             for choice, label, width in zip(first, ("Layer", "Neurons", "Head"), (200, 230, 120), strict=True)
         )
-    told = gr.HTML(_line("Nothing was read yet."), elem_classes="flush", elem_id="reading-told")
+    told = gr.HTML(_line(_NOTHING), elem_classes="flush", elem_id="reading-told")
     shown = gr.HTML(
         None,
         html_template=reader.TEMPLATE,
@@ -326,7 +351,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             value=ALL_CORPORA,
             label="Search in",
             scale=2,
-            min_width=200,
+            min_width=270,
             elem_id="reading-corpus",
         )
         find = gr.Button("Find the bytes that fire it", min_width=180, elem_id="reading-find")
@@ -345,7 +370,8 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
                 continue
             picture = lab.raster(told)
             yield (
-                summary(heard, told, picture), reader.drawn(told, picture, heard.heard_bytes),
+                summary(heard, told, picture, inspector.title(id, visitor)),
+                reader.drawn(told, picture, heard.heard_bytes),
                 active_bars(told.active), gr.Row(visible=True), gr.Column(visible=True), gr.File(visible=False), heard,
             )  # fmt: skip
 
@@ -370,28 +396,47 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
                     yield *update, *running
             yield *(gr.skip(),) * 7, gr.Button(interactive=True), gr.Button(interactive=False)
 
+    @whole
     def on_look(
         request: gr.Request, secret: str, id: str | None, heard: Heard | None, layer: str, kind: str, head: int
     ) -> Iterator[tuple[Any, ...]]:
         if heard is None:
             return
         with reported(), closing(looked_at(id, identify(secret, request), Heard(*heard), layer, kind, head)) as looks:
-            yield from looks
+            for update in looks:
+                yield *update, gr.Button(interactive=False), gr.Button(interactive=True)
+            yield *(gr.skip(),) * 7, gr.Button(interactive=True), gr.Button(interactive=False)
 
-    def on_model(request: gr.Request, secret: str, id: str | None, layer: str, kind: str, head: int) -> tuple[Any, ...]:
+    def on_place(request: gr.Request, secret: str, id: str | None, layer: str, kind: str, head: int) -> tuple[Any, ...]:
         with reported():
             can = choices(inspector.points(id, identify(secret, request)), layer, kind, head)
         return tuple(gr.Dropdown(choices=choice.options, value=choice.value) for choice in can)
 
+    def on_model(
+        request: gr.Request, secret: str, id: str | None, heard: Heard | None, layer: str, kind: str, head: int
+    ) -> tuple[Any, ...]:
+        """What was seen in another model is not this one's; the same text is read again with it."""
+        chosen = on_place(request, secret, id, layer, kind, head)
+        with reported():
+            info = inspector.allowed(inspector.points(id, identify(secret, request)))
+        line = _line("getting ready" if heard else _NOTHING)
+        return (*chosen, gr.Textbox(info=info), line, None, "", gr.Row(visible=False), gr.Column(visible=False), "")
+
+    def on_wanted(event: gr.EventData) -> tuple[int, str]:
+        return _pointed(event), _line("getting ready")
+
+    @whole
     def on_find(
         request: gr.Request, secret: str, id: str | None, layer: str, kind: str, head: int, neuron: float | None,
         corpus: str,
-    ) -> Iterator[str]:  # fmt: skip
+    ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         with reported():
-            yield _line("getting ready")
+            yield _line("getting ready"), gr.Button(interactive=False), gr.Button(interactive=True)
             found = inspector.find(id, identify(secret, request), f"{layer}.{kind}", head, neuron, corpus)
             with closing(found) as looks:
-                yield from looks
+                for markup in looks:
+                    yield markup, gr.Button(interactive=False), gr.Button(interactive=True)
+            yield gr.skip(), gr.Button(interactive=True), gr.Button(interactive=False)
 
     def on_take(
         request: gr.Request, secret: str, id: str | None, heard: Heard | None, layer: str, kind: str, head: int
@@ -403,28 +448,36 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
                 inspector.files(id, identify(secret, request), Heard(*heard), layer, kind, head), visible=True
             )
 
-    private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
-    at_once = min(_AT_ONCE, limits.max_at_once)
-    worked: dict[str, Any] = private | {"concurrency_limit": at_once, "concurrency_id": "inspecting"}
-    place = [layer, kind, head]
-    seen = [told, shown, bars, pin, taken, files, last]
-    reads = gr.on([go.click, text.submit], on_read, [owner, model, text, count, *place], [*seen, go, stop], **worked)
-    idle: Callable[[], Any] = lambda: (gr.Button(interactive=True), gr.Button(interactive=False))  # noqa: E731
-    reads.failure(idle, None, [go, stop], **private)
-    stopped: Callable[[], Any] = lambda: (_line("Stopped."), *idle())  # noqa: E731
-    stop.click(stopped, None, [told, go, stop], cancels=[reads], **private)
-    again: dict[str, Any] = {"fn": on_look, "inputs": [owner, model, last, *place], "outputs": seen, **worked}
-    model.change(on_model, [owner, model, *place], place, **private).success(**again)
-    for chosen in (layer, kind):
-        chosen.input(on_model, [owner, model, *place], place, **private).success(**again)
-    head.input(**again)
-    shown.select(_pointed, None, neuron, **private)
-    search: dict[str, Any] = {
-        "fn": on_find, "inputs": [owner, model, *place, neuron, corpus], "outputs": where, **worked
+    worked: dict[str, Any] = QUICK | {
+        "concurrency_limit": min(_AT_ONCE, limits.max_at_once), "concurrency_id": "inspecting"
     }  # fmt: skip
-    shown.submit(_pointed, None, neuron, **private).success(**search)
-    gr.on([find.click, neuron.submit], **search)
-    take.click(on_take, [owner, model, last, *place], files, **worked)
+    place, running = [layer, kind, head], [go, stop]
+    seen = [told, shown, bars, pin, taken, files, last]
+    chosen: dict[str, Any] = {"fn": on_place, "inputs": [owner, model, *place], "outputs": place, **QUICK | LATEST}
+    again: dict[str, Any] = {
+        "fn": on_look, "inputs": [owner, model, last, *place], "outputs": [*seen, *running], **worked | LATEST
+    }  # fmt: skip
+    search: dict[str, Any] = {
+        "fn": on_find, "inputs": [owner, model, *place, neuron, corpus], "outputs": [where, *running], **worked | LATEST
+    }  # fmt: skip
+    changed = model.change(
+        on_model, [owner, model, last, *place], [*place, text, told, shown, bars, pin, taken, where], **QUICK
+    )
+    working = [
+        gr.on([go.click, text.submit], on_read, [owner, model, text, count, *place], [*seen, *running], **worked),
+        changed.success(**again),
+        *(one.input(**chosen).success(**again) for one in (layer, kind)),
+        head.input(**again),
+        shown.submit(on_wanted, None, [neuron, where], **QUICK).success(**search),
+        gr.on([find.click, neuron.submit], **search),
+    ]
+    shown.select(_pointed, None, neuron, **QUICK, trigger_mode="multiple")
+    idle: Callable[[], Any] = lambda: (gr.Button(interactive=True), gr.Button(interactive=False))  # noqa: E731
+    for event in working:
+        event.failure(idle, None, running, **QUICK)
+    stopped: Callable[[], Any] = lambda: (_line("Stopped."), *idle())  # noqa: E731
+    stops(stop, stopped, [told, *running], working)
+    take.click(on_take, [owner, model, last, *place], files, **worked | {"show_progress": "minimal"})
     return text
 
 

@@ -34,7 +34,6 @@ _NAMED_NEURONS = 16
 """Up to so many neurons have their numbers below the picture."""
 _BEFORE, _AFTER = 600, 60
 """Writes around the chosen one that are shown as text."""
-_INK = "#78879f"
 
 
 def ordered(rows: Tensor, order: str, first: float | None, shown: str) -> NDArray[np.int64]:
@@ -227,19 +226,15 @@ def _curve(heard: Sequence[int], values: Sequence[float], label: str) -> alt.Cha
     import altair as alt  # noqa: PLC0415 - the page starts without it
 
     points = alt.InlineData([{"bytes": at, "value": value} for at, value in zip(heard, values, strict=True)])
-    plain = {"labelColor": _INK, "titleColor": _INK}
-    return (
+    return field.fitted(
         alt.Chart(points)
         .mark_line(color="#d96208", point=len(values) < 4)
         .encode(
             x=alt.X("bytes:Q", title="bytes heard", axis=alt.Axis(format=",d", tickCount=4)),
             y=alt.Y("value:Q", title=label, scale=alt.Scale(zero=True)),
             tooltip=[alt.Tooltip("bytes:Q", format=","), alt.Tooltip("value:Q", format=".4g", title=label)],
-        )
-        .properties(width="container", height=190, autosize=alt.AutoSizeParams(type="fit", contains="padding"))
-        .configure(background="transparent")
-        .configure_axis(**plain, gridColor=_INK, gridOpacity=0.25, domainColor=_INK, tickColor=_INK)
-        .configure_view(stroke=None)
+        ),
+        190,
     )
 
 
@@ -268,16 +263,16 @@ def beside(first: Tensor, second: Tensor, names: tuple[str, str]) -> str:
     )
 
 
-def summary(trace: Trace) -> str:
-    """Markup of what was heard, in one line."""
+def summary(trace: Trace, model: str) -> str:
+    """Markup of what a model of that name heard, in one line."""
     place = trace.place
     damped = f" \u00b7 keeps {trace.decay:.2%} from write to write" if trace.decay < 1 else ""
     fresh = f" \u00b7 begins anew every {place.span} bytes" if place.span else ""
     wrote = f"{trace.writes:,} patches of {place.step_bytes} bytes" if place.step_bytes > 1 else ""
     heard = " \u00b7 ".join(one for one in (f"{len(trace.data):,} bytes heard", wrote) if one)
     return (
-        f'<p class="summary"><b>{html.escape(place.title)}, head {trace.head + 1}</b> \u00b7 {heard} \u00b7 '
-        f"{place.neurons:,} \u00d7 {place.width} numbers, {size_text(place.memory_bytes)} at any length"
+        f'<p class="summary"><b>{html.escape(model)}, {html.escape(place.title)}, head {trace.head + 1}</b> \u00b7 '
+        f"{heard} \u00b7 {place.neurons:,} \u00d7 {place.width} numbers, {size_text(place.memory_bytes)} at any length"
         f"{damped}{fresh}</p>"
     )
 
@@ -316,7 +311,7 @@ CSS = (
 .inside.strip span { cursor: pointer; border-radius: 2px; }
 .inside.strip span:hover { outline: 1px solid var(--color-accent); }
 .inside.strip .here { outline: 2px solid var(--color-accent); font-weight: 700; }
-.inside.strip .later { opacity: 0.45; }
+.inside.strip .later { color: var(--body-text-color-subdued); }
 .inside .vector { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 10px; }
 #memory-growth .vega-embed, #memory-growth .altair { width: 100%; }
 #memory-growth .vega-embed details { display: none; }

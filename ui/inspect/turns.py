@@ -1,0 +1,34 @@
+"""How many looks into models are worked on at the same time, of all visitors, and how the page asks for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gradio as gr
+
+AT_ONCE = 2
+"""Of searches, and of other looks."""
+SEARCHING, LOOKING = threading.BoundedSemaphore(AT_ONCE), threading.BoundedSemaphore(AT_ONCE)
+"""Searches (concepts, networks) and looks (memories, comparisons) that are worked on, also those that were stopped."""
+
+QUICK: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
+"""A listener that is over in a moment."""
+SEARCH: dict[str, Any] = QUICK | {"concurrency_limit": AT_ONCE, "concurrency_id": "searching"}
+LOOK: dict[str, Any] = QUICK | {"concurrency_limit": AT_ONCE, "concurrency_id": "looking"}
+LATEST: dict[str, Any] = {"trigger_mode": "always_last"}
+"""A listener that, pressed again while it is worked on, does what was chosen last when that has ended."""
+_LAST_WORD_S = 0.6
+"""After which nothing more is said by work that was stopped."""
+
+
+def stops(button: gr.Button, idle: Callable[[], Any], outputs: Sequence[Any], work: list[Any]) -> None:
+    """Let a button stop work, and show that nothing is done: at once, and again when its last word has come."""
+
+    def still_idle() -> Any:
+        time.sleep(_LAST_WORD_S)
+        return idle()
+
+    button.click(idle, None, outputs, cancels=work, **QUICK).then(still_idle, None, outputs, **QUICK)
