@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import inspect
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -86,6 +87,16 @@ class Report:
     """Why the run ends here, if it ends before its last step."""
 
 
+class AdamW(torch.optim.AdamW):
+    """AdamW as it is, without the guards that keep torch's compiler out of it: importing that takes a second."""
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 class Run:
     """A run and everything it needs to go on: weights, optimizer, carried state, places, generators."""
 
@@ -121,7 +132,7 @@ class Run:
         choose_trained(self.model, recipe.trained, rank=recipe.lora_rank, alpha=recipe.lora_alpha, seed=recipe.seed)
         self.model.train()
         self._learning = learning = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = AdamW(
             [
                 {"params": [p for p in learning if p.dim() >= 2], "weight_decay": recipe.weight_decay},
                 {"params": [p for p in learning if p.dim() < 2], "weight_decay": 0.0},

@@ -16,7 +16,7 @@ from bdh.checkpoint import FILES, is_checkpoint
 from bdh.errors import CheckpointError, HatcheryError
 
 from .browse import build_browse
-from .limits import Limits
+from .limits import Limits, hours_text
 from .markup import details_markup, quiet
 from .owner import identify, reported
 from .publish import PublishForm, token_of
@@ -56,7 +56,7 @@ def rate_text(done: int, total: int, elapsed_s: float) -> str:
 
 def _until(limits: Limits) -> str:
     """How long an upload is kept, where that is bounded."""
-    return f", and it is deleted {limits.uploads_hours} hours later" if limits.public else ""
+    return f", and it is deleted {hours_text(limits.uploads_hours)} later" if limits.public else ""
 
 
 class Download:
