@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import re
 from functools import cache
@@ -25,8 +24,7 @@ THREATS = (
 
 @cache
 def held_in(name: str) -> set[str]:
-    tree = ast.parse((ROOT / "tests" / name).read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return set(re.findall(r"^def (\w+)\(", (ROOT / "tests" / name).read_text(encoding="utf-8"), re.MULTILINE))
 
 
 @pytest.mark.parametrize(("file", "name"), sorted(set(NAMED)))
