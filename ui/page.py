@@ -29,7 +29,7 @@ from .mcp import only_tools
 from .merge import base_dropdown, build_merge, parents_dropdown
 from .merges import Merger
 from .models import build_models
-from .openai_api import openai_api
+from .openai import openai_api
 from .opened import describe_once
 from .owner import greet
 from .queued import hold_within
