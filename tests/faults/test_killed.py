@@ -273,9 +273,13 @@ def test_a_hub_that_fails_is_told_in_words_and_the_next_try_succeeds(
     assert name in stranger.models()
 
 
-def test_memory_that_runs_out_is_told_in_words_and_tears_nothing(machine: Machine, me: Visitor) -> None:
+@pytest.mark.parametrize("whose", ["gpu", "host"])
+def test_memory_that_runs_out_is_told_in_words_and_tears_nothing(machine: Machine, me: Visitor, whose: str) -> None:
     before = me.conversation("beta")[0]
-    machine.breaks("memory")
+    if "It failed" in me.press("tab-train", "select")["runs-status"]:  # where memory ran out before
+        me.press("runs-resume", runs_run=machine.run().parent.name)
+    me.run_says("Training: step")
+    machine.breaks("memory", whose)
     try:
         with pytest.raises(Told, match="the memory of this machine does not suffice"):
             me.say("beta", "too much")
