@@ -16,7 +16,7 @@ TEXT = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 NAMED = re.findall(r"`([\w/]+\.py)::(\w+)`", TEXT)
 THREATS = (
     "files", "names", "ids", "sizes", "repositories", "inputs", "other people's runs", "states",
-    "uploads", "path tricks",
+    "uploads", "path tricks", "prompts",
     "markup in model output", "log injection", "oversize requests", "slow readers", "queue flooding", "disk filling",
     "memory filling", "cpu burning", "session floods",
 )  # fmt: skip

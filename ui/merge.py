@@ -285,7 +285,7 @@ def build_merge(
     nothing = gr.Markdown(_NOTHING, elem_id="merge-nothing")
     with gr.Column(visible=False, elem_id="merge-made") as shown:
         # Whose a merge is decides who asks for it, not what this list knows.
-        chosen = gr.Dropdown([], label="Model", allow_custom_value=True, filterable=False, elem_id="merge-chosen")
+        chosen = gr.Dropdown([], label="Model", allow_custom_value=True, elem_id="merge-chosen")
         with gr.Row():
             small: dict[str, Any] = {"size": "sm", "min_width": 120}
             write = gr.Button("Write with it", variant="primary", elem_id="merge-write", **small)

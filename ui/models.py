@@ -32,6 +32,7 @@ CSS = """
 @media (max-width: 500px) { .model-details dl { grid-template-columns: 1fr; gap: 0; }
   .model-details dd { margin-bottom: 6px; } }
 #hub-search { align-items: end; }
+#hub-table .selection-button { display: none; }
 .model-card pre, .model-card code { white-space: pre-wrap; overflow-wrap: anywhere; }
 .model-card th, .model-card td { word-break: normal; overflow-wrap: normal; padding: 4px 8px; }
 .model-card h1 { font-size: 1.3rem; } .model-card h2 { font-size: 1.1rem; }

@@ -202,7 +202,7 @@ def build_train(
     nothing = gr.Markdown(_NOTHING, elem_id="runs-nothing")
     with gr.Column(visible=False, elem_id="runs") as shown:
         # Whose a run is decides who asks for it, not what this list knows: after a restart it knows nothing.
-        run = gr.Dropdown([], label="Run", allow_custom_value=True, filterable=False, elem_id="runs-run")
+        run = gr.Dropdown([], label="Run", allow_custom_value=True, elem_id="runs-run")
         status = gr.HTML(elem_id="runs-status")
         with gr.Row():
             small: dict[str, Any] = {"size": "sm", "min_width": 120, "visible": False}
