@@ -88,7 +88,8 @@ def test_a_job_trains_in_a_process_of_its_own_names_no_path_and_keeps_what_it_ma
     told = (job.checkpoint / "README.md").read_text() + (job.checkpoint / "provenance.json").read_text() + job.log()
     assert str(jobs.root) not in told and 'source = "mine.txt"' in told
     imported = (job.path / "log.txt").read_text()
-    assert "| torch" in imported and "torch._dynamo" not in imported  # a second of each start
+    heavy = ("torch._dynamo", "torch.distributed.tensor", "sympy", "gradio", "datasets", "transformers")
+    assert "| torch" in imported and not [name for name in heavy if f" {name}\n" in imported]  # two seconds of a start
     assert oct(job.path.stat().st_mode & 0o777) == "0o700"
     jobs.advance()
     left = {path.name for path in (job.path / "run").iterdir()} - {".lock"}

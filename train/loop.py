@@ -142,7 +142,11 @@ class Run:
             fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
         self.model.to(self.accelerator.device)
-        self._called, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        if self.accelerator.num_processes == 1 and self.accelerator.mixed_precision == "no":
+            # Nothing is to be done to the model, and to find that out takes half a second of imports.
+            self._called, self._optimizer = self.model, self.accelerator.prepare(self.optimizer)
+        else:
+            self._called, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self._fast = self._called
         if recipe.compile == "on" or (recipe.compile == "auto" and self.accelerator.device.type == "cuda"):
             self._fast = torch.compile(self._called)
@@ -419,7 +423,8 @@ class Run:
             self._optimizer.zero_grad(set_to_none=True)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip))
+        self.accelerator.unscale_gradients()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip))
         nats = float(self.accelerator.reduce(torch.tensor(nats, device=self.accelerator.device), "mean"))
         if not (math.isfinite(nats) and math.isfinite(norm)):
             raise TrainingError(
