@@ -21,6 +21,7 @@ from .registry import size_text
 CSS = """
 #about table { width: 100%; table-layout: auto; }
 #about td, #about th { overflow-wrap: anywhere; padding: 2px 8px; font-size: var(--text-sm); }
+#about td:nth-child(2) { overflow-wrap: normal; }
 #about code { font-size: var(--text-xs); }
 @media (max-width: 500px) { #about td:nth-child(3), #about th:nth-child(3) { display: none; } }
 """
