@@ -233,7 +233,7 @@ def test_what_was_being_published_can_be_published_again_and_is_whole(machine: M
 def test_a_second_app_on_the_folder_is_refused_in_words_and_touches_nothing(machine: Machine, me: Visitor) -> None:
     environment = os.environ | machine.environment | {"BDH_DATA": str(machine.data), "GRADIO_SERVER_PORT": "1"}
     second = subprocess.run(
-        [sys.executable, "app.py"], cwd=machine.home, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "app.py"], cwd=machine.home, env=environment, capture_output=True, text=True, timeout=300
     )
     assert second.returncode == 1 and "Traceback" not in second.stderr
     assert "error: another app is using the data folder" in second.stderr
