@@ -142,9 +142,10 @@ class Run:
             fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
         self.model.to(self.accelerator.device)
+        self._called: Any = self.model
         if self.accelerator.num_processes == 1 and self.accelerator.mixed_precision == "no":
             # Nothing is to be done to the model, and to find that out takes half a second of imports.
-            self._called, self._optimizer = self.model, self.accelerator.prepare(self.optimizer)
+            self._optimizer = self.accelerator.prepare(self.optimizer)
         else:
             self._called, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self._fast = self._called
