@@ -17,7 +17,8 @@ from .search import MOST, Found, look, search
 
 PUSH = """\
 Publish a checkpoint on the Hugging Face Hub: its weights, configuration, card and provenance, and nothing else.
-It is private unless --public is given. What is there already is replaced with --replace alone."""
+It is private unless --public is given. What is there already is replaced, and what is there and public is filled,
+with --replace alone."""
 PUSH_EXAMPLES = """\
 examples:
   python -m bdh push runs/english/checkpoint --dry-run
@@ -80,12 +81,14 @@ def push(options: argparse.Namespace, resolved: Callable[[str], str], meter: hub
 
 def _show(options: argparse.Namespace, parcel: publish.Parcel, repo: str, there: publish.There | None) -> None:
     """What would be sent, and what is there."""
-    stands = bool(there and there.files)
+    stands = bool(there and there.to_be_agreed(not options.public))
     made = not (there and there.exists)
+    would = "make" if made else "replace" if there and there.files else "fill"
+    would = "refuse" if stands and not options.replace else would
     if options.json:
         told = {
             "repo_id": repo, "exists": not made, "holds": list(there.files) if there else [],
-            "would": "replace" if stands and options.replace else "refuse" if stands else "make" if made else "fill",
+            "would": would,
             "private": there.private if there and there.exists else not options.public, "files": parcel.files,
             "card": parcel.card,
         }  # fmt: skip
@@ -93,12 +96,12 @@ def _show(options: argparse.Namespace, parcel: publish.Parcel, repo: str, there:
         return
     print(f"{repo}: ", end="")
     if stands and there:
-        deed = "its files of these names would be replaced" if options.replace else "it would be refused; --replace"
-        print(f"{there.words()}; {deed}")
+        deed = "its files of these names would be replaced" if there.files else "it would be filled"
+        print(f"{there.words()}; {deed if options.replace else 'it would be refused without --replace'}")
     elif made:
         print(f"would be made, {'public' if options.public else 'private'}")
     else:
-        print("is there and empty; it would be filled")
+        print(f"is there, {'private' if there and there.private else 'public'} and empty; it would be filled")
     for name, size in parcel.files.items():
         print(f"  {name:<20} {size:>15,} bytes")
     print(f"  {'together':<20} {parcel.size_bytes:>15,} bytes\n")

@@ -66,13 +66,17 @@ class There:
     """The day of its last change."""
 
     def words(self) -> str:
-        """What is there, for one who is about to replace it."""
+        """What is there, for one who is about to replace or fill it."""
         kept = [name for name in self.files if name not in checkpoint.FILES]
-        files = "1 file" if len(self.files) == 1 else f"{len(self.files):,} files"
+        files = "1 file" if len(self.files) == 1 else f"{len(self.files):,} files" if self.files else "empty"
         others = f"; {len(kept):,} of them with other names would stay" if kept else ""
         changed = f", last changed on {self.changed}" if self.changed else ""
         seen = "private" if self.private else "public: everybody will see what is sent"
         return f"{self.repo_id} is there already: {files}{changed}, {seen}{others}"
+
+    def to_be_agreed(self, private: bool) -> bool:
+        """Whether whoever publishes has to agree first: it holds something, or others see it than was asked for."""
+        return bool(self.files) or (self.exists and self.private != private)
 
 
 def pack(folder: str | Path, *, license: str = "") -> Parcel:
@@ -147,12 +151,13 @@ def upload(
     The folder is only read: what failed is sent again by another call. Of weights that arrived, nothing is sent twice.
 
     Args:
-        private: of a repository that is made; one that is there stays as it is.
+        private: of a repository that is made; one that is there stays as it is, and is refused if it is otherwise.
         token: None and True write with this machine's login; but on a Space, whose login is its owner's, the
             visitor's own token must be given.
         revision: the branch, made if there is none; None is the main one.
         license: put in place of what the card says.
-        replace: also send to a repository in which something is, in place of what it has by the same names.
+        replace: also send to a repository in which something is, in place of what it has by the same names, whoever
+            can see it.
         progress: called with bytes sent and bytes in all; an exception it raises stops the upload.
 
     Returns:
@@ -173,8 +178,10 @@ def upload(
     target = _target(repo_id, revision)
     with _explained(target, token or True):
         there = _look(api, target)
-        if there.files and not replace:
-            raise CheckpointError(f"{there.words()}. Choose another name, or say that it is to be replaced")
+        if there.to_be_agreed(private) and not replace:
+            how = "private" if there.private else "public"
+            meant = "is to be replaced (replace, --replace)" if there.files else f"may be {how} (private, --public)"
+            raise CheckpointError(f"{there.words()}. Choose another name, or say that it {meant}")
         if not there.exists:
             repo_id = _made(api, repo_id, private)
         made = repo_id if not there.exists else ""
@@ -206,7 +213,8 @@ def _look(api: HfApi, target: Source) -> There:
     try:
         info = api.model_info(target.repo_id, revision=target.revision, timeout=LOOK_S)
     except RevisionNotFoundError:
-        return There(target.repo_id, exists=True)
+        info = api.model_info(target.repo_id, timeout=LOOK_S)
+        return There(info.id, True, bool(info.private))
     except RepositoryNotFoundError:
         return There(target.repo_id, exists=False)
     names = tuple(one.rfilename for one in info.siblings or () if one.rfilename not in _NO_FILES)

@@ -25,6 +25,10 @@ from .report import Result
 from .start import serving
 
 _SENT_BYTES = 2_000
+_KEPT_PART = 0.25
+"""Of the time that listeners come and go, files are kept for so much: most of them go meanwhile."""
+_SLACK_S = 90.0
+"""The app looks for old files every few seconds."""
 
 
 @dataclass
@@ -53,6 +57,7 @@ class Load:
                 session = f"visit-{draw.getrandbits(64):016x}"
                 sent = {"files": (f"{index}.txt", draw.randbytes(_SENT_BYTES))}
                 (await server.post("upload", files=sent)).raise_for_status()
+                self.count["files"] += 1
             what, heard = draw.choice((GENERATE, CHAT)), Heard()
             asking = asyncio.ensure_future(
                 listen(server, self.model, index, self.bytes, session, what=what, heard=heard)
@@ -116,21 +121,27 @@ def come_and_go(options: argparse.Namespace) -> list[Result]:
         for what in (GENERATE, CHAT)
         for seed in range(listeners)
     }
+    keep_hours = options.minutes / 60 * _KEPT_PART
     with tempfile.TemporaryDirectory() as temporary:
-        told = limits(listeners) | {"GRADIO_TEMP_DIR": temporary, "BDH_MAX_LIVE_STREAMS": str(max(64, listeners))}
+        told = limits(listeners) | {
+            "GRADIO_TEMP_DIR": temporary,
+            "BDH_MAX_LIVE_STREAMS": str(max(64, listeners)),
+            "BDH_SERVED_HOURS": f"{keep_hours:.6f}",
+        }
         with serving(told) as (process, url):
-            return asyncio.run(_run(url, psutil.Process(process), Path(temporary), options, listeners, expected))
+            return asyncio.run(_run(url, psutil.Process(process), options, listeners, expected))
 
 
 async def _run(
     url: str,
     process: psutil.Process,
-    temporary: Path,
     options: argparse.Namespace,
     listeners: int,
     expected: dict[tuple[str, int], str],
 ) -> list[Result]:
     rows: list[Result] = []
+    told = process.environ()
+    temporary, keep_s = Path(told["GRADIO_TEMP_DIR"]), float(told["BDH_SERVED_HOURS"]) * 3600
     async with client(url) as server:
         told = (await server.get(f"{url}/config")).raise_for_status().json()["dependencies"]
         functions = {one["api_name"]: one["id"] for one in told if one["api_name"] in (GENERATE, CHAT)}
@@ -150,8 +161,24 @@ async def _run(
             rows.append(load.row(begun))
             if not options.json:
                 print(rows[-1], file=sys.stderr)
-    rows.append(load.row(begun) | {name: count for name, count in load.count.items() if name.startswith("left")})
+        gone_s = await _gone(temporary, keep_s)
+    left = {name: count for name, count in load.count.items() if name.startswith("left")}
+    rows.append(load.row(begun) | left | {"files_sent": load.count["files"], "files_gone_after_s": round(gone_s, 1)})
     return rows
+
+
+async def _gone(temporary: Path, keep_s: float) -> float:
+    """Wait until no temporary file is left; seconds that it took.
+
+    Raises:
+        SystemExit: some stay longer than they may.
+    """
+    begun = time.monotonic()
+    while files := files_below(temporary):
+        if time.monotonic() - begun > keep_s + _SLACK_S:
+            raise SystemExit(f"{len(files)} temporary files stay, such as {files[0]}, though {keep_s:.0f} s are over")
+        await asyncio.sleep(1)
+    return time.monotonic() - begun
 
 
 def files_below(folder: Path) -> list[Path]:

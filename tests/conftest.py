@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("browsing")
 _LONGEST = (
-    "test_page_tabs",
     "test_killed",
-    "test_page_merge",
-    "test_page_chat",
+    "test_page_tabs",
     "test_job",
+    "test_page_merge",
     "test_page_train",
+    "test_page_chat",
     "test_page_inspect",
     "test_train",
     "test_gpu_step",
@@ -51,8 +51,8 @@ settings.load_profile("default")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are cores: the tests of the page wait for it most of the time."""
-    return len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) + 1
+    """Two processes more than there are cores: the tests of the page and of runs wait most of the time."""
+    return len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

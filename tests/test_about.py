@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
@@ -71,6 +73,30 @@ def test_on_zero_gpu_it_says_what_is_lent_and_for_how_long_and_asks_for_no_gpu(
     assert "is lent a GPU (ZeroGPU)" in text and "3 minutes at most" in text and "disk is emptied" in text
 
 
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize(
+    ("mounts", "lasting"),
+    [
+        ([("/", "overlay")], False),
+        ([("/", "overlay"), ("/keep", "tmpfs")], False),
+        ([("/", "overlay"), ("/keep", "fuse")], True),
+        ([("/", "overlay"), ("/kee", "ext4"), ("/keep/other", "ext4")], False),
+        ([("/", "overlay"), ("/keep", "ext4"), ("/keep", "tmpfs")], False),
+        ([], False),
+    ],
+)
+def test_a_space_says_whether_what_it_keeps_outlives_a_restart(
+    mounts: list[tuple[str, str]], lasting: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [SimpleNamespace(mountpoint=place, fstype=kind) for place, kind in mounts]
+    monkeypatch.setattr(about.psutil, "disk_partitions", lambda all: found)
+    for env in (SPACE, LENT):
+        text = told(find_place(env, Path("/keep/hatchery")), Limits.from_environment(env))
+        assert ("outlives a restart" in text) == lasting and ("disk is emptied" in text) != lasting
+        assert "runs and merged models" in text and "for 48 hours" in text and "for 24 hours" in text
+    assert not find_place(SPACE, Path(about.__file__).parent / "data").lasting  # beside the code it goes with it
+
+
 @pytest.mark.parametrize(
     ("given", "cores", "memory"),
     [
@@ -95,14 +121,16 @@ def test_the_limits_shown_are_those_that_hold() -> None:
     assert shown["BDH_MAX_PROMPT_BYTES"] == "1.23 kB" and shown["BDH_MAX_AT_ONCE"] == "7"
     assert shown["BDH_MAX_TRAIN_MINUTES"] == "20 minutes" and shown["BDH_RUNS_HOURS"] == "48 hours"
     assert shown["BDH_MAX_TRAIN_PARAMETERS"] == "30,000,000 parameters"
+    short = Limits.from_environment({**SPACE, "BDH_SERVED_HOURS": "0.05"})
+    assert {variable: amount for _, amount, variable in limit_rows(short)}["BDH_SERVED_HOURS"] == "3 minutes"
     at_home = {variable: amount for _, amount, variable in limit_rows(Limits())}
     assert at_home["BDH_MAX_TRAIN_MINUTES"] == at_home["BDH_RUNS_HOURS"] == "no limit"
 
 
 def test_it_stands_in_the_page_folded_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(about, "find_place", lambda: Place("cpu-space", "", 2, 16 * 2**30, "PyTorch"))
+    monkeypatch.setattr(about, "find_place", lambda data: Place("cpu-space", "", 2, 16 * 2**30, "PyTorch"))
     with gr.Blocks() as page:
-        build_about(Limits())
+        build_about(Limits(), Path("data"))
     blocks = {block.elem_id: block for block in page.blocks.values() if block.elem_id}
     assert blocks["about"].open is False and "a Space without a GPU" in blocks["about-place"].value
     assert "`BDH_MAX_PARAMETERS`" in blocks["about-limits"].value

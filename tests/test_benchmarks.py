@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Iterator
@@ -49,18 +50,22 @@ def test_single_bytes_are_timed_on_weights_that_fire_as_rarely_as_asked(
     assert row["step_bytes_per_s"] > 0 and row["largest_difference"] < 1e-4
 
 
-def test_the_page_on_the_shipped_checkpoints_starts_and_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert start.main(["--rounds", "1", "--json"]) == 0
-    imported, served = json.loads(capsys.readouterr().out)["rows"]
-    assert 0 < imported["seconds"] < served["seconds"] < 120
-    assert 100 < served["memory_mb"] < 4000
-
-
 @pytest.fixture(scope="module")
-def served() -> Iterator[tuple[int, str]]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, str]]:
     """One app for both tests of listeners: to start it takes longer than what they do."""
-    with start.serving(listening.limits(3)) as app:
+    short = {"GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("served")), "BDH_SERVED_HOURS": "0.001"}
+    with start.serving(listening.limits(3) | short) as app:
         yield app
+
+
+def test_the_page_on_the_shipped_checkpoints_starts_and_is_timed(
+    served: tuple[int, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "serving", lambda environment: nullcontext(served))
+    assert start.main(["--rounds", "1", "--json"]) == 0
+    imported, answered = json.loads(capsys.readouterr().out)["rows"]
+    assert 0 < imported["seconds"] < 120 and answered["what"] == "page served" and answered["seconds"] >= 0
+    assert 100 < answered["memory_mb"] < 4000
 
 
 def test_listeners_get_their_own_bytes_from_a_server_that_serves_them_together_or_in_turn(
@@ -83,11 +88,21 @@ def test_listeners_get_their_own_bytes_from_a_server_that_serves_them_together_o
 def test_listeners_who_stop_leave_and_reload_hear_their_own_bytes_and_leave_no_files(
     served: tuple[int, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "serving", lambda limits: nullcontext(served))
-    assert serve.main(["--listeners", "3", "--bytes", "12", "--minutes", "0.05", "--json"]) == 0
+    asked: list[dict[str, str]] = []
+    monkeypatch.setattr(load, "serving", lambda limits: asked.append(limits) or nullcontext(served))
+    assert serve.main(["--listeners", "6", "--bytes", "12", "--minutes", "0.05", "--json"]) == 0
     last = json.loads(capsys.readouterr().out)["rows"][-1]
-    assert last["answers"] > 0 and last["bytes"] > 0 and last["temporary_files"] == 0
+    assert float(asked[0]["BDH_SERVED_HOURS"]) == pytest.approx(0.05 / 60 / 4, rel=0.01)
+    assert last["answers"] > 0 and last["bytes"] > 0
+    assert last["files_sent"] > 0 and last["temporary_files"] == 0 and last["files_gone_after_s"] > 0
     assert 100 < last["memory_mb"] < 4000
+
+
+def test_files_that_stay_end_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "_SLACK_S", 0.0)
+    (tmp_path / "left").touch()
+    with pytest.raises(SystemExit, match=r"1 temporary files stay, such as .*left, though 0 s are over"):
+        asyncio.run(load._gone(tmp_path, 0.0))
 
 
 def test_a_listener_who_hears_what_another_should_ends_the_benchmark() -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from bdh.config import FlatConfig
-from bdh.errors import CheckpointError, HatcheryError, TrainingError
+from bdh.errors import CheckpointError, ConfigError, HatcheryError, TrainingError
 from bdh.models import build
 from bdh.sampling import Sampling
 from train.job import Jobs
 from ui import page as pages
 from ui.chat import answer
 from ui.fetched import make_room
-from ui.limits import Limits
+from ui.limits import Limits, hours_text
 from ui.registry import Registry
 from ui.sessions import Sessions
 
@@ -94,7 +94,38 @@ def test_models_from_the_hub_make_room_unless_they_are_used(tmp_path: Path) -> N
 
 
 def test_what_a_stranger_trains_knows_no_secret_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_TOKEN", "OAUTH_CLIENT_SECRET", "MY_API_KEY", "DB_PASSWORD"):
+    secrets = (
+        "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OAUTH_CLIENT_SECRET", "MY_API_KEY", "DB_PASSWORD", "DATABASE_URL",
+        "GITHUB_PAT", "SLACK_WEBHOOK", "SSH_AUTH_SOCK", "PGPASSFILE", "TORCH_UPLOAD_TOKEN", "PATH_OF_THE_VAULT",
+    )  # fmt: skip
+    for name in secrets:
         monkeypatch.setenv(name, "secret")
-    assert "secret" not in pages._of_runs(Limits(public=True)).values()
-    assert pages._of_runs(Limits(public=True))["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub")
+    told = pages._of_runs(Limits(public=True))
+    assert "secret" not in told.values() and told["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
+    assert (told["PATH"], told["HF_ENDPOINT"]) == (os.environ["PATH"], "http://hub")
+    assert pages._of_runs(Limits())["HF_TOKEN"] == "secret"  # at home it is its owner's run
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("BDH_SERVED_HOURS", "soon", "BDH_SERVED_HOURS is 'soon'; it must be a number of hours, such as 2 or 0.5"),
+        ("BDH_SERVED_HOURS", "0.5e3", "a number of hours"),
+        ("BDH_SERVED_HOURS", "nan", "a number of hours"),
+        ("BDH_SERVED_HOURS", "-1", "a number of hours"),
+        ("BDH_SERVED_HOURS", "0.0", "served_hours is 0.0; it must be a number above 0"),
+        ("BDH_MAX_MODELS", "1.5", "BDH_MAX_MODELS is '1.5'; it must be a whole number"),
+        ("BDH_MAX_MODELS", "0", "max_models is 0; it must be at least 1"),
+        ("BDH_MCP", "maybe", "BDH_MCP is 'maybe'; it must be true or false"),
+    ],
+)
+def test_a_limit_that_is_none_is_refused_in_words(name: str, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Limits.from_environment({name: text})
+
+
+def test_hours_may_be_parts_of_one_and_are_said_as_a_person_says_them() -> None:
+    assert Limits.from_environment({"BDH_SERVED_HOURS": "0.05", "BDH_RUNS_HOURS": ".5"}).served_hours == 0.05
+    told = [hours_text(hours) for hours in (48, 1, 2.5, 0.05, 0.002, 1_000)]
+    assert told == ["48 hours", "1 hour", "2.5 hours", "3 minutes", "7.2 seconds", "1,000 hours"]

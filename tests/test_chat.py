@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -20,16 +19,19 @@ from ui.page import build_page, launch_options
 FLAT = FlatConfig(n_layer=2, n_embd=16, n_head=2, mlp_internal_dim_multiplier=4)
 
 
-@pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[gr.Blocks]:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    build(FLAT, seed=1).save_pretrained(tmp_path / "checkpoints" / "one")
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gr.Blocks]:
+    """One page for all, which takes a second to build; each test comes as somebody new."""
+    home = tmp_path_factory.mktemp("chat")
+    build(FLAT, seed=1).save_pretrained(home / "checkpoints" / "one")
     limits = Limits(max_prompt_bytes=2_000, max_at_once=4)
-    demo = build_page(tmp_path / "checkpoints", tmp_path / "data", limits, "cpu")
-    demo.launch(**launch_options(limits, tmp_path / "data"), prevent_thread_lock=True, quiet=True)
-    yield demo
-    demo.close()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("GRADIO_TEMP_DIR", str(home / "gradio"))
+        patched.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        demo = build_page(home / "checkpoints", home / "data", limits, "cpu")
+        demo.launch(**launch_options(limits, home / "data"), prevent_thread_lock=True, quiet=True)
+        yield demo
+        demo.close()
 
 
 def client(page: gr.Blocks) -> Client:

@@ -647,3 +647,16 @@ def test_a_missing_file_and_a_strange_one_are_named(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"model\.onnx.*none of \.safetensors, \.pt"):
         read_file(tmp_path / "model.onnx")
+
+
+def test_an_archive_with_a_name_that_is_no_text_is_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "named.pt"
+    torch.save({"a": torch.zeros(2)}, path)
+    data = bytearray(path.read_bytes())
+    data[6:8], data[30] = (
+        (1 << 11).to_bytes(2, "little"),
+        0x80,
+    )  # the first entry's name is said to be UTF-8, and is not
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"named.pt.? is damaged or cut off: .*can't decode byte 0x80"):
+        read_file(path, allow_pickle=True)

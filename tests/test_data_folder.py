@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -227,6 +227,33 @@ def test_a_folder_says_when_it_was_looked_after(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert done == ["done"]
+
+
+def test_a_folder_that_is_away_for_a_while_is_looked_after_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_folder, "_TIDY_S", 0.01)
+    data, away, looked = tmp_path / "data", tmp_path / "away", [0]
+
+    def look() -> None:
+        looked[0] += 1
+
+    def until(held: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not held():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    take(data)
+    data_folder.keep_tidy(data, [look])
+    until(lambda: looked[0] > 0)
+    data.rename(away)
+    time.sleep(0.1)  # what was under way is done
+    seen = looked[0]
+    time.sleep(0.1)
+    assert looked[0] == seen and not data.exists()
+    away.rename(data)
+    until(lambda: looked[0] > seen)
 
 
 def test_an_upload_is_found_again_by_its_owner_and_deleted_when_its_time_is_over(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ QUICK = ["chunk_bytes=32", "sample_bytes=8", "warmup_steps=1", "decay_steps=2", 
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    made = Jobs(tmp_path / "runs", environment=os.environ | _LIGHT, most_each=3)
+    # What a run of a stranger gets is enough.
+    made = Jobs(tmp_path / "runs", environment=child.needed(os.environ) | _LIGHT, most_each=3)
     yield made
     made.close()
     for path in made.root.glob("*/job.json"):
@@ -74,6 +75,7 @@ def when(jobs: Jobs, id: str, holds: Callable[[Job], bool], owner: str = ME) -> 
 def test_a_job_trains_in_a_process_of_its_own_names_no_path_and_keeps_what_it_made_and_not_what_it_took(
     jobs: Jobs,
 ) -> None:
+    jobs._environment["PYTHONPROFILEIMPORTTIME"] = "1"
     id = ask(jobs, steps=6)
     (jobs.root / ("f" * 16)).mkdir()
     (jobs.root / ("f" * 16) / "job.json").write_text("{")  # a damaged note hides no other job
@@ -85,6 +87,9 @@ def test_a_job_trains_in_a_process_of_its_own_names_no_path_and_keeps_what_it_ma
     assert "checkpoint: " in job.log()
     told = (job.checkpoint / "README.md").read_text() + (job.checkpoint / "provenance.json").read_text() + job.log()
     assert str(jobs.root) not in told and 'source = "mine.txt"' in told
+    imported = (job.path / "log.txt").read_text()
+    heavy = ("torch._dynamo", "torch.distributed.tensor", "sympy", "gradio", "datasets", "transformers")
+    assert "| torch" in imported and not [name for name in heavy if f" {name}\n" in imported]  # two seconds of a start
     assert oct(job.path.stat().st_mode & 0o777) == "0o700"
     jobs.advance()
     left = {path.name for path in (job.path / "run").iterdir()} - {".lock"}

@@ -31,12 +31,11 @@ from starlette.testclient import TestClient
 from bdh.errors import DataError, HatcheryError
 from bdh.sampling import Sampling
 from bdh.stream import Stream
-from ui import openai_serving
 from ui.dialogue import transcript
 from ui.door import Door, Refused
 from ui.limits import Limits
-from ui.openai_api import openai_api
-from ui.openai_serving import refusal_of
+from ui.openai import openai_api, serving
+from ui.openai.serving import refusal_of
 from ui.registry import Registry
 from ui.served import Served
 
@@ -377,7 +376,7 @@ def test_who_goes_is_no_longer_written_for(registry: Registry, stream: bool) -> 
 def test_who_does_not_read_is_left_in_time_and_holds_up_nobody(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openai_serving, "STALL_S", 3.0)
+    monkeypatch.setattr(serving, "STALL_S", 3.0)
     app = openai_api(registry, WIDE)
 
     async def go() -> None:
@@ -399,7 +398,7 @@ def test_who_does_not_read_is_left_in_time_and_holds_up_nobody(
 def test_who_reads_each_piece_soon_is_not_left_however_many_there_are(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openai_serving, "STALL_S", 1.5)  # of which a sum of all pauses would leave nothing
+    monkeypatch.setattr(serving, "STALL_S", 1.5)  # of which a sum of all pauses would leave nothing
     visit = Visit(openai_api(registry, WIDE), LONG | {"max_tokens": 20, "n": 4, "stream": True}, pause_s=0.3)
     anyio.run(visit.run)
     assert visit.text.count("data:") > 5 and visit.text.endswith("data: [DONE]\n\n")
@@ -515,7 +514,7 @@ def test_a_body_that_is_too_large_is_refused_before_it_has_come(address: str, le
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_serving, "READ_S", 0.2)
+    monkeypatch.setattr(serving, "READ_S", 0.2)
     visit = Visit(openai_api(registry, WIDE), {})
     visit.told = True
     anyio.run(visit.run)

@@ -44,19 +44,27 @@ def set_length(page: Page, size: int) -> None:
     settle(page, "number input for Longest answer, in bytes", str(size))
 
 
-def test_a_conversation_is_answered_and_survives_a_reload(page: Page) -> None:
+def test_a_conversation_survives_a_reload_and_is_seen_by_nobody_else_nor_in_what_the_browser_keeps(
+    page: Page, browser: Browser, url: str
+) -> None:
     set_length(page, 30)
-    send(page, "hello", 1)
+    send(page, "a secret", 1)
     first = heard(page)
     send(page, "again", 2)
     assert heard(page) > first > 0
     before = page.locator("#chat-log").inner_text()
+    assert "a secret" not in page.evaluate("JSON.stringify(localStorage)")
     page.reload()
     expect(page.get_by_test_id("bot")).to_have_count(2, timeout=WAIT_MS)
     assert page.locator("#chat-log").inner_text() == before
+    stranger = browser.new_context().new_page()
+    stranger.goto(url)
+    expect(stranger.locator("#chat-status")).to_contain_text("The memory is empty", timeout=WAIT_MS)
+    assert stranger.get_by_test_id("bot").count() == 0
+    stranger.context.close()
 
 
-def test_regenerate_and_undo_come_back_to_the_state_of_the_turn(page: Page) -> None:
+def test_retry_undo_and_edit_come_back_to_the_state_of_the_turn(page: Page) -> None:
     set_length(page, 30)
     send(page, "hello", 1)
     first = heard(page)
@@ -70,88 +78,6 @@ def test_regenerate_and_undo_come_back_to_the_state_of_the_turn(page: Page) -> N
     expect(page.get_by_test_id("bot")).to_have_count(1, timeout=WAIT_MS)
     expect(page.locator("#chat-message textarea")).to_have_value("again", timeout=WAIT_MS)
     expect_heard(page, first)
-
-
-def test_what_is_typed_while_an_answer_is_written_stays(page: Page) -> None:
-    set_length(page, 2_000)
-    say(page, "hello")
-    expect(page.locator("#chat-stop")).to_be_visible(timeout=WAIT_MS)
-    page.locator("#chat-message textarea").fill("and then")
-    written = page.get_by_test_id("bot").inner_text()
-    expect(page.get_by_test_id("bot")).not_to_have_text(written, timeout=WAIT_MS)
-    page.locator("#chat-stop").click(timeout=WAIT_MS)
-    expect(page.locator("#chat-send")).to_be_visible(timeout=WAIT_MS)
-    expect(page.locator("#chat-message textarea")).to_have_value("and then")
-
-
-def test_stop_stops_at_once_and_the_next_message_is_answered(page: Page, url: str) -> None:
-    set_length(page, 2_000)
-    say(page, "hello")
-    page.locator("#chat-stop").click(timeout=WAIT_MS)
-    expect(page.locator("#chat-send")).to_be_visible(timeout=WAIT_MS)
-    time.sleep(1.0)
-    beside = page.context.new_page()
-    beside.goto(url)
-    expect(beside.get_by_test_id("bot")).to_have_count(1, timeout=WAIT_MS)
-    assert heard(beside) < 2_000
-    beside.close()
-    set_length(page, 30)
-    send(page, "go on", 2)
-
-
-def test_another_visitor_sees_nothing_of_a_conversation(page: Page, browser: Browser, url: str) -> None:
-    set_length(page, 30)
-    send(page, "a secret", 1)
-    stranger = browser.new_context().new_page()
-    stranger.goto(url)
-    expect(stranger.locator("#chat-status")).to_contain_text("The memory is empty", timeout=WAIT_MS)
-    assert stranger.get_by_test_id("bot").count() == 0
-    stranger.context.close()
-
-
-def test_a_memory_is_saved_cleared_and_loaded(page: Page, tmp_path: Path) -> None:
-    set_length(page, 30)
-    send(page, "hello", 1)
-    size = heard(page)
-    page.locator("#memory > button").click()
-    page.locator("#memory-save").click()
-    with page.expect_download() as download:
-        page.locator("#memory-file a").first.click(timeout=WAIT_MS)
-    file = tmp_path / "memory.safetensors"
-    download.value.save_as(file)
-    page.locator("#chat-clear").click()
-    expect(page.locator("#chat-status")).to_contain_text("The memory is empty", timeout=WAIT_MS)
-    upload(page, "#memory-load", file)
-    expect(page.locator("#chat-status")).to_contain_text("from a saved memory", timeout=WAIT_MS)
-    expect_heard(page, size)
-
-
-def test_a_text_file_is_fed_into_the_memory(page: Page, tmp_path: Path) -> None:
-    file = tmp_path / "book.txt"
-    file.write_text("It was a dark and stormy night. " * 300)
-    page.locator("#memory > button").click()
-    upload(page, "#memory-feed", file)
-    expect(page.locator("#chat-status")).to_contain_text("read a text of 9,600 bytes", timeout=WAIT_MS)
-    expect_heard(page, 9_600)
-
-
-def test_a_wrong_file_is_refused_in_words(page: Page, tmp_path: Path) -> None:
-    file = tmp_path / "memory.safetensors"
-    file.write_bytes(b"no memory at all")
-    page.locator("#memory > button").click()
-    upload(page, "#memory-load", file)
-    expect(page.get_by_test_id("toast-body")).to_contain_text("no saved memory", timeout=WAIT_MS)
-
-
-def test_the_browser_keeps_nothing_readable_of_what_was_said(page: Page) -> None:
-    set_length(page, 30)
-    send(page, "a secret", 1)
-    assert "a secret" not in page.evaluate("JSON.stringify(localStorage)")
-
-
-def test_a_message_that_is_edited_is_answered_anew_and_what_came_after_is_gone(page: Page) -> None:
-    set_length(page, 30)
-    send(page, "hello", 1)
     send(page, "again", 2)
     page.get_by_role("button", name="Edit").first.click()
     page.locator("#chat-log textarea").fill("good morning")
@@ -163,6 +89,57 @@ def test_a_message_that_is_edited_is_answered_anew_and_what_came_after_is_gone(p
     expect_heard(page, 1 + len("User: good morning\nBot:") + 30)
 
 
+def test_stop_stops_at_once_what_is_typed_meanwhile_stays_and_the_next_message_is_answered(
+    page: Page, url: str
+) -> None:
+    set_length(page, 2_000)
+    say(page, "hello")
+    expect(page.locator("#chat-stop")).to_be_visible(timeout=WAIT_MS)
+    page.locator("#chat-message textarea").fill("and then")
+    written = page.get_by_test_id("bot").inner_text()
+    expect(page.get_by_test_id("bot")).not_to_have_text(written, timeout=WAIT_MS)
+    page.locator("#chat-stop").click(timeout=WAIT_MS)
+    expect(page.locator("#chat-send")).to_be_visible(timeout=WAIT_MS)
+    expect(page.locator("#chat-message textarea")).to_have_value("and then")
+    time.sleep(1.0)
+    beside = page.context.new_page()
+    beside.goto(url)
+    expect(beside.get_by_test_id("bot")).to_have_count(1, timeout=WAIT_MS)
+    assert heard(beside) < 2_000
+    beside.close()
+    set_length(page, 30)
+    send(page, "go on", 2)
+
+
+def test_a_text_is_fed_and_a_memory_saved_cleared_and_loaded_and_a_wrong_one_changes_nothing(
+    page: Page, tmp_path: Path
+) -> None:
+    (tmp_path / "book.txt").write_text("It was a dark and stormy night. " * 300)
+    page.locator("#memory > button").click()
+    upload(page, "#memory-feed", tmp_path / "book.txt")
+    expect(page.locator("#chat-status")).to_contain_text("read a text of 9,600 bytes", timeout=WAIT_MS)
+    expect_heard(page, 9_600)
+    set_length(page, 30)
+    send(page, "hello", 1)
+    size = heard(page)
+    page.locator("#memory-save").click()
+    with page.expect_download() as download:
+        page.locator("#memory-file a").first.click(timeout=WAIT_MS)
+    file = tmp_path / "memory.safetensors"
+    download.value.save_as(file)
+    wrong = tmp_path / "wrong.safetensors"
+    wrong.write_bytes(b"no memory at all")
+    upload(page, "#memory-load", wrong)
+    expect(page.get_by_test_id("toast-body")).to_contain_text("no saved memory", timeout=WAIT_MS)
+    expect(page.locator("#chat-log").get_by_text("Error")).to_be_hidden(timeout=WAIT_MS)
+    expect(page.get_by_test_id("user")).to_have_text(["hello"])
+    page.locator("#chat-clear").click()
+    expect(page.locator("#chat-status")).to_contain_text("The memory is empty", timeout=WAIT_MS)
+    upload(page, "#memory-load", file)
+    expect(page.locator("#chat-status")).to_contain_text("from a saved memory", timeout=WAIT_MS)
+    expect_heard(page, size)
+
+
 def test_what_looks_like_markup_is_shown_as_it_was_typed_and_comes_back_so_for_editing(page: Page) -> None:
     typed = 'if a<b and <i>x</i> & <img src=x onerror="hurt()"> &lt; </div> **bold**'
     set_length(page, 30)
@@ -172,15 +149,3 @@ def test_what_looks_like_markup_is_shown_as_it_was_typed_and_comes_back_so_for_e
     assert shown.locator("img, i, b, strong").count() == 0
     page.get_by_role("button", name="Undo").click()
     expect(page.locator("#chat-message textarea")).to_have_value(typed, timeout=WAIT_MS)
-
-
-def test_a_wrong_memory_leaves_the_conversation_in_sight(page: Page, tmp_path: Path) -> None:
-    set_length(page, 30)
-    send(page, "hello", 1)
-    file = tmp_path / "memory.safetensors"
-    file.write_bytes(b"no memory at all")
-    page.locator("#memory > button").click()
-    upload(page, "#memory-load", file)
-    expect(page.get_by_test_id("toast-body")).to_contain_text("no saved memory", timeout=WAIT_MS)
-    expect(page.locator("#chat-log").get_by_text("Error")).to_be_hidden(timeout=WAIT_MS)
-    expect(page.get_by_test_id("user")).to_have_text(["hello"])

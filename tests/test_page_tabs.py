@@ -44,7 +44,7 @@ def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
-def test_the_same_seed_writes_the_same_text_again_and_another_seed_another(page: Page) -> None:
+def test_a_seed_writes_its_text_again_and_two_models_write_side_by_side_in_shades_of_surprise(page: Page) -> None:
     open_tab(page, "Write")
     page.locator("#write-prompt textarea").fill("In the beginning, ")
     page.get_by_text("How it writes").click()
@@ -58,13 +58,8 @@ def test_the_same_seed_writes_the_same_text_again_and_another_seed_another(page:
         expect(page.locator("#write-first-summary")).to_contain_text("60 bytes", timeout=WAIT_MS)
         texts.append(page.locator("#write-first").inner_text())
     assert texts[0] == texts[2] != texts[1]
-
-
-def test_two_models_write_side_by_side_in_shades_of_surprise(page: Page) -> None:
-    open_tab(page, "Write")
     choose(page, "#write-other", "beta")
     page.locator("#write-prompt textarea").fill("And he said: ")
-    page.get_by_text("How it writes").click()
     settle(page, "Bytes to write", "40")
     page.get_by_label("Colour the prompt too").check()
     page.locator("#write-go").click()
@@ -75,7 +70,7 @@ def test_two_models_write_side_by_side_in_shades_of_surprise(page: Page) -> None
         assert shades > 1
 
 
-def test_writing_is_stopped_and_can_be_begun_again(page: Page) -> None:
+def test_writing_is_stopped_and_begun_again_and_a_number_that_is_not_allowed_answered_in_words(page: Page) -> None:
     open_tab(page, "Write")
     page.locator("#write-prompt textarea").fill("Once ")
     page.get_by_text("How it writes").click()
@@ -87,12 +82,6 @@ def test_writing_is_stopped_and_can_be_begun_again(page: Page) -> None:
     settle(page, "Bytes to write", "20")
     page.locator("#write-go").click()
     expect(page.locator("#write-first-summary")).to_contain_text("20 bytes", timeout=WAIT_MS)
-
-
-def test_a_number_that_is_not_allowed_is_answered_in_words(page: Page) -> None:
-    open_tab(page, "Write")
-    page.locator("#write-prompt textarea").fill("Once ")
-    page.get_by_text("How it writes").click()
     settle(page, "Bytes to write", "0")
     page.locator("#write-go").click()
     expect(page.get_by_test_id("toast-body")).to_contain_text("allowed are 1 to 100,000", timeout=WAIT_MS)
@@ -130,7 +119,9 @@ def test_an_uploaded_model_is_added_chosen_everywhere_and_deleted_and_nobody_els
     expect(page.locator("#models-table")).not_to_contain_text("only you see it", timeout=WAIT_MS)
 
 
-def test_a_folder_is_added_with_what_belongs_to_a_checkpoint(page: Page, tmp_path: Path) -> None:
+def test_a_folder_is_added_with_what_belongs_to_a_checkpoint_and_a_name_that_is_none_refused(
+    page: Page, tmp_path: Path
+) -> None:
     folder = build(FLAT, seed=6).save_pretrained(tmp_path / "whole")
     (folder / "notes.txt").write_text("something else")
     open_tab(page, "Models")
@@ -139,24 +130,21 @@ def test_a_folder_is_added_with_what_belongs_to_a_checkpoint(page: Page, tmp_pat
     expect(page.locator("#models-table")).to_contain_text("only you see it", timeout=WAIT_MS)
     page.get_by_role("button", name="Delete this upload").click()
     expect(page.locator("#models-told")).to_contain_text("was deleted", timeout=WAIT_MS)
-
-
-def test_a_name_that_is_none_is_refused_in_words_and_the_stop_button_goes_away_again(page: Page) -> None:
-    open_tab(page, "Models")
     page.locator("#models-source input").fill("no name at all")
     page.locator("#models-load").click()
     expect(page.get_by_test_id("toast-body")).to_contain_text("user/repo", timeout=WAIT_MS)
     expect(page.locator("#models-stop")).to_be_hidden(timeout=WAIT_MS)
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_nothing_is_wider_than_a_narrow_window(page: Page, url: str, dark: bool) -> None:
-    page.set_viewport_size({"width": 400, "height": 800})
-    page.goto(f"{url}/?__theme={'dark' if dark else 'light'}")
-    expect(page.locator("#chat-status")).to_be_visible(timeout=WAIT_MS)
-    for tab in ("Chat", "Write", "Merge", "Models"):
-        page.get_by_role("tab", name=tab).click()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+def test_nothing_is_wider_than_a_narrow_window(browser: Browser, url: str) -> None:
+    page = browser.new_context(viewport={"width": 390, "height": 800}).new_page()
+    for theme in ("light", "dark"):
+        page.goto(f"{url}/?__theme={theme}")
+        expect(page.locator("#chat-status")).to_be_visible(timeout=WAIT_MS)
+        for tab in ("Chat", "Write", "Train", "Merge", "Inspect", "Models"):
+            open_tab(page, tab)
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, (theme, tab)
+    page.context.close()
 
 
 def test_a_search_shows_what_there_is_and_a_click_tells_about_it_and_fills_the_box(page: Page, hub: Hub) -> None:
@@ -212,7 +200,9 @@ def test_a_checkpoint_is_published_under_the_suggested_name_and_replaced_only_by
     assert "license: mit" in repo.commits[repo.refs["main"]]["README.md"].decode()
 
 
-def test_publishing_is_stopped_and_done_again(page: Page, hub: Hub) -> None:
+def test_publishing_is_stopped_and_done_again_and_an_empty_public_repository_filled_by_a_second_press_alone(
+    page: Page, hub: Hub
+) -> None:
     open_models(page)
     page.get_by_role("button", name="Publish it on the Hub").last.click()
     expect(page.locator("#models-repo input")).to_have_value("me/bdh-alpha", timeout=WAIT_MS)
@@ -229,6 +219,15 @@ def test_publishing_is_stopped_and_done_again(page: Page, hub: Hub) -> None:
     hub.slow_s = 0.0
     page.locator("#models-push").click()
     expect(page.locator("#models-pushed")).to_contain_text("Published: me/stopped", timeout=WAIT_MS)
+
+    repo = hub.add("me/empty", {".gitattributes": b""})
+    page.locator("#models-repo input").fill("me/empty")
+    page.locator("#models-push").click()
+    expect(page.locator("#models-pushed")).to_contain_text("public: everybody will see what is sent", timeout=WAIT_MS)
+    expect(page.locator("#models-push")).to_have_text("Fill it as it is")
+    assert len(repo.commits) == 1
+    page.locator("#models-push").click()
+    expect(page.locator("#models-pushed")).to_contain_text("Published: me/empty", timeout=WAIT_MS)
 
 
 def test_claims_say_what_was_measured_and_with_which_command(page: Page) -> None:

@@ -25,11 +25,11 @@ def ask(page: Page, minutes: str, text: str = TEXT) -> None:
 
 
 def test_a_specialist_is_trained_on_a_pasted_text_and_talked_to_and_taken_along(page: Page, tmp_path: Path) -> None:
-    ask(page, "0.1")
+    ask(page, "0.05")
     expect(page.locator("#runs-nothing")).to_contain_text("No runs yet")
     page.get_by_text("The same from a shell").click()
     told = page.locator("#train-shell textarea")
-    expect(told).to_have_value(re.compile(r"train finetune .*base=checkpoints/beta .*minutes=0\.1 "), timeout=WAIT_MS)
+    expect(told).to_have_value(re.compile(r"train finetune .*base=checkpoints/beta .*minutes=0\.05 "), timeout=WAIT_MS)
     page.locator("#train-start").click()
     expect(page.locator("#runs-status")).to_contain_text("Done", timeout=LONG_MS)
     expect(page.locator("#runs-status")).to_contain_text("bits a byte on text it never saw; its base has")

@@ -82,7 +82,7 @@ def test_what_is_there_is_never_replaced_without_saying_so(server: Hub, folder: 
 
 
 def test_an_empty_repository_is_filled_and_a_branch_leaves_the_main_one_alone(server: Hub, folder: Path) -> None:
-    server.add("me/empty", {".gitattributes": b""})
+    server.add("me/empty", {".gitattributes": b""}, private=True, readers=("hf_writer",))
     publish.upload(folder, "me/empty", **WRITER)
     publish.upload(folder, "me/empty", revision="draft", license="mit", **WRITER)
     repo = server.repos["me/empty"]
@@ -90,6 +90,26 @@ def test_an_empty_repository_is_filled_and_a_branch_leaves_the_main_one_alone(se
     assert "license: mit" in repo.commits[repo.refs["draft"]]["README.md"].decode()
     with pytest.raises(CheckpointError, match="me/empty is there already"):
         publish.upload(folder, "me/empty", revision="draft", **WRITER)
+
+
+def test_an_empty_public_repository_is_not_filled_by_who_publishes_privately(
+    server: Hub, folder: Path, login: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repo = server.add("me/empty", {".gitattributes": b""})
+    before = dict(repo.commits)
+    with pytest.raises(CheckpointError, match=r"is there already: empty, .*public: everybody will see") as error:
+        publish.upload(folder, "me/empty", **WRITER)
+    assert "say that it may be public (private, --public)" in str(error.value)
+    with pytest.raises(CheckpointError, match=r"is there already: empty, .*public"):
+        publish.upload(folder, "me/empty", revision="draft", **WRITER)  # a branch is seen as the rest
+    assert main(["push", str(folder), "me/empty"]) == 2
+    assert main(["push", str(folder), "me/empty", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["would"] == "refuse"
+    assert main(["push", str(folder), "me/empty", "--dry-run", "--public"]) == 0
+    assert capsys.readouterr().out.startswith("me/empty: is there, public and empty; it would be filled")
+    assert repo.commits == before
+    assert main(["push", str(folder), "me/empty", "--public"]) == 0
+    assert "model.safetensors" in repo.commits[OTHER]
 
 
 def test_a_change_by_somebody_else_meanwhile_is_not_overwritten(server: Hub, folder: Path) -> None:

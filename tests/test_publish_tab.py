@@ -84,6 +84,33 @@ def test_what_is_there_is_replaced_by_a_second_press_on_what_was_shown_alone(ser
     assert isinstance(sent(folder, "me/mine", "hf_writer", agreed=again.mark), Published)
 
 
+@pytest.mark.parametrize("private", [True, False])
+def test_an_empty_repository_that_others_see_than_was_ticked_is_filled_by_a_second_press_alone(
+    server: Hub, folder: Path, private: bool
+) -> None:
+    repo = server.add("me/mine", {".gitattributes": b""}, private=not private, readers=("hf_writer",))
+    before = dict(repo.commits)
+    asked = sent(folder, "me/mine", "hf_writer", private=private)
+    assert isinstance(asked, Asked) and asked.deed == "Fill it as it is"
+    seen = "public: everybody will see what is sent" if private else "private"
+    assert asked.words.startswith("me/mine is there already: empty, ") and asked.words.endswith(seen)
+    assert repo.commits == before
+    repo.private = private  # it became as was ticked: nothing is left to ask
+    assert isinstance(sent(folder, "me/mine", "hf_writer", private=private, agreed=asked.mark), Published)
+    assert "model.safetensors" in repo.commits[OTHER]
+
+
+def test_what_was_agreed_to_of_a_private_repository_is_asked_again_when_it_became_public(
+    server: Hub, folder: Path
+) -> None:
+    repo = server.add("me/mine", {"README.md": b"old"}, private=True, readers=("hf_writer",))
+    asked = sent(folder, "me/mine", "hf_writer")
+    repo.private = False
+    again = sent(folder, "me/mine", "hf_writer", agreed=asked.mark)
+    assert isinstance(again, Asked) and "public: everybody will see what is sent" in again.words
+    assert isinstance(sent(folder, "me/mine", "hf_writer", agreed=again.mark), Published)
+
+
 @pytest.mark.parametrize("repo", ["", "mine", "a/b/c", "checkpoints/base", "../x", "a b/c", None])
 def test_a_repository_that_is_none_is_refused_in_words(server: Hub, folder: Path, repo: Any) -> None:
     with pytest.raises(HatcheryError, match="give it as user/name"):

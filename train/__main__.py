@@ -23,6 +23,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from bdh.device import is_out_of_memory
 from bdh.errors import ConfigError, HatcheryError, TrainingError
 from bdh.models import check_size
 
@@ -185,6 +186,10 @@ def _ending_noted(run: Run) -> Iterator[None]:
         run.folder.end("stopped", "at once; what was saved last is kept")
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            said = "memory ran out; what was saved last is kept: end other programs and go on, or take a smaller model"
+            run.folder.end("failed", said)
+            raise TrainingError(said) from error
         name = "" if isinstance(error, HatcheryError) else f"{type(error).__name__}: "
         run.folder.end("failed", f"{name}{error}"[:500])
         raise

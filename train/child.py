@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,24 @@ from pathlib import Path
 import psutil
 
 _NICENESS = 5
+_NEEDED = re.compile(
+    # what a process of this system is found by, speaks and writes to
+    "PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_[A-Z]+|TZ|TERM|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|XDG_CONFIG_HOME"
+    "|SYSTEMROOT|SYSTEMDRIVE|WINDIR|COMSPEC|PATHEXT|USERPROFILE|APPDATA|LOCALAPPDATA|PROGRAMDATA"
+    "|NUMBER_OF_PROCESSORS|PROCESSOR_[A-Z]+"
+    # Python and its packages
+    "|PYTHON[A-Z0-9]+|VIRTUAL_ENV|CONDA_PREFIX|LD_LIBRARY_PATH|LD_PRELOAD|DYLD_[A-Z_]+"
+    # threads, memory and devices
+    "|(OMP|KMP|GOMP|MKL|OPENBLAS|NUMBA|CUDA|NVIDIA|NCCL|HIP|HSA|ROCR|MALLOC)_[A-Z0-9_]+"
+    "|(TORCH|PYTORCH|TRITON)[A-Z0-9]*_[A-Z0-9_]+|CPU_CORES|MEMORY|BDH_COMPILED"
+    # the Hub and the way there
+    "|HF_HOME|HF_HUB_CACHE|HF_DATASETS_CACHE|HF_XET_CACHE|HF_ENDPOINT|HF_HUB_(DISABLE|ENABLE|ETAG|DOWNLOAD|OFFLINE)[A-Z_]*"
+    "|HF_DATASETS_OFFLINE|(HTTPS?|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE",
+    re.IGNORECASE,
+)
+"""Names of what a run needs of the environment."""
+_SECRET = re.compile("TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY", re.IGNORECASE)
+"""In names of what it does not, whatever they begin with."""
 _CLOCK_S = 2.0
 """By how much the time a process began at may seem to move when the machine's clock is set."""
 
@@ -36,6 +55,11 @@ def begin(words: Sequence[str], folder: Path, environment: Mapping[str, str], lo
         )
     yield_to_others(child.pid)
     return child
+
+
+def needed(environment: Mapping[str, str]) -> dict[str, str]:
+    """Of an environment, what a run needs, and no secret of the machine."""
+    return {name: value for name, value in environment.items() if _NEEDED.fullmatch(name) and not _SECRET.search(name)}
 
 
 def yield_to_others(pid: int) -> None:

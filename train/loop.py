@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import inspect
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -86,6 +87,16 @@ class Report:
     """Why the run ends here, if it ends before its last step."""
 
 
+class AdamW(torch.optim.AdamW):
+    """AdamW as it is, without the guards that keep torch's compiler out of it: importing that takes a second."""
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 class Run:
     """A run and everything it needs to go on: weights, optimizer, carried state, places, generators."""
 
@@ -121,7 +132,7 @@ class Run:
         choose_trained(self.model, recipe.trained, rank=recipe.lora_rank, alpha=recipe.lora_alpha, seed=recipe.seed)
         self.model.train()
         self._learning = learning = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = AdamW(
             [
                 {"params": [p for p in learning if p.dim() >= 2], "weight_decay": recipe.weight_decay},
                 {"params": [p for p in learning if p.dim() < 2], "weight_decay": 0.0},
@@ -131,7 +142,12 @@ class Run:
             fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
         self.model.to(self.accelerator.device)
-        self._called, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self._called: Any = self.model
+        if self.accelerator.num_processes == 1 and self.accelerator.mixed_precision == "no":
+            # Nothing is to be done to the model, and to find that out takes half a second of imports.
+            self._optimizer = self.accelerator.prepare(self.optimizer)
+        else:
+            self._called, self._optimizer = self.accelerator.prepare(self.model, self.optimizer)
         self._fast = self._called
         if recipe.compile == "on" or (recipe.compile == "auto" and self.accelerator.device.type == "cuda"):
             self._fast = torch.compile(self._called)
@@ -408,7 +424,8 @@ class Run:
             self._optimizer.zero_grad(set_to_none=True)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip))
+        self.accelerator.unscale_gradients()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip))
         nats = float(self.accelerator.reduce(torch.tensor(nats, device=self.accelerator.device), "mean"))
         if not (math.isfinite(nats) and math.isfinite(norm)):
             raise TrainingError(

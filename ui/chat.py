@@ -20,7 +20,7 @@ from bdh.sampling import Sampling
 from bdh.stream import Written
 
 from .dialogue import END, question
-from .limits import Limits
+from .limits import Limits, hours_text
 from .owner import identify, reported
 from .registry import Registry, size_text
 from .sessions import Conversation, Sessions, heard_in
@@ -478,9 +478,9 @@ def build_chat(
     with gr.Accordion("Memory", open=False, elem_id="memory"):
         gr.Markdown(
             "All that is said here is kept in one block of numbers, whose size never changes. Save it to go on "
-            "another day, or let the model read a text before you talk. A conversation is kept on this machine, to be "
-            f"found again after a restart, until {limits.parked_hours} hours after its last message, or until you "
-            "begin a new one."
+            "another day, or let the model read a text before you talk. A conversation is kept on this machine, to "
+            f"be found again after a restart, until {hours_text(limits.parked_hours)} after its last message, or until "
+            "you begin a new one."
         )
         with gr.Row():
             save = gr.Button("Save memory", size="sm", min_width=140, elem_id="memory-save")

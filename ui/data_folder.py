@@ -163,18 +163,24 @@ def expire_temporary(keep_s: float, clock: Clock) -> None:
                     os.rmdir(Path(place, name))
 
 
-def keep_tidy(folder: Path, tasks: Sequence[Callable[[], object]]) -> None:
-    """Do the tasks every few seconds from now on, and note that the folder is looked after."""
+def keep_tidy(folder: Path, tasks: Sequence[Callable[[], object]], within_s: float = float("inf")) -> None:
+    """Do the tasks every few seconds from now on, and note that the folder is looked after.
+
+    While the folder is not there, such as a disk that is mounted again, nothing is done.
+
+    Args:
+        within_s: do them at least so often.
+    """
 
     def look_after() -> None:
-        while folder.is_dir():
-            for task in tasks:
+        while True:
+            for task in tasks if folder.is_dir() else ():
                 try:
                     task()
                 except Exception:  # such as a full disk: the next time may be better
                     traceback.print_exc()
             with suppress(OSError):
                 os.utime(folder / _LAYOUT)
-            time.sleep(_TIDY_S)
+            time.sleep(min(_TIDY_S, within_s))
 
     threading.Thread(target=look_after, daemon=True, name="tidying").start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 
 from bdh.errors import ConfigError
@@ -38,7 +39,7 @@ class Limits:
     """Of these, one visitor's; scripts and styles of the page count apart."""
     max_served_bytes: int = 20_000 * _MB
     """Bytes of uploads that wait to be used, and of files that were made for download; the oldest are dropped."""
-    served_hours: int = 24
+    served_hours: float = 24
     """Hours after which such a file is deleted; what was made of it stays."""
     max_conversations: int = 10_000
     """Conversations that are kept; beyond it, the one idle longest is forgotten."""
@@ -78,7 +79,7 @@ class Limits:
     """Runs of one visitor that have ended; beyond it the oldest are deleted."""
     max_runs_bytes: int = 200_000 * _MB
     """Bytes that the runs of all visitors may take on disk; beyond it no further one begins."""
-    runs_hours: int = 1_000_000
+    runs_hours: float = 1_000_000
     """Hours after which a run that has ended, or a merged model, is deleted."""
     max_merge_bytes: int = 32_000 * _MB
     """Memory that merging may take."""
@@ -88,9 +89,9 @@ class Limits:
     """Bytes that the merged models of all visitors may take on disk."""
     max_report_bytes: int = 16_384
     """Bytes of each text that a merged model and its parents are measured on, or of all sentences of a concept."""
-    parked_hours: int = 24
+    parked_hours: float = 24
     """Hours after which a conversation that nobody went on with is deleted, with its memory."""
-    uploads_hours: int = 1_000_000
+    uploads_hours: float = 1_000_000
     """Hours after which an uploaded model is deleted."""
     allow_pickle: bool = False
     """Accept .pt files (read without running code); off by default, on at home."""
@@ -101,8 +102,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if field.type != "bool" and getattr(self, field.name) < 1:
-                raise ConfigError(f"{field.name} is {getattr(self, field.name)}; it must be at least 1")
+            value = getattr(self, field.name)
+            if field.type == "float" and not 0 < value < float("inf"):
+                raise ConfigError(f"{field.name} is {value}; it must be a number above 0")
+            if field.type == "int" and value < 1:
+                raise ConfigError(f"{field.name} is {value}; it must be at least 1")
 
     @classmethod
     def from_environment(cls, environment: dict[str, str] | None = None) -> Limits:
@@ -111,12 +115,12 @@ class Limits:
         They are the public ones on a Space (SPACE_ID is set), and where GRADIO_SERVER_NAME lets other machines in.
 
         Raises:
-            ConfigError: a value that is no number, or below 1.
+            ConfigError: a value that is no number, no whole one where only whole ones count, or too small.
         """
         env = dict(os.environ) if environment is None else environment
         public = "SPACE_ID" in env or env.get("GRADIO_SERVER_NAME", "") not in _THIS_MACHINE
         mcp = env.get("GRADIO_MCP_SERVER", "").strip().lower() in ("1", "true")
-        values: dict[str, int | bool] = {"public": public, "mcp": mcp}
+        values: dict[str, float | bool] = {"public": public, "mcp": mcp}
         for field in dataclasses.fields(cls):
             name = f"BDH_{field.name.upper()}"
             if name not in env:
@@ -126,21 +130,33 @@ class Limits:
                 if text not in ("0", "1", "true", "false"):
                     raise ConfigError(f"{name} is {text!r:.40}; it must be true or false")
                 values[field.name] = text in ("1", "true")
-            elif text.isdecimal():
+            elif re.fullmatch(r"[0-9]{1,30}", text):
                 values[field.name] = int(text)
+            elif field.type == "float":
+                if not re.fullmatch(r"[0-9]{0,30}\.[0-9]{1,30}", text):
+                    raise ConfigError(f"{name} is {text!r:.40}; it must be a number of hours, such as 2 or 0.5")
+                values[field.name] = float(text)
             else:
                 raise ConfigError(f"{name} is {text!r:.40}; it must be a whole number")
-        usual: dict[str, int | bool] = dict(_PUBLIC) if values["public"] else {"allow_pickle": True}
+        usual: dict[str, float | bool] = dict(_PUBLIC) if values["public"] else {"allow_pickle": True}
         if env.get("SPACES_ZERO_GPU", "").lower() in ("1", "true"):
             usual |= {"max_train_minutes": _LENT_MINUTES, "max_at_once": _LENT_AT_ONCE}
         return cls(**{**usual, **values})  # type: ignore[arg-type]
 
 
+def hours_text(hours: float) -> str:
+    """A time as a person says it: hours, or minutes or seconds where it is shorter."""
+    unit, count = next((unit, hours * scale) for unit, scale in _UNITS if hours * scale >= 1 or unit == "second")
+    text = f"{count:,.3g}" if count < 100 else f"{count:,.0f}"
+    return f"{text} {unit}{'' if text == '1' else 's'}"
+
+
+_UNITS = (("hour", 1), ("minute", 60), ("second", 3600))
 _LENT_MINUTES = 3
 """A GPU is lent to a visitor for a few minutes a day."""
 _LENT_AT_ONCE = 4
 """There each answer is written by a process of its own."""
-_PUBLIC: dict[str, int | bool] = {
+_PUBLIC: dict[str, float | bool] = {
     # Two cores hear some 2,500 bytes a second and write 500, for all visitors together.
     "max_prompt_bytes": 20_000,
     "max_write_bytes": 10_000,

@@ -21,7 +21,7 @@ from train.job import Job, Jobs
 from . import beside, kept, lineage
 from .beside import MAX_BYTES, MAX_PROMPT_BYTES, MOST_VOICES, write_beside
 from .kept import AVERAGE, HEALED, MERGED, MIXTURE, PARENT, Report, Subject
-from .limits import Limits
+from .limits import Limits, hours_text
 from .markup import bar
 from .merges import DEMONSTRATION, Kept, Merger, Wanted, healing
 from .models import renewed
@@ -278,12 +278,14 @@ def build_merge(
         )
     go = gr.Button("Merge", variant="primary", elem_id="merge-go")
     told = gr.Markdown(elem_id="merge-told")
-    expiry = f"\n\nA merged model is deleted {limits.runs_hours} hours after it was made." if limits.public else ""
+    expiry = (
+        f"\n\nA merged model is deleted {hours_text(limits.runs_hours)} after it was made." if limits.public else ""
+    )
     gr.Markdown(f"### Your merged models{expiry}")
     nothing = gr.Markdown(_NOTHING, elem_id="merge-nothing")
     with gr.Column(visible=False, elem_id="merge-made") as shown:
         # Whose a merge is decides who asks for it, not what this list knows.
-        chosen = gr.Dropdown([], label="Model", allow_custom_value=True, filterable=False, elem_id="merge-chosen")
+        chosen = gr.Dropdown([], label="Model", allow_custom_value=True, elem_id="merge-chosen")
         with gr.Row():
             small: dict[str, Any] = {"size": "sm", "min_width": 120}
             write = gr.Button("Write with it", variant="primary", elem_id="merge-write", **small)

@@ -16,7 +16,7 @@ from bdh.checkpoint import FILES, is_checkpoint
 from bdh.errors import CheckpointError, HatcheryError
 
 from .browse import build_browse
-from .limits import Limits
+from .limits import Limits, hours_text
 from .markup import details_markup, quiet
 from .owner import identify, reported
 from .publish import PublishForm, token_of
@@ -32,6 +32,7 @@ CSS = """
 @media (max-width: 500px) { .model-details dl { grid-template-columns: 1fr; gap: 0; }
   .model-details dd { margin-bottom: 6px; } }
 #hub-search { align-items: end; }
+#hub-table .selection-button { display: none; }
 .model-card pre, .model-card code { white-space: pre-wrap; overflow-wrap: anywhere; }
 .model-card th, .model-card td { word-break: normal; overflow-wrap: normal; padding: 4px 8px; }
 .model-card h1 { font-size: 1.3rem; } .model-card h2 { font-size: 1.1rem; }
@@ -56,7 +57,7 @@ def rate_text(done: int, total: int, elapsed_s: float) -> str:
 
 def _until(limits: Limits) -> str:
     """How long an upload is kept, where that is bounded."""
-    return f", and it is deleted {limits.uploads_hours} hours later" if limits.public else ""
+    return f", and it is deleted {hours_text(limits.uploads_hours)} later" if limits.public else ""
 
 
 class Download:

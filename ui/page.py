@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from starlette.middleware import Middleware
 from starlette.routing import Mount
 
+from train.child import needed
 from train.clock import Clock
 from train.job import Jobs
 
@@ -29,7 +29,7 @@ from .mcp import only_tools
 from .merge import base_dropdown, build_merge, parents_dropdown
 from .merges import Merger
 from .models import build_models
-from .openai_api import openai_api
+from .openai import openai_api
 from .opened import describe_once
 from .owner import greet
 from .queued import hold_within
@@ -58,7 +58,6 @@ CSS = """
   .tab-container button { padding-inline: 5px !important; }
 }
 """
-_SECRET = re.compile("TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY", re.IGNORECASE)
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
 
@@ -96,7 +95,7 @@ def build_page(
         clock=clock,
     )
     merger = Merger(registry, data, limits, clock)
-    served_s = limits.served_hours * 3600
+    served_s = limits.served_hours * 3600.0
     data_folder.keep_tidy(
         data,
         [
@@ -106,8 +105,9 @@ def build_page(
             merger.expire,
             lambda: data_folder.expire_temporary(served_s, clock),
         ],
+        served_s,
     )
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, served_s)) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, max(1, int(served_s)))) as page:
         owner = gr.BrowserState("", storage_key="bdh-owner", secret=_browser_secret(data))
         gr.Markdown(
             f"# {TITLE}\nBaby Dragon Hatchling models read and write single bytes, and remember in a state that "
@@ -135,7 +135,7 @@ def build_page(
                 inside = build_inspect(registry, owner, limits)
             with gr.Tab("Models", id="models") as tab:
                 build_models(registry, owner, limits, [*shown, inside.model], greeting, tab)
-        build_about(limits)
+        build_about(limits, data)
         build_links(registry, owner, limits, told, tabs, chat, write, inside, greeting)
         build_endpoints(registry, merger, limits)
     page.queue(max_size=limits.max_waiting, api_open=False)
@@ -145,12 +145,8 @@ def build_page(
 
 
 def _of_runs(limits: Limits) -> dict[str, str]:
-    """The environment of training processes: where strangers come, without the secrets of the machine."""
-    environment = dict(os.environ)
-    if limits.public:
-        environment = {name: value for name, value in environment.items() if not _SECRET.search(name)}
-        environment["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
-    return environment
+    """The environment of training processes: where strangers come, what they need and no more."""
+    return {**needed(os.environ), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"} if limits.public else dict(os.environ)
 
 
 def launch_options(limits: Limits, data: Path, registry: Registry | None = None) -> dict[str, Any]:
@@ -163,8 +159,9 @@ def launch_options(limits: Limits, data: Path, registry: Registry | None = None)
         ConfigError: tools for MCP clients are asked for, and cannot be offered.
     """
     clock = None if registry is None else registry.clock
-    served = Served(Path(get_upload_folder()), limits.max_served_bytes, limits.served_hours * 3600.0, clock)
-    data_folder.keep_tidy(data, [served.tidy_if_due])  # also while nobody comes
+    served_s = limits.served_hours * 3600.0
+    served = Served(Path(get_upload_folder()), limits.max_served_bytes, served_s, clock)
+    data_folder.keep_tidy(data, [served.tidy_if_due], served_s)  # also while nobody comes
     return {
         "mcp_server": limits.mcp,
         "app_kwargs": {

@@ -31,7 +31,7 @@ CSS = """
 AT_ONCE = 4
 """Checkpoints published at the same time, for all visitors together."""
 _TELL_S = 0.4
-_PUBLISH, _REPLACE = "Publish", "Replace what is there"
+_PUBLISH, _REPLACE, _FILL = "Publish", "Replace what is there", "Fill it as it is"
 _SIGN_IN = "Publishing from a public page needs your own account"
 _turns: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 """By repository: who sends to it."""
@@ -40,11 +40,13 @@ Take = Callable[..., tuple[Path, str]]
 
 
 class Asked(NamedTuple):
-    """Something is there already: whether it is to be replaced is asked."""
+    """Something is there already: whether it is to be replaced, or filled though others see it, is asked."""
 
     mark: str
     """What is there, as it is now; said again, it is agreed to."""
     words: str
+    deed: str
+    """What a second press does."""
 
 
 class Published(NamedTuple):
@@ -120,9 +122,9 @@ def sending(
     def send(tell: Tell, give: Callable[[Any], None]) -> None:
         tell(0.0, "looking at what is there")
         there = publish.look(repo, token=token)
-        mark = f"{there.repo_id}@{there.commit}"
-        if there.files and agreed != mark:
-            give(Asked(mark, there.words()))
+        mark = f"{there.repo_id}@{there.commit} {'private' if there.private else 'public'}"
+        if there.to_be_agreed(private) and agreed != mark:
+            give(Asked(mark, there.words(), _REPLACE if there.files else _FILL))
             return
         begun = told = time.monotonic()
 
@@ -260,12 +262,10 @@ class PublishForm:
             with closing(steps) as going:  # type: ignore[type-var]
                 for step in going:
                     if isinstance(step, Asked):
-                        words = (
-                            f"{step.words}. Choose another name, or press again to replace its files of the same names."
-                        )
+                        again = "replace its files of the same names" if step.deed == _REPLACE else "fill it as it is"
                         yield (
-                            *resting(words)[:2],
-                            gr.Button(_REPLACE, interactive=True),
+                            *resting(f"{step.words}. Choose another name, or press again to {again}.")[:2],
+                            gr.Button(step.deed, interactive=True),
                             gr.Button(interactive=False),
                             step.mark,
                         )

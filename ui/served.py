@@ -51,7 +51,7 @@ class Served:
     @property
     def due(self) -> bool:
         """Whether it is time for `tidy`."""
-        return time.monotonic() - self._looked > _LOOK_S
+        return time.monotonic() - self._looked > min(_LOOK_S, self._keep_s)
 
     def room(self) -> int:
         """Bytes that may be added, as far as is known."""

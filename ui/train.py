@@ -14,7 +14,7 @@ from bdh.errors import HatcheryError
 from train.job import STOPPING, Job, Jobs
 
 from . import curves
-from .limits import Limits
+from .limits import Limits, hours_text
 from .models import renewed
 from .owner import identify, reported
 from .publish import PublishForm
@@ -67,7 +67,7 @@ def allowed(limits: Limits) -> str:
         told.append(f"models of up to {limits.max_train_parameters / 1e6:,.0f} M parameters")
     at_once = limits.max_runs_at_once
     queue = "One run trains at a time" if at_once == 1 else f"{at_once} runs train at a time"
-    kept = f" A run and its texts are deleted {limits.runs_hours} hours after it ended." if limits.public else ""
+    kept = f" A run and its texts are deleted {hours_text(limits.runs_hours)} after it ended." if limits.public else ""
     return (
         f"Allowed here: {', '.join(told)}. {queue}; others wait their turn. A run goes on when the page is closed, "
         f"and is found here again.{kept}"
@@ -202,7 +202,7 @@ def build_train(
     nothing = gr.Markdown(_NOTHING, elem_id="runs-nothing")
     with gr.Column(visible=False, elem_id="runs") as shown:
         # Whose a run is decides who asks for it, not what this list knows: after a restart it knows nothing.
-        run = gr.Dropdown([], label="Run", allow_custom_value=True, filterable=False, elem_id="runs-run")
+        run = gr.Dropdown([], label="Run", allow_custom_value=True, elem_id="runs-run")
         status = gr.HTML(elem_id="runs-status")
         with gr.Row():
             small: dict[str, Any] = {"size": "sm", "min_width": 120, "visible": False}

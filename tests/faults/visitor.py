@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,8 @@ class Visitor:
         }
         event_id = self._http.post("queue/join", json=asked).raise_for_status().json()["event_id"]
         with self._http.stream("GET", "queue/data", params={"session_hash": self._session}) as stream:
-            for line in stream.iter_lines():
-                message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
+            for line in lines(stream):
+                message = json.loads(line.removeprefix(b"data:")) if line.startswith(b"data:") else {}
                 if message.get("msg") != "process_completed" or message.get("event_id") != event_id:
                     continue
                 if not message["success"]:
@@ -119,6 +119,14 @@ class Visitor:
             return self.secret
         name = (component["props"].get("elem_id") or component["props"].get("label") or "").replace("-", "_")
         return values[name] if name in values else component["props"].get("value")
+
+
+def lines(stream: httpx.Response) -> Iterator[bytes]:
+    """Lines as they are sent; httpx would also part them at signs that a model may write, such as U+0085."""
+    left = b""
+    for piece in stream.iter_bytes():
+        *whole, left = (left + piece).split(b"\n")
+        yield from whole
 
 
 def _shown(value: Any) -> Any:

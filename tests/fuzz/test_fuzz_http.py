@@ -6,9 +6,11 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import httpx
 import pytest
 from gradio_client import Client
@@ -104,6 +106,52 @@ def test_no_address_leads_to_a_file_of_this_machine(served: Served, text: str) -
         assert 400 <= served.http.get(address).status_code < 500
     for path in (served.home / "data" / "browser-key", Path(__file__), "/etc/passwd"):
         assert served.http.get(f"{API}/file={path}").status_code == 403
+
+
+def test_no_input_names_a_file_of_this_machine_or_lets_it_fetch_an_address(served: Served) -> None:
+    asked: list[str] = []
+
+    class Inside(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    inside = ThreadingHTTPServer(("127.0.0.1", 0), Inside)
+    threading.Thread(target=inside.serve_forever, daemon=True).start()
+    key = served.home / "data" / "browser-key"
+    places = (str(key), "/etc/passwd", f"file://{key}", f"http://127.0.0.1:{inside.server_port}/metadata")
+    takes_files = [
+        one for one in served.page.fns.values()
+        if one.fn is not None and any(isinstance(part, (gr.File, gr.UploadButton)) for part in one.inputs)
+    ]  # fmt: skip
+    assert len(takes_files) >= 4
+    for function in takes_files:
+        for place in places:
+            file = {"path": place, "url": place, "orig_name": "x.txt", "meta": {"_type": "gradio.FileData"}}
+            data = [_value(part, file) for part in function.inputs]
+            sent = {"data": data, "fn_index": function._id, "session_hash": "files"}
+            served.http.post(f"{API}/queue/join", json=sent).raise_for_status()
+            with served.http.stream("GET", f"{API}/queue/data?session_hash=files") as stream:
+                told = "".join(stream.iter_text())
+            assert '"success":false' in told and "root:" not in told and key.read_text() not in told, function.api_name
+    inside.shutdown()
+    assert asked == []
+    kept = [path for path in (served.home / "gradio").rglob("*") if path.is_file()]
+    assert not any(key.read_bytes() in path.read_bytes() or b"root:" in path.read_bytes() for path in kept)
+
+
+def _value(part: Any, file: dict[str, Any]) -> Any:
+    """What a component's value is where all that takes a file gets this one."""
+    if isinstance(part, (gr.File, gr.UploadButton)):
+        return [file] if part.file_count != "single" else file
+    return "A" * 40 if isinstance(part, gr.BrowserState) else getattr(part, "value", None)
+
+
+def test_the_page_tells_nothing_of_the_machine_and_keeps_no_record_of_what_is_asked(served: Served) -> None:
+    told = served.http.get("/config").text + served.http.get("/").text
+    assert str(served.home) not in told and str(Path(__file__).parents[2]) not in told
+    for closed in ("/monitoring", "/monitoring/summary", f"{API}/monitoring", "/runs"):
+        assert served.http.get(closed).status_code in (403, 404), closed
 
 
 @cases(60)

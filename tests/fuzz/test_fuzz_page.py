@@ -96,6 +96,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         beside = sorted(os.listdir(home))
         yield made
         assert everything(home / "checkpoints") == before
+        key = (home / "data" / "browser-key").read_bytes()
+        handed_out = [path.read_bytes() for path in (home / "gradio").rglob("*") if path.is_file()]
+        assert handed_out and not any(key in content or b"root:" in content for content in handed_out)
         assert sorted(os.listdir(home)) == beside
 
 
@@ -120,6 +123,8 @@ def plausible(page: Page, component: Any, place: Any) -> st.SearchStrategy[Any]:
         usual += [page.file, [page.file], [page.file] * 3, evil, [evil], page.file | {"path": "http://127.0.0.1:9/x"}]
         usual += [missing := page.file | {"path": page.file["path"] + "x"}, [missing]]
         usual += [page.file | {"path": page.file["path"] + "\0"}, page.file | {"path": str(page.home / "data")}]
+    if kind in ("Textbox", "Dropdown", "Api"):
+        usual += [str(page.home / "data" / "browser-key")]
     if kind == "Textbox":
         usual += ["hello", "user/name", "1, 0.5", "The cat sat. " * 50]
     if callable(usual[0]):

@@ -3,7 +3,7 @@
 Files in the folder that FAULTS names switch them on and off while the process runs:
 
     clock    seconds by which the machine's clock is set
-    memory   there is none left where a stream hears and where a step is trained
+    memory   there is none left where a stream hears and where a step is trained: of a gpu, or of the host
     slow     files are copied by halves, and what is written is never done
     roomy    the disk says that it has room, whatever it has
     pace     seconds between two steps of a run, which takes little of the machine so
@@ -64,7 +64,9 @@ class _After(importlib.abc.MetaPathFinder):
 
 def _out_of_memory(usual: Callable[..., Any]) -> Callable[..., Any]:
     def op(*given: Any, **named: Any) -> Any:
-        if _said("memory") is not None:
+        if (where := _said("memory")) == "host":
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory")
+        if where is not None:
             raise sys.modules["torch"].OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return usual(*given, **named)
 

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from bdh.sampling import MAX_STOP_BYTES
 
-from .writing import MAX_SEED
+from ..writing import MAX_SEED
 
 MAX_CHOICES = 16
 """Texts that one request may have written."""

@@ -15,12 +15,12 @@ from bdh.models import Model
 from bdh.sampling import Sampling
 from bdh.stream import Stream, Written
 
-from .dialogue import END, transcript
-from .limits import Limits
-from .openai_forms import MAX_CHOICES, ChatRequest, CompletionRequest
-from .registry import Registry
-from .write import prompt_bytes, sampling, scored
-from .writing import batched, hear_and_write
+from ..dialogue import END, transcript
+from ..limits import Limits
+from ..registry import Registry
+from ..write import prompt_bytes, sampling, scored
+from ..writing import batched, hear_and_write
+from .forms import MAX_CHOICES, ChatRequest, CompletionRequest
 
 NOBODY = ""
 """The owner of requests that come with no session: they may use what everybody may."""

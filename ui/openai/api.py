@@ -17,11 +17,11 @@ from starlette.responses import Response
 
 from bdh.errors import HatcheryError
 
-from . import openai_forms as forms
-from .limits import Limits
-from .openai_serving import Bodies, Gate, Given, Plain, Pulled, Refusal, refusal_of
-from .openai_writing import NOBODY, Order, Part, Told, chat_order, completion_order, probability, token, write
-from .registry import Entry, Registry
+from ..limits import Limits
+from ..registry import Entry, Registry
+from . import forms
+from .serving import Bodies, Gate, Given, Plain, Pulled, Refusal, refusal_of
+from .writing import NOBODY, Order, Part, Told, chat_order, completion_order, probability, token, write
 
 _OTHER_BYTES = "probabilities are given for the bytes that were written only: logprobs 0 (or true), top_logprobs 0"
 _WORDS = {

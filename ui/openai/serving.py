@@ -23,9 +23,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bdh.device import is_out_of_memory
 from bdh.errors import ConfigError, DataError, HatcheryError
 
-from .door import KNOCKED, Refused
-from .limits import Limits
-from .visitors import visitor
+from ..door import KNOCKED, Refused
+from ..limits import Limits
+from ..visitors import visitor
 
 READ_S = 30.0
 """Seconds in which a body must have come where no door stands before this."""
