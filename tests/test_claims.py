@@ -337,18 +337,37 @@ def test_unlimited_context_from_the_command_line(
 
 
 def test_sparsity_from_the_command_line(
-    checkpoints: Callable[[str], str], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Callable[[str], str],
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(activity, "_TEXTS", dict.fromkeys(activity._TEXTS, str(text)))
     out = tmp_path / "out"
     asked = ["sparsity", checkpoints("flat"), "--bytes", "512", "--steps", "20", "--rows", "1", "--chunk", "16"]
     assert main([*asked, "--data", str(text), "--out", str(out), "--quiet"]) == 0
     found = json.loads((out / "report.json").read_text())
-    assert found["numbers"]["training"][0][0] == 0 and found["numbers"]["training"][-1][0] > 0
+    assert [step for step, _, _ in found["numbers"]["training"]] == [0]
     assert set(found["numbers"]["active"]) == {"flat", "untrained", "Transformer, short training"}
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in found["drawings"])
-    measures = Folder(out / "short", writes=False).measures()
-    assert sparsity._changes(sparsity._course(measures, "the run"))[-1] == found["numbers"]["training"][-1]
+    assert sparsity._course(Folder(out / "short", writes=False).measures(), "the run") == found["numbers"]["training"]
+    assert f"{found['numbers']['training'][0][1]:.1%}" in found["tables"][-1]["rows"][1]
+    for refused in ("transformer", "average", "hierarchical-transformer"):
+        assert (
+            main(["sparsity", checkpoints("flat"), "--beside", checkpoints(refused), "--out", str(tmp_path / "x")]) == 2
+        )
+        assert "without x_sparse of its own" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_what_was_active_is_said_of_the_step_that_was_looked_at() -> None:
+    def noted(step: int, x: float, weight: float = 0.0) -> dict[str, Any]:
+        return {"step": step, "active": {"x_sparse": x, "y_sparse": x / 2}, "penalty_weight": weight}
+
+    # Looks are after 0, 20 and 40 steps; what is noted between them tells of the one before.
+    measures = [noted(8, 0.5), noted(20, 0.5), noted(30, 0.4), {"step": 35, "active": {}}, noted(60, 0.3)]
+    assert sparsity._course(measures, "a run") == [[0, 0.5, 0.25], [20, 0.4, 0.2], [40, 0.3, 0.15]]
+    assert sparsity._course([noted(8, 0.5, 0.01), noted(20, 0.4, 0.02)], "a run") == [[7, 0.5, 0.25], [19, 0.4, 0.2]]
     with pytest.raises(DataError, match="holds no run that noted what is active"):
         sparsity._course([{"active": {}}], "the run")
 
