@@ -26,6 +26,7 @@ from train.evaluate.hearing import carried_bits
 from train.folder import Folder
 from ui.inspect import claims as view
 
+TEXT = np.frombuffer(b"In the beginning was the Word, and the Word was with God.", np.uint8)
 MOST = Threshold("it is small", "a number", 1.0, 2.0)
 LEAST = Threshold("it is large", "a number", 2.0, 1.0, at_least=True)
 
@@ -198,12 +199,42 @@ def test_more_neurons_hold_more_random_pairs() -> None:
         for neurons in (32, 128, 512)
     ]
     assert curves[0].held < curves[1].held < curves[2].held
-    assert capacity.slope(curves) > 0.3
+    exponent = capacity.slope(curves)
+    assert exponent is not None and exponent > 0.3
+    with pytest.raises(DataError, match="of fewer than 4 too many are found by guessing"):
+        capacity.curve("random", [capacity.sparse_keys(16, 32, 0.1, 0)], 16, [2, 8])
 
 
 def test_pairs_held_lie_between_two_measured_numbers() -> None:
     assert capacity.held({2: 1.0, 8: 0.0}) == pytest.approx(4.0)
     assert capacity.held({2: 0.4}) == 0.0 and capacity.held({2: 0.9, 4: 0.8}) == 4.0
+
+
+def test_what_lies_at_the_edge_of_what_was_tried_is_not_fitted() -> None:
+    def held(neurons: int, pairs: float, width: int = 8) -> capacity.Curve:
+        return capacity.Curve("any", neurons, width, {4: 1.0, 64: 0.0}, pairs)
+
+    growing = [held(16, 5.0), held(32, 10.0), held(64, 20.0)]
+    assert [one.at_edge for one in (held(8, 0.0), held(8, 4.0), held(128, 64.0), *growing)] == [True] * 3 + [False] * 3
+    assert capacity.slope(growing) == pytest.approx(1.0)
+    assert capacity.slope([held(8, 0.0), *growing, held(128, 64.0), held(256, 64.0)]) == pytest.approx(1.0)
+    assert capacity.slope([*growing[:2], held(64, 64.0)]) is None
+    assert capacity.slope([held(16, 5.0, 8), held(16, 20.0, 16), held(16, 80.0, 32)][:2], "width") is None
+    wider = [held(16, 5.0, 8), held(16, 10.0, 16), held(16, 20.0, 32)]
+    assert capacity.slope(wider, "width") == pytest.approx(1.0) and capacity.slope(wider) is None
+
+
+def test_memories_are_parts_of_heads_and_heads_together() -> None:
+    keys = capacity.own_keys(zoo.model("flat-damped"), np.frombuffer(b"a word and a word", np.uint8), 1)
+    assert len(keys) == 3 and len({one.shape for one in keys}) == 1
+    sizes = capacity.memories(keys)
+    assert {count: [tuple(one.shape) for one in of] for count, of in sizes.items()} == {
+        count: [(len(keys[0]), count)] * sets for count, sets in ((2, 3), (4, 3), (8, 3), (16, 3), (32, 1))
+    }
+    assert torch.equal(sizes[16][2], keys[2]) and torch.equal(sizes[32][0], torch.cat(keys[:2], dim=1))
+    assert all((sizes[8][0][:, [column]] == keys[0]).all(0).any() for column in range(8))
+    (alone,) = capacity.own_keys(bdh.models.build(zoo.FLAT.__class__(n_layer=1, n_embd=8, n_head=1), seed=0), TEXT, 0)
+    assert list(capacity.memories([alone])) == [alone.shape[1] // part for part in (8, 4, 2, 1)]
 
 
 @pytest.mark.parametrize("count", [1, 5, 20])
@@ -326,6 +357,11 @@ def test_unlimited_context_from_the_command_line(
     values = {check["part"]: check["value"] for check in found["checks"]}
     assert values["the memory of a stream does not grow"] == 1.0
     assert values["a long past does no harm"] is None
+    pairs = found["numbers"]["pairs"]
+    assert pairs["counts"][0] == 4 and pairs["head"] in [[one["neurons"], one["width"]] for one in pairs["curves"]]
+    (row,) = [row for row in found["tables"][-1]["rows"] if row[:2] == [str(number) for number in pairs["head"]]]
+    held = [one for one in pairs["curves"] if [one["neurons"], one["width"]] == pairs["head"]]
+    assert row[3:] == [unlimited_context._pairs_held(one, pairs) for one in held] and len(held) == 4
     forms = {(one["name"], one["reached"]) for one in found["numbers"]["cost"]}
     assert {("flat-damped", "heard"), ("Transformer, window", "heard"), ("Transformer, cache", "set")} < forms
     assert "python -m lab unlimited-context flat-damped --beside hierarchical-damped" in found["command"]
