@@ -357,8 +357,8 @@ def _tables(timed: Any, heard: Any, needles: Any, facts: Any, pairs: Any) -> lis
     rows = [["neurons", "width", "numbers of state", *_CODES]]
     for shape in dict.fromkeys(tuple(_shape(one)) for one in pairs["curves"]):
         by_code = {one["code"]: one for one in pairs["curves"] if tuple(_shape(one)) == shape}
-        cells = [f"{number:,}" for number in (*shape, shape[0] * shape[1])]
-        rows.append([*cells, *(_pairs_held(by_code[code], pairs) for code in _CODES)])
+        sizes = [f"{number:,}" for number in (*shape, shape[0] * shape[1])]
+        rows.append([*sizes, *(_pairs_held(by_code[code], pairs) for code in _CODES)])
     for size, exponents in (("neurons", pairs["by_neurons"]), ("width", pairs["by_width"])):
         fitted = [f"{exponents[code]:.2f}" if exponents[code] is not None else "–" for code in _CODES]
         rows.append([f"exponent by {size}", "", "", *fitted])
