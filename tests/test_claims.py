@@ -18,6 +18,7 @@ from test_train import text as text
 
 import bdh
 from bdh.errors import ConfigError, DataError
+from bdh.models import parameter_count
 from bdh.stream import Stream
 from lab import activity, capacity, causality, claim, cost, law, recomputing, scaling, sparsity, unlimited_context
 from lab.__main__ import main
@@ -280,6 +281,20 @@ def test_intervals_of_a_noisy_law_hold_what_was_fitted_and_too_few_points_are_re
         law.fit(points[:4])
 
 
+def test_intervals_are_wider_where_whole_trainings_lie_above_or_below_the_law() -> None:
+    def width(offsets: Any) -> float:
+        places = [(p, b) for p in (1000, 4000, 16_000, 64_000) for b in (100, 400, 1600, 6400)]
+        points = [
+            law.Point(p, b, (1 + (1000 / p) ** 0.5 + (100 / b) ** 0.4) * float(np.exp(offset)))
+            for (p, b), offset in zip(places, offsets, strict=True)
+        ]
+        found = law.fit(points, draws=40)
+        return found.high["alpha"] - found.low["alpha"]
+
+    signs = np.array([1, -1, -1, 1])
+    assert width(np.repeat(signs, 4) * 0.01) > 2 * width(np.tile(signs, 4) * 0.01)
+
+
 def test_an_exponent_is_the_slope_of_logarithms() -> None:
     assert law.exponent([(10, 5), (100, 500), (1000, 50_000)]) == pytest.approx(2.0)
     assert law.exponent([(10, 5)]) is None
@@ -440,32 +455,74 @@ def test_hierarchy_and_causality_from_the_command_line(
     assert found["verdict"] == NOT and found["checks"][1]["value"] > 0
 
 
+@pytest.mark.parametrize("rises", [False, True])
 def test_scaling_from_the_command_line(
+    rises: bool,
     checkpoints: Callable[[str], str],
     text: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def trained(name: str, kind: str, fields: Any, options: Any, tell: Any) -> list[list[float]]:
-        size = 1 if kind == "flat" else 1.1
+    widths = ["20", "28", "40", "56"]
+
+    def trained(name: str, rate: float, fields: Any, options: Any, tell: Any) -> list[list[float]]:
+        size = 1.1 if name.startswith("transformer") else 1.0
+        size *= 1 + 10 * rate  # the lower rate is the better one
+        if rises and name.startswith("flat-") and fields["n_embd"] > 48:
+            size *= 1.3
         return [
             [heard, size * (1 + (8 / fields["n_embd"]) ** 0.5 + (100 / heard) ** 0.4)] for heard in range(100, 900, 100)
         ]
 
     monkeypatch.setattr(scaling, "_trained", trained)
     monkeypatch.setattr(law, "DRAWS", 3)
-    asked = ["scaling", checkpoints("flat"), "--widths", "8", "12", "16", "24", "--data", str(text), "--budget", "1"]
+    asked = ["scaling", checkpoints("flat"), "--widths", *widths, "--data", str(text), "--budget", "1"]
     asked += ["--lengths", "64", "256", "--rounds", "3", "--quiet"]
     assert main([*asked, "--out", str(tmp_path / "s")]) == 0
     found = json.loads((tmp_path / "s" / "report.json").read_text())
     values = {check["part"]: check["value"] for check in found["checks"]}
-    assert len({point["parameters"] for point in found["numbers"]["points"]["flat"]}) == 4
-    assert values["loss follows a law of parameters and bytes"] < 0.01
+    notes = {check["part"]: check["note"] for check in found["checks"]}
+    points = found["numbers"]["points"]
+    assert len({point["parameters"] for point in points["flat"]}) == 4
+    for one, other in zip(points["flat"], points["Transformer"], strict=True):
+        assert other["parameters"] == pytest.approx(one["parameters"], rel=scaling.EQUAL)
+    assert values[scaling.SIZES.part] == pytest.approx(
+        max(
+            abs(b["parameters"] / a["parameters"] - 1)
+            for a, b in zip(points["flat"], points["Transformer"], strict=True)
+        )
+    )
+    rates = {row[0]: row[3] for row in found["tables"][0]["rows"][1:]}
+    assert rates == {"flat": "0.002", "Transformer": "0.001"}
     assert values["a stream takes as much memory at any length"] == pytest.approx(0.0, abs=1e-9)
-    assert found["numbers"]["laws"]["flat"]["beta"] == pytest.approx(0.4, abs=0.1)
-    assert main([*asked, "--widths", "8", "16", "--out", str(tmp_path / "t")]) == 2
-    assert "needs at least four" in capsys.readouterr().err
+    of_size = [threshold.part for threshold in (scaling.FITS, scaling.ALPHA, scaling.FORETELLS)]
+    if rises:
+        assert values[scaling.FALLS.part] == 1
+        assert [values[part] for part in of_size] == [None] * 3
+        assert all("losses at the end do not all fall with size" in notes[part] for part in of_size)
+    else:
+        assert values[scaling.FALLS.part] == 0 and values[scaling.FITS.part] < 0.01
+        assert found["numbers"]["laws"]["flat"]["beta"] == pytest.approx(0.4, abs=0.1)
+        assert main([*asked, "--widths", "8", "16", "--out", str(tmp_path / "t")]) == 2
+        assert "needs at least four" in capsys.readouterr().err
+        assert main([*asked, "--widths", "8", "16", "24", "32", "--out", str(tmp_path / "t")]) == 2
+        assert "for the width of 8 that was asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", [zoo.FLAT, zoo.FLAT.__class__(n_layer=1, n_head=1, mlp_internal_dim_multiplier=32)])
+def test_a_width_gives_way_to_the_nearest_that_has_a_transformer_of_equal_size(config: Any) -> None:
+    asked = [32, 33, 34, 60]
+    found = scaling.equals(config, asked)
+    assert len(found) == 4 and list(found) == sorted(found)
+    for width, (one, peer) in found.items():
+        assert one.n_embd == width and (peer.n_layer, peer.n_head) == (config.n_layer, config.n_head)
+        assert parameter_count(peer) == pytest.approx(parameter_count(one), rel=0.02)
+        assert (one.n_layer, one.n_head) == (config.n_layer, config.n_head)
+    fits = [width for width in range(20, 90) if scaling._equal(config, width)]
+    assert min(abs(width - 60) for width in found) == min(abs(width - 60) for width in fits)
+    said = scaling._moved({"widths asked": asked, "widths": list(found)})
+    assert said == "" if list(found) == asked else said.endswith("that have one, in place of 32, 33, 34, 60")
 
 
 def test_what_is_kept_was_measured_on_the_shipped_weights() -> None:
