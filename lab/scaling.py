@@ -149,7 +149,8 @@ def experiment(model: Flat, options: argparse.Namespace, repeat: str) -> Claim:
         for rate in RATES[kind]
     } | {"hear": max(lengths) / 2000, "cost": 6.0, "released": options.budget}
     checksums = {name: model.checksum()}
-    work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
+    asked = {"checkpoints": checksums, "text_sum": short_runs.text_sum(options.data), **settings}
+    work = Work(options.out, asked, expected, progress(options))
     curves: dict[str, dict[int, Any]] = {_FLAT: {}, _TRANSFORMER: {}}
     best: dict[str, dict[int, float]] = {_FLAT: {}, _TRANSFORMER: {}}
     sizes: dict[str, dict[int, int]] = {_FLAT: parameters, _TRANSFORMER: {}}

@@ -116,7 +116,8 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
         **({} if options.run else {"training": heard_s}),
         "transformer": heard_s / 2,
     }
-    work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
+    asked = {"checkpoints": checksums, "text_sum": short_runs.text_sum(options.data), **settings}
+    work = Work(options.out, asked, expected, progress(options))
     columns = {one: work.part(f"active-{one}", partial(_active, model, kinds)) for one, model in models.items()}
     columns["untrained"] = work.part("active-untrained", partial(_active, build(first.config, seed=0).eval(), kinds))
     heads, layers = _shape(first)

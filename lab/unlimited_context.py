@@ -24,7 +24,7 @@ from train.evaluate.needle import check_grid, needle_grid
 from train.evaluate.position import against_position, long_range
 from train.plots import Panel, draw_panels, shrink
 
-from . import capacity, cost
+from . import capacity, cost, short_runs
 from .claim import (
     Claim,
     Table,
@@ -156,7 +156,8 @@ def experiment(
         **{f"facts-{one}": 20.0 for one in models},
         "pairs": 20.0,
     }
-    work = Work(options.out, {"checkpoints": checksums, **settings}, expected, progress(options))
+    asked = {"checkpoints": checksums, "text_sum": short_runs.text_sum(options.data), **settings}
+    work = Work(options.out, asked, expected, progress(options))
     folders = {one: options.out / "memories" / one for one in (*models, "window")}
     heard = {
         one: work.part(f"hear-{one}", partial(_hear, model, text, positions, folders[one]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -404,6 +405,9 @@ def test_sparsity_from_the_command_line(
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in found["drawings"])
     assert sparsity._course(Folder(out / "short", writes=False).measures(), "the run") == found["numbers"]["training"]
     assert f"{found['numbers']['training'][0][1]:.1%}" in found["tables"][-1]["rows"][1]
+    text.write_bytes(text.read_bytes() + b"and more")
+    assert main([*asked, "--data", str(text), "--out", str(out), "--quiet"]) == 2
+    assert "holds an experiment with other checkpoints or options" in capsys.readouterr().err
     for refused in ("transformer", "average", "hierarchical-transformer"):
         assert (
             main(["sparsity", checkpoints("flat"), "--beside", checkpoints(refused), "--out", str(tmp_path / "x")]) == 2
@@ -535,6 +539,40 @@ def test_what_is_kept_was_measured_on_the_shipped_weights() -> None:
             )
         for drawing in fields["drawings"]:
             assert (claim.REPORTS / drawing).stat().st_size <= 60_000
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+IN_README = {
+    "unlimited context": "unlimited-context",
+    "sparse neurons": "sparsity",
+    "scaling laws": "scaling",
+    "merging": "composability",
+    "patches of bytes": "hierarchy",
+    "0.24 bits per byte": "causality",
+}
+
+
+def spoken(text: str) -> str:
+    """Text without links and names of checkpoints, of which the digits are no figures."""
+    return re.sub(r"\]\([^)]*\)|§[\d.]+|x_sparse", "", text).replace("\u202f", " ")
+
+
+@pytest.mark.parametrize("title", IN_README)
+def test_what_the_readme_tells_of_a_claim_stands_in_its_report(title: str) -> None:
+    fields = claim.read(claim.REPORTS / f"{IN_README[title]}.json")
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| {title} |")]
+    _, _, _, measured, verdict, _ = (cell.strip() for cell in row.split("|"))
+    assert verdict == fields["verdict"]
+    assert fields["command"].split(" --texts")[0].split(" --methods")[0] in README.replace(" \\\n    ", " ")
+    # No checksums and no machine: their digits are no figures.
+    told = json.dumps([fields[key] for key in ("checks", "tables", "notes", "settings")])
+    known = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", told)]
+    for number, unit in re.findall(r"(\d[\d,]*(?:\.\d+)?)( %| k\b)?", spoken(measured)):
+        value = float(number.replace(",", ""))
+        half = 0.5001 * 10 ** -len(number.partition(".")[2])
+        scale = {" %": 100.0, " k": 0.001}.get(unit, 1.0)
+        found = any(abs(value - one) <= half or abs(value - scale * one) <= half for one in known)
+        assert found, f"{number}{unit} is in no report"
 
 
 def test_a_claim_without_a_report_is_said_to_be_not_run(tmp_path: Path) -> None:
