@@ -15,6 +15,7 @@ from torch import Tensor
 from bdh import probe
 from bdh.errors import DataError
 from bdh.models import Model
+from bdh.models.flat import Flat
 from bdh.models.hierarchical import Hierarchical
 from bdh.models.observe import observing
 from bdh.models.transformer import Transformer
@@ -38,6 +39,11 @@ class Active:
     def mean(self, which: str) -> float:
         """Mean over layers."""
         return statistics.fmean(getattr(self, which).values())
+
+
+def has_neurons(model: Model[Any]) -> bool:
+    """Whether all layers of a model are of BDH, so that `active` tells of x and of y."""
+    return isinstance(model, Flat) or (isinstance(model, Hierarchical) and model.config.use_bdh_attention)
 
 
 def inputs(length: int) -> dict[str, Bytes]:
@@ -67,7 +73,7 @@ def active(model: Model[Any], text: Bytes) -> Active:
     if isinstance(model, Transformer):
         return Active({f"layer {index}": float(torch.stack(seen).mean()) for index, seen in enumerate(gelu)}, {})
     names = _layers(model)
-    if not activity.fractions or not names:
+    if not has_neurons(model):
         raise DataError(f"the {model.config.kind} model has no x_sparse; take a flat or hierarchical one of BDH layers")
     x, y = (
         dict(zip(names, torch.stack(activity.fractions[name]).view(-1, len(names)).mean(0).tolist(), strict=True))

@@ -148,11 +148,12 @@ def equal_transformer(config: Config, *, block_size: int = 256) -> TransformerCo
 def transformer_of(parameters: int, layers: int, heads: int, block_size: int) -> TransformerConfig:
     """A Transformer of about so many parameters, its width fitted."""
     step = 2 * heads
-    # 12 L D² + 256 D is nearly all of it.
-    near = max(1, round((parameters / (12 * layers)) ** 0.5 / step))
+    # It has 12 L D² + (258 + 4 L) D.
+    linear = 258 + 4 * layers
+    near = int(((linear**2 + 48 * layers * parameters) ** 0.5 - linear) / (24 * layers * step))
     fitted = [
         TransformerConfig(n_layer=layers, n_head=heads, n_embd=step * width, block_size=block_size)
-        for width in range(max(1, near - 3), near + 2)
+        for width in range(max(1, near - 1), near + 3)
     ]
     return min(fitted, key=lambda one: abs(parameter_count(one) - parameters))
 

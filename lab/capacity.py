@@ -1,4 +1,4 @@
-"""How many pairs one head's memory holds, and how many facts a trained model can be told and asked."""
+"""How many pairs a memory holds, by its size, and how many facts a trained model can be told and asked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bdh.errors import DataError
@@ -20,9 +19,14 @@ from train.evaluate.hearing import hear, judge, streams_side_by_side
 from train.evaluate.needle import invented_word
 
 from .claim import Tell
+from .law import exponent
 
 HELD = 0.5
 """Pairs are held as long as so many of them are found."""
+LEAST_PAIRS = 4
+"""That are written: of two, half are found by guessing."""
+LEAST_SIZES = 3
+"""Of memories that an exponent is fitted to."""
 
 _ASKED = 512
 _FACT = " The secret word of {} is"
@@ -40,11 +44,16 @@ class Curve:
     found: dict[int, float]
     """By number of pairs."""
     held: float
-    """Pairs up to which half of them are found, between two measured numbers by their logarithms."""
+    """Pairs up to which half of them are found, between two measured numbers by their logarithms; see `held`."""
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether it is only known that fewer are held than were ever tried, or more."""
+        return not min(self.found) < self.held < max(self.found)
 
 
 def recall(keys: Tensor, width: int, seed: int, cues: Tensor | None = None) -> float:
-    """Write a pair for each key into one head's memory, ask with the keys, and count the right values.
+    """Write a pair for each key into a memory, ask with the keys, and count the right values.
 
     S = Σ k ⊗ v with random normalised values; asked with k_i, the value nearest to k_i · S is the answer.
 
@@ -73,8 +82,13 @@ def curve(
     """Recall against the number of pairs, mean over several sets of keys (heads) and draws from each.
 
     Args:
+        counts: pairs, at least 4: of two a guess finds half.
         centred: ask with the keys less their mean, which takes out what all keys have in common.
     """
+    if min(counts) < LEAST_PAIRS:
+        raise DataError(
+            f"{min(counts)} pairs were asked for; of fewer than {LEAST_PAIRS} too many are found by guessing"
+        )
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for count in counts:
@@ -91,7 +105,7 @@ def curve(
 
 
 def held(found: Mapping[int, float]) -> float:
-    """Up to how many pairs at least half are found; 0 if not even of the fewest."""
+    """Up to how many pairs at least half are found; 0 if not even of the fewest, the most if of all numbers tried."""
     before: tuple[int, float] | None = None
     for count, rate in sorted(found.items()):
         if rate < HELD:
@@ -104,7 +118,7 @@ def held(found: Mapping[int, float]) -> float:
 
 
 def own_keys(model: Model[Any], text: Bytes, layer: int) -> list[Tensor]:
-    """x_sparse of one layer at every byte of a text, one (T, N) a head.
+    """x_sparse of one layer at the same bytes of a text, one (T, N) a head; bytes where a head is silent left out.
 
     Raises:
         DataError: the model has no such layer of x_sparse.
@@ -126,7 +140,28 @@ def own_keys(model: Model[Any], text: Bytes, layer: int) -> list[Tensor]:
         raise DataError(f"the {model.kind} model has no layer {layer} of x_sparse to take keys from")
     whole = torch.cat([heard[layer] for heard in seen], dim=1)
     # A place where nothing fires writes nothing.
-    return [head[head.any(-1)] for head in whole]
+    return list(whole[:, whole.any(-1).all(0)])
+
+
+def memories(keys: Sequence[Tensor], seed: int = 0) -> dict[int, list[Tensor]]:
+    """Keys of memories of several sizes, by neurons: an eighth of a head to a whole one, and several heads as one.
+
+    Args:
+        keys: (T, N) of every head, at the same places.
+    """
+    neurons = keys[0].shape[1]
+    generator = np.random.default_rng(seed)
+    found = {}
+    for part in (8, 4, 2, 1):
+        if count := neurons // part:
+            chosen = np.sort(generator.permutation(neurons)[:count])
+            found[count] = [head[:, chosen] for head in keys]
+    heads = 2
+    while heads <= len(keys):
+        groups = [keys[first : first + heads] for first in range(0, len(keys) - heads + 1, heads)]
+        found[heads * neurons] = [torch.cat(list(group), dim=1) for group in groups]
+        heads *= 2
+    return found
 
 
 def sparse_keys(count: int, neurons: int, active: float, seed: int) -> Tensor:
@@ -142,13 +177,17 @@ def signed_keys(count: int, neurons: int, seed: int) -> Tensor:
     return torch.randn(count, neurons, generator=torch.Generator().manual_seed(seed))
 
 
-def slope(curves: Sequence[Curve]) -> float:
-    """Exponent with which pairs held grow with the neurons of a head: 1 is in proportion."""
-    points = [(one.neurons, one.held) for one in curves if one.held > 0]
-    if len(points) < 2:
-        return float("nan")
-    logs: NDArray[np.float64] = np.log(np.array(points, dtype=np.float64))
-    return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
+def slope(curves: Sequence[Curve], size: str = "neurons") -> float | None:
+    """Exponent with which pairs held grow with a memory's size: 1 is in proportion.
+
+    Where it is only known that fewer or more are held than were tried, there is no number to fit; None if fewer than
+    three sizes are left.
+
+    Args:
+        size: `neurons` or `width`.
+    """
+    points = [(getattr(one, size), one.held) for one in curves if not one.at_edge]
+    return exponent(points) if len({point[0] for point in points}) >= LEAST_SIZES else None
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from bdh.errors import DataError
 
 DRAWS = 200
 """Fits to residuals drawn anew."""
+MOST, MOST_EXPONENT = 8.0, 3.0
+"""What a term may be at most: an end of an interval that lies there, or at 0, is none."""
 
 _TERMS = ("floor", "by_parameters", "alpha", "by_bytes", "beta")
-_LOW, _HIGH = (0.0, 0.0, 0.0, 0.0, 0.0), (8.0, 8.0, 3.0, 8.0, 3.0)
+_LOW, _HIGH = (0.0, 0.0, 0.0, 0.0, 0.0), (MOST, MOST, MOST_EXPONENT, MOST, MOST_EXPONENT)
 _START = (1.0, 0.5, 0.3, 0.5, 0.3)
 
 
@@ -44,7 +46,7 @@ class Law:
     least_bytes: int
     """B₀."""
     low: dict[str, float]
-    """By term, from a bootstrap over residuals."""
+    """By term, from a bootstrap over the residuals of whole trainings."""
     high: dict[str, float]
     error: float
     """Mean of the relative residuals' absolute values."""
@@ -61,7 +63,8 @@ class Law:
 def fit(points: Sequence[Point], *, draws: int | None = None, seed: int = 0) -> Law:
     """Fit the law to losses by least squares of their logarithms.
 
-    The intervals are of a bootstrap: residuals are drawn anew for all points, and the law is fitted again.
+    The intervals are of a bootstrap: each size is given the residuals of a size drawn anew, all of them together since
+    losses of one training hang together, and the law is fitted again.
 
     Args:
         draws: how often; None is 200 times.
@@ -83,9 +86,16 @@ def fit(points: Sequence[Point], *, draws: int | None = None, seed: int = 0) -> 
     residuals = (residuals - residuals.mean()) * np.sqrt(len(points) / max(1, len(points) - len(_TERMS)))
     generator = np.random.default_rng(seed)
     count = DRAWS if draws is None else draws
-    again = np.array(
-        [_fitted(places, foretold + generator.choice(residuals, len(points)), tuple(best)) for _ in range(count)]
-    )
+    sizes = np.array([one.parameters for one in points])
+    curves = [residuals[sizes == size] for size in np.unique(sizes)]
+
+    def drawn() -> NDArray[np.float64]:
+        noise = np.empty(len(points))
+        for size in np.unique(sizes):
+            noise[sizes == size] = np.resize(curves[generator.integers(len(curves))], int((sizes == size).sum()))
+        return noise
+
+    again = np.array([_fitted(places, foretold + drawn(), tuple(best)) for _ in range(count)])
     low, high = np.quantile(again, (0.025, 0.975), axis=0)
     floor, by_parameters, alpha, by_bytes, beta = best.tolist()
     return Law(

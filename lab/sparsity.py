@@ -22,6 +22,7 @@ from bdh.load import load
 from bdh.models import Model, build
 from train.data import Bytes, read_bytes
 from train.folder import Folder
+from train.loop import LOOK_EVERY
 from train.plots import Panel, draw_heat, draw_panels, shrink
 from train.recipe import Recipe
 
@@ -86,6 +87,12 @@ def _run(options: argparse.Namespace, repeat: str) -> int:
     models = {
         name: opened(given) for name, given in by_name((options.checkpoint, *options.beside), ("untrained",)).items()
     }
+    for name, model in models.items():
+        if not activity.has_neurons(model):
+            raise ConfigError(
+                f"{name} is a {model.config.kind} model without x_sparse of its own; this needs flat or hierarchical "
+                "ones of BDH layers, such as base"
+            )
     return done(experiment(models, options, repeat), options)
 
 
@@ -128,12 +135,6 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
         course = _course(Folder(options.run, writes=False).measures(), str(options.run))
     else:
         course = work.part("training", partial(_trained, config_to_dict(first.config), options))
-        # What is active before the first step is what the fresh weights of the same seed show.
-        course = [
-            [0, _mean(columns["untrained"], "x", ["prose"]), _mean(columns["untrained"], "y", ["prose"])],
-            *course,
-        ]
-    course = _changes(course)
     _draw(name, columns, course, options.out)
     return Claim(
         name=NAME,
@@ -153,10 +154,10 @@ def experiment(models: Mapping[str, Model[Any]], options: argparse.Namespace, re
             "Checks are of the mean over layers and the four texts; random bytes and repeated text stand beside.",
             *_steered(models),
             f"Short trainings: {options.steps} steps of {options.rows} × {options.chunk} bytes, without "
-            "any pressure on activity; the Transformer has about as many parameters as the checkpoint, and hears the "
-            "same bytes.",
-            "Activity against training steps is of the training chunks, noted every 20 steps"
-            + (f", by the run {options.run.name}." if options.run else "; step 0 is the fresh weights on prose."),
+            f"any pressure on activity; the Transformer has {baseline.parameter_count():,} parameters, the checkpoint "
+            f"{first.parameter_count():,}, and hears the same bytes.",
+            "Activity against training steps is of training chunks, after so many steps"
+            + (f" of the run {options.run.name}." if options.run else f", looked at every {LOOK_EVERY}."),
         ),
         numbers={"active": columns, "training": course},
         measured_s=work.elapsed_s(),
@@ -193,22 +194,21 @@ def _recipe(name: str, config: Mapping[str, Any], options: argparse.Namespace) -
 
 
 def _course(measures: Sequence[Mapping[str, Any]], where: str) -> list[list[float]]:
-    """Step, active x and active y, from what a run noted."""
-    found = [
-        [one["step"], one["active"]["x_sparse"], one["active"]["y_sparse"]]
-        for one in measures
-        if {"x_sparse", "y_sparse"} <= one.get("active", {}).keys()
-    ]
+    """Steps taken, and what part of x and of y was active then, from what a run noted.
+
+    A note tells of the last look before it: where nothing steers activity there is one every `LOOK_EVERY` steps.
+    """
+    found = {}
+    for one in measures:
+        if {"x_sparse", "y_sparse"} <= one.get("active", {}).keys():
+            taken = max(0, one["step"] - 1)
+            looked = taken if one.get("penalty_weight") else taken // LOOK_EVERY * LOOK_EVERY
+            found[looked] = [looked, one["active"]["x_sparse"], one["active"]["y_sparse"]]
     if not found:
         raise DataError(
             f"{where:.200} holds no run that noted what is active; choose the folder of a run of BDH layers"
         )
-    return found
-
-
-def _changes(course: Sequence[Sequence[float]]) -> list[list[float]]:
-    """The looks at what is active: what a run notes in between says again what the last look saw."""
-    return [list(one) for index, one in enumerate(course) if not index or list(one[1:]) != list(course[index - 1][1:])]
+    return [found[step] for step in sorted(found)]
 
 
 def _shape(model: Model[Any]) -> tuple[int, int]:

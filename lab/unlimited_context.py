@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bdh import probe
 from bdh.cli import guarded
 from bdh.errors import ConfigError
@@ -76,7 +74,7 @@ FACTS = Threshold(
 )
 GROWS = Threshold(
     "a larger state holds more pairs",
-    "exponent of the pairs that a head holds, by its neurons",
+    "exponent of the pairs that a memory holds, by its neurons",
     0.8,
     0.4,
     at_least=True,
@@ -212,9 +210,10 @@ def experiment(
             "is timed once a length, because it takes so long, and its memory is that of its scores and activations.",
             f"The Transformers have fresh weights of about as many parameters ({windowed.parameter_count():,}); the "
             "window sees 512 bytes.",
-            "Pairs: a random value is written under each key into one head's memory as a sum of outer products without "
-            "damping or rotation, and asked for by the same key; a head holds as many pairs as half are found "
-            "of. Keys are the model's own x_sparse at places of the text, or random.",
+            "Pairs: a random value is written under each key into one memory as a sum of outer products without "
+            f"damping or rotation, and asked for by the same key; from {capacity.LEAST_PAIRS} pairs on, since of two a "
+            "guess finds half. A memory holds as many pairs as half are found of. Keys are the model's own x_sparse at "
+            "places of the text, or random. What a model can be told in words is the row on facts, not this.",
             "Facts: as many sentences with invented names and words as are told, then a question about one of them; "
             f"right is the likeliest of eight words, seven of them told too where there are so many "
             f"({100 * capacity.CHANCE:.3g} % by guessing).",
@@ -256,35 +255,40 @@ def _facts(model: Model[Any], trials: int, tell: Tell) -> list[dict[str, Any]]:
 
 
 def _pairs(model: Model[Any], text: Bytes, most: int, tell: Tell) -> dict[str, Any]:
-    """Curves of the model's own keys and of random ones, for a quarter, half and all of a head's neurons and width."""
+    """Curves of the model's own keys and of random ones, for memories of several numbers of neurons and widths."""
     layer = model.config.n_layer // 2
     own = capacity.own_keys(model, text[: max(2 * most, 1024)], layer)
     most = min(most, *map(len, own))
-    counts = sorted({*(2**power for power in range(1, 15) if 2**power < most), most})
+    counts = sorted({*(2**power for power in range(2, 15) if 2**power < most), most})
     neurons, width = own[0].shape[1], model.config.n_embd
     active = statistics.fmean(float(probe.active(one).float().mean()) for one in own)
-    generator = np.random.default_rng(0)
     curves = []
-    sizes = [(part * neurons // 4, width) for part in (1, 2, 4)] + [(neurons, width // 4), (neurons, width // 2)]
-    for index, (count, wide) in enumerate(sizes):
-        chosen = np.sort(generator.permutation(neurons)[:count])
+    sizes = capacity.memories(own)
+    shapes = [(count, width) for count in sizes] + [(neurons, width // part) for part in (8, 4, 2) if width // part]
+    for index, (count, wide) in enumerate(shapes):
+        sets = sizes[count]
         keys = {
-            _CODES[0]: [one[:, chosen] for one in own],
-            _CODES[1]: [one[:, chosen] for one in own],
-            _CODES[2]: [capacity.sparse_keys(most, count, active, seed) for seed in range(len(own))],
-            _CODES[3]: [capacity.signed_keys(most, count, seed) for seed in range(len(own))],
+            _CODES[0]: sets,
+            _CODES[1]: sets,
+            _CODES[2]: [capacity.sparse_keys(most, count, active, seed) for seed in range(len(sets))],
+            _CODES[3]: [capacity.signed_keys(most, count, seed) for seed in range(len(sets))],
         }
-        for code, sets in keys.items():
-            curves.append(capacity.curve(code, sets, wide, counts, centred=code == _CODES[1]))
-        tell((index + 1) / len(sizes))
-    slopes = {
-        code: capacity.slope([one for one in curves if one.code == code and one.width == width]) for code in _CODES
-    }
+        for code, one in keys.items():
+            # As many draws of every size, however few sets of keys there are.
+            draws = -(-4 * len(own) // len(sets))
+            curves.append(capacity.curve(code, one, wide, counts, centred=code == _CODES[1], draws=draws))
+        tell((index + 1) / len(shapes))
+    by_code = {code: [one for one in curves if one.code == code] for code in _CODES}
     return {
         "layer": layer,
         "active": active,
-        "curves": [dataclasses.asdict(one) for one in curves],
-        "exponents": {code: value if np.isfinite(value) else None for code, value in slopes.items()},
+        "head": [neurons, width],
+        "counts": counts,
+        "curves": [dataclasses.asdict(one) | {"at_edge": one.at_edge} for one in curves],
+        "by_neurons": {code: capacity.slope([c for c in of if c.width == width]) for code, of in by_code.items()},
+        "by_width": {
+            code: capacity.slope([c for c in of if c.neurons == neurons], "width") for code, of in by_code.items()
+        },
     }
 
 
@@ -298,8 +302,8 @@ def _checks(name: str, other: str, timed: Any, heard: Any, needles: Any, facts: 
     rates = {one: _found([c for c in needles[one]["cells"] if c["length_bytes"] == longest]) for one in (name, other)}
     told = {one: _found([t for t in facts[one] if t["facts"] == _TOLD_FACTS]) for one in (name, other)}
     span = f"{first['position_bytes']:,} to {last['position_bytes']:,} bytes"
-    held = [one for one in pairs["curves"] if one["code"] == _CODES[0]]
-    full = max(held, key=lambda one: (one["neurons"], one["width"]))
+    shapes = [one["neurons"] for one in pairs["curves"] if one["code"] == _CODES[0]]
+    (head,) = [one for one in pairs["curves"] if one["code"] == _CODES[0] and _shape(one) == pairs["head"]]
     away = heard[other]["far"]
     return [
         MEMORY.judge(last["memory_bytes"] / first["memory_bytes"], f"{last['memory_bytes'] / 1e6:.1f} MB, {span}"),
@@ -313,8 +317,9 @@ def _checks(name: str, other: str, timed: Any, heard: Any, needles: Any, facts: 
         ),
         FACTS.judge(told[name], f"guessing {capacity.CHANCE:.3f}; {other}: {told[other]:.3f}"),
         GROWS.judge(
-            pairs["exponents"][_CODES[0]],
-            f"its own x_sparse as keys; a head of {full['neurons']:,} neurons holds {full['held']:,.1f} pairs",
+            pairs["by_neurons"][_CODES[0]],
+            f"its own x_sparse as keys, {min(shapes):,} to {max(shapes):,} neurons; a head of {head['neurons']:,} "
+            f"holds {_pairs_held(head, pairs)} pairs",
         ),
     ]
 
@@ -352,23 +357,34 @@ def _tables(timed: Any, heard: Any, needles: Any, facts: Any, pairs: Any) -> lis
         told = [of[index] for of in facts.values()]
         rows.append([str(one["facts"]), *(f"{t['found']} of {t['trials']}" for t in told)])
     tables.append(Table("Facts told and asked", rows))
-    rows = [["neurons of a head", "width", *_CODES]]
-    sizes = dict.fromkeys((one["neurons"], one["width"]) for one in pairs["curves"])
-    for neurons, width in sizes:
-        by_code = {
-            one["code"]: one["held"] for one in pairs["curves"] if (one["neurons"], one["width"]) == (neurons, width)
-        }
-        rows.append([f"{neurons:,}", f"{width:,}", *(_pairs_held(by_code[code], pairs) for code in _CODES)])
-    exponents = [f"{value:.2f}" if value is not None else "–" for value in pairs["exponents"].values()]
-    rows.append(["exponent by neurons", "", *exponents])
-    note = f"Pairs of which half are found; layer {pairs['layer']}, {pairs['active']:.1%} of its x_sparse active."
-    return [*tables, Table("Pairs that one head holds", rows, note)]
+    rows = [["neurons", "width", "numbers of state", *_CODES]]
+    for shape in dict.fromkeys(tuple(_shape(one)) for one in pairs["curves"]):
+        by_code = {one["code"]: one for one in pairs["curves"] if tuple(_shape(one)) == shape}
+        sizes = [f"{number:,}" for number in (*shape, shape[0] * shape[1])]
+        rows.append([*sizes, *(_pairs_held(by_code[code], pairs) for code in _CODES)])
+    for size, exponents in (("neurons", pairs["by_neurons"]), ("width", pairs["by_width"])):
+        fitted = [f"{exponents[code]:.2f}" if exponents[code] is not None else "–" for code in _CODES]
+        rows.append([f"exponent by {size}", "", "", *fitted])
+    neurons, width = pairs["head"]
+    note = (
+        f"Pairs of which half are found; layer {pairs['layer']}, {pairs['active']:.1%} of its x_sparse active. A head "
+        f"has {neurons:,} neurons and a width of {width:,}: smaller memories are drawn from its neurons, larger ones "
+        "are two or more heads as one. What is under or over all that was tried is not fitted, nor are fewer than "
+        f"{capacity.LEAST_SIZES} sizes."
+    )
+    return [*tables, Table("Pairs that a memory holds", rows, note)]
 
 
-def _pairs_held(held: float, pairs: Any) -> str:
-    """A number of pairs; where half are found of all that were written, it is more than these."""
-    most = max(int(count) for count in pairs["curves"][0]["found"])
-    return f"over {most:,}" if held >= most else f"{held:,.1f}" if held < 10 else f"{held:,.0f}"
+def _shape(curve: Mapping[str, Any]) -> list[int]:
+    return [curve["neurons"], curve["width"]]
+
+
+def _pairs_held(curve: Mapping[str, Any], pairs: Any) -> str:
+    """A number of pairs; at the edge of what was tried, that it is less or more than that."""
+    held = curve["held"]
+    if curve["at_edge"]:
+        return f"over {max(pairs['counts']):,}" if held >= max(pairs["counts"]) else f"under {min(pairs['counts'])}"
+    return f"{held:,.1f}" if held < 10 else f"{held:,.0f}"
 
 
 def _draw(timed: Any, heard: Any, needles: Any, facts: Any, pairs: Any, path: Path) -> None:
@@ -394,11 +410,10 @@ def _draw(timed: Any, heard: Any, needles: Any, facts: Any, pairs: Any, path: Pa
         for name, grid in needles.items()
     }
     told = {name: [(o["facts"], 100 * o["found"] / o["trials"]) for o in found] for name, found in facts.items()}
-    largest = max((one["neurons"], one["width"]) for one in pairs["curves"])
     held = {
         one["code"]: [(int(count), 100 * rate) for count, rate in one["found"].items()]
         for one in pairs["curves"]
-        if (one["neurons"], one["width"]) == largest
+        if _shape(one) == pairs["head"]
     }
     draw_panels(
         [
@@ -407,7 +422,7 @@ def _draw(timed: Any, heard: Any, needles: Any, facts: Any, pairs: Any, path: Pa
             Panel("position, bytes", "bits per byte", bits),
             Panel("haystack, bytes", "needles found at all depths, %", needle),
             Panel("facts told", "asked and known, %", told),
-            Panel("pairs written into a head", "found again, %", held),
+            Panel("pairs written into a head's memory", "found again, %", held),
         ],
         path,
         dpi=80,

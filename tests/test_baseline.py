@@ -58,6 +58,18 @@ def test_a_transformer_of_equal_size_is_found_for_every_size() -> None:
         baseline.equal_transformer(TransformerConfig())
 
 
+@pytest.mark.parametrize("layers", [1, 4])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_no_width_comes_nearer_to_a_size_than_the_one_that_is_fitted(layers: int, heads: int) -> None:
+    sizes = {
+        width: parameter_count(TransformerConfig(n_layer=layers, n_head=heads, n_embd=width))
+        for width in range(2 * heads, 257, 2 * heads)
+    }
+    for wanted in (1_000, 9_000, 30_000, 121_440, 400_000):
+        found = baseline.transformer_of(wanted, layers, heads, 512)
+        assert found.n_embd == min(sizes, key=lambda width: abs(sizes[width] - wanted))
+
+
 def test_a_softmax_map_gives_what_the_transformer_attends_to() -> None:
     model, text = zoo.model("transformer"), TEXT  # longer than its window of 20
     reading = baseline.softmax_reading(model, text, 1, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from test_train import text as text
 
 import bdh
 from bdh.errors import ConfigError, DataError
-from bdh.models import build
+from bdh.models import build, parameter_count
 from bdh.stream import Stream
 from lab import activity, capacity, causality, claim, cost, law, recomputing, scaling, sparsity, unlimited_context
 from lab.__main__ import main
@@ -28,6 +29,7 @@ from train.evaluate.hearing import carried_bits
 from train.folder import Folder
 from ui.inspect import claims as view
 
+TEXT = np.frombuffer(b"In the beginning was the Word, and the Word was with God.", np.uint8)
 MOST = Threshold("it is small", "a number", 1.0, 2.0)
 LEAST = Threshold("it is large", "a number", 2.0, 1.0, at_least=True)
 
@@ -226,12 +228,42 @@ def test_more_neurons_hold_more_random_pairs() -> None:
         for neurons in (32, 128, 512)
     ]
     assert curves[0].held < curves[1].held < curves[2].held
-    assert capacity.slope(curves) > 0.3
+    exponent = capacity.slope(curves)
+    assert exponent is not None and exponent > 0.3
+    with pytest.raises(DataError, match="of fewer than 4 too many are found by guessing"):
+        capacity.curve("random", [capacity.sparse_keys(16, 32, 0.1, 0)], 16, [2, 8])
 
 
 def test_pairs_held_lie_between_two_measured_numbers() -> None:
     assert capacity.held({2: 1.0, 8: 0.0}) == pytest.approx(4.0)
     assert capacity.held({2: 0.4}) == 0.0 and capacity.held({2: 0.9, 4: 0.8}) == 4.0
+
+
+def test_what_lies_at_the_edge_of_what_was_tried_is_not_fitted() -> None:
+    def held(neurons: int, pairs: float, width: int = 8) -> capacity.Curve:
+        return capacity.Curve("any", neurons, width, {4: 1.0, 64: 0.0}, pairs)
+
+    growing = [held(16, 5.0), held(32, 10.0), held(64, 20.0)]
+    assert [one.at_edge for one in (held(8, 0.0), held(8, 4.0), held(128, 64.0), *growing)] == [True] * 3 + [False] * 3
+    assert capacity.slope(growing) == pytest.approx(1.0)
+    assert capacity.slope([held(8, 0.0), *growing, held(128, 64.0), held(256, 64.0)]) == pytest.approx(1.0)
+    assert capacity.slope([*growing[:2], held(64, 64.0)]) is None
+    assert capacity.slope([held(16, 5.0, 8), held(16, 20.0, 16), held(16, 80.0, 32)][:2], "width") is None
+    wider = [held(16, 5.0, 8), held(16, 10.0, 16), held(16, 20.0, 32)]
+    assert capacity.slope(wider, "width") == pytest.approx(1.0) and capacity.slope(wider) is None
+
+
+def test_memories_are_parts_of_heads_and_heads_together() -> None:
+    keys = capacity.own_keys(zoo.model("flat-damped"), np.frombuffer(b"a word and a word", np.uint8), 1)
+    assert len(keys) == 3 and len({one.shape for one in keys}) == 1
+    sizes = capacity.memories(keys)
+    assert {count: [tuple(one.shape) for one in of] for count, of in sizes.items()} == {
+        count: [(len(keys[0]), count)] * sets for count, sets in ((2, 3), (4, 3), (8, 3), (16, 3), (32, 1))
+    }
+    assert torch.equal(sizes[16][2], keys[2]) and torch.equal(sizes[32][0], torch.cat(keys[:2], dim=1))
+    assert all((sizes[8][0][:, [column]] == keys[0]).all(0).any() for column in range(8))
+    (alone,) = capacity.own_keys(bdh.models.build(zoo.FLAT.__class__(n_layer=1, n_embd=8, n_head=1), seed=0), TEXT, 0)
+    assert list(capacity.memories([alone])) == [alone.shape[1] // part for part in (8, 4, 2, 1)]
 
 
 @pytest.mark.parametrize("count", [1, 5, 20])
@@ -275,6 +307,20 @@ def test_intervals_of_a_noisy_law_hold_what_was_fitted_and_too_few_points_are_re
     )
     with pytest.raises(DataError, match="fix no law"):
         law.fit(points[:4])
+
+
+def test_intervals_are_wider_where_whole_trainings_lie_above_or_below_the_law() -> None:
+    def width(offsets: Any) -> float:
+        places = [(p, b) for p in (1000, 4000, 16_000, 64_000) for b in (100, 400, 1600, 6400)]
+        points = [
+            law.Point(p, b, (1 + (1000 / p) ** 0.5 + (100 / b) ** 0.4) * float(np.exp(offset)))
+            for (p, b), offset in zip(places, offsets, strict=True)
+        ]
+        found = law.fit(points, draws=40)
+        return found.high["alpha"] - found.low["alpha"]
+
+    signs = np.array([1, -1, -1, 1])
+    assert width(np.repeat(signs, 4) * 0.01) > 2 * width(np.tile(signs, 4) * 0.01)
 
 
 def test_an_exponent_is_the_slope_of_logarithms() -> None:
@@ -354,6 +400,11 @@ def test_unlimited_context_from_the_command_line(
     values = {check["part"]: check["value"] for check in found["checks"]}
     assert values["the memory of a stream does not grow"] == 1.0
     assert values["a long past does no harm"] is None
+    pairs = found["numbers"]["pairs"]
+    assert pairs["counts"][0] == 4 and pairs["head"] in [[one["neurons"], one["width"]] for one in pairs["curves"]]
+    (row,) = [row for row in found["tables"][-1]["rows"] if row[:2] == [str(number) for number in pairs["head"]]]
+    held = [one for one in pairs["curves"] if [one["neurons"], one["width"]] == pairs["head"]]
+    assert row[3:] == [unlimited_context._pairs_held(one, pairs) for one in held] and len(held) == 4
     forms = {(one["name"], one["reached"]) for one in found["numbers"]["cost"]}
     assert {("flat-damped", "heard"), ("Transformer, window", "heard"), ("Transformer, cache", "set")} < forms
     assert "python -m lab unlimited-context flat-damped --beside hierarchical-damped" in found["command"]
@@ -370,18 +421,40 @@ def test_unlimited_context_from_the_command_line(
 
 
 def test_sparsity_from_the_command_line(
-    checkpoints: Callable[[str], str], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: Callable[[str], str],
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(activity, "_TEXTS", dict.fromkeys(activity._TEXTS, str(text)))
     out = tmp_path / "out"
     asked = ["sparsity", checkpoints("flat"), "--bytes", "512", "--steps", "20", "--rows", "1", "--chunk", "16"]
     assert main([*asked, "--data", str(text), "--out", str(out), "--quiet"]) == 0
     found = json.loads((out / "report.json").read_text())
-    assert found["numbers"]["training"][0][0] == 0 and found["numbers"]["training"][-1][0] > 0
+    assert [step for step, _, _ in found["numbers"]["training"]] == [0]
     assert set(found["numbers"]["active"]) == {"flat", "untrained", "Transformer, short training"}
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in found["drawings"])
-    measures = Folder(out / "short", writes=False).measures()
-    assert sparsity._changes(sparsity._course(measures, "the run"))[-1] == found["numbers"]["training"][-1]
+    assert sparsity._course(Folder(out / "short", writes=False).measures(), "the run") == found["numbers"]["training"]
+    assert f"{found['numbers']['training'][0][1]:.1%}" in found["tables"][-1]["rows"][1]
+    text.write_bytes(text.read_bytes() + b"and more")
+    assert main([*asked, "--data", str(text), "--out", str(out), "--quiet"]) == 2
+    assert "holds an experiment with other checkpoints or options" in capsys.readouterr().err
+    for refused in ("transformer", "average", "hierarchical-transformer"):
+        assert (
+            main(["sparsity", checkpoints("flat"), "--beside", checkpoints(refused), "--out", str(tmp_path / "x")]) == 2
+        )
+        assert "without x_sparse of its own" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_what_was_active_is_said_of_the_step_that_was_looked_at() -> None:
+    def noted(step: int, x: float, weight: float = 0.0) -> dict[str, Any]:
+        return {"step": step, "active": {"x_sparse": x, "y_sparse": x / 2}, "penalty_weight": weight}
+
+    # Looks are after 0, 20 and 40 steps; what is noted between them tells of the one before.
+    measures = [noted(8, 0.5), noted(20, 0.5), noted(30, 0.4), {"step": 35, "active": {}}, noted(60, 0.3)]
+    assert sparsity._course(measures, "a run") == [[0, 0.5, 0.25], [20, 0.4, 0.2], [40, 0.3, 0.15]]
+    assert sparsity._course([noted(8, 0.5, 0.01), noted(20, 0.4, 0.02)], "a run") == [[7, 0.5, 0.25], [19, 0.4, 0.2]]
     with pytest.raises(DataError, match="holds no run that noted what is active"):
         sparsity._course([{"active": {}}], "the run")
 
@@ -418,22 +491,29 @@ def test_hierarchy_and_causality_from_the_command_line(
     assert found["verdict"] == NOT and found["checks"][1]["value"] > 0
 
 
+@pytest.mark.parametrize("rises", [False, True])
 def test_scaling_from_the_command_line(
+    rises: bool,
     checkpoints: Callable[[str], str],
     text: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def trained(name: str, kind: str, fields: Any, options: Any, tell: Any) -> list[list[float]]:
-        size = 1 if kind == "flat" else 1.1
+    widths = ["20", "28", "40", "56"]
+
+    def trained(name: str, rate: float, fields: Any, options: Any, tell: Any) -> list[list[float]]:
+        size = 1.1 if name.startswith("transformer") else 1.0
+        size *= 1 + 10 * rate  # the lower rate is the better one
+        if rises and name.startswith("flat-") and fields["n_embd"] > 48:
+            size *= 1.3
         return [
             [heard, size * (1 + (8 / fields["n_embd"]) ** 0.5 + (100 / heard) ** 0.4)] for heard in range(100, 900, 100)
         ]
 
     monkeypatch.setattr(scaling, "_trained", trained)
     monkeypatch.setattr(law, "DRAWS", 3)
-    asked = ["scaling", checkpoints("flat"), "--widths", "8", "12", "16", "24", "--data", str(text), "--budget", "1"]
+    asked = ["scaling", checkpoints("flat"), "--widths", *widths, "--data", str(text), "--budget", "1"]
     asked += ["--lengths", "64", "256", "--rounds", "3", "--quiet"]
     assert main([*asked, "--network", str(tmp_path), "--out", str(tmp_path / "s")]) == 2
     assert "give the folder that python -m lab network CHECKPOINT" in capsys.readouterr().err
@@ -444,12 +524,47 @@ def test_scaling_from_the_command_line(
     assert "flat, head 0: degrees" in (tmp_path / "s" / "report.md").read_text()
     found = json.loads((tmp_path / "s" / "report.json").read_text())
     values = {check["part"]: check["value"] for check in found["checks"]}
-    assert len({point["parameters"] for point in found["numbers"]["points"]["flat"]}) == 4
-    assert values["loss follows a law of parameters and bytes"] < 0.01
+    notes = {check["part"]: check["note"] for check in found["checks"]}
+    points = found["numbers"]["points"]
+    assert len({point["parameters"] for point in points["flat"]}) == 4
+    for one, other in zip(points["flat"], points["Transformer"], strict=True):
+        assert other["parameters"] == pytest.approx(one["parameters"], rel=scaling.EQUAL)
+    assert values[scaling.SIZES.part] == pytest.approx(
+        max(
+            abs(b["parameters"] / a["parameters"] - 1)
+            for a, b in zip(points["flat"], points["Transformer"], strict=True)
+        )
+    )
+    rates = {row[0]: row[3] for row in found["tables"][0]["rows"][1:]}
+    assert rates == {"flat": "0.002", "Transformer": "0.001"}
     assert values["a stream takes as much memory at any length"] == pytest.approx(0.0, abs=1e-9)
-    assert found["numbers"]["laws"]["flat"]["beta"] == pytest.approx(0.4, abs=0.1)
-    assert main([*asked, "--widths", "8", "16", "--out", str(tmp_path / "t")]) == 2
-    assert "needs at least four" in capsys.readouterr().err
+    of_size = [threshold.part for threshold in (scaling.FITS, scaling.ALPHA, scaling.FORETELLS)]
+    if rises:
+        assert values[scaling.FALLS.part] == 1
+        assert [values[part] for part in of_size] == [None] * 3
+        assert all("losses at the end do not all fall with size" in notes[part] for part in of_size)
+    else:
+        assert values[scaling.FALLS.part] == 0 and values[scaling.FITS.part] < 0.01
+        assert found["numbers"]["laws"]["flat"]["beta"] == pytest.approx(0.4, abs=0.1)
+        assert main([*asked, "--widths", "8", "16", "--out", str(tmp_path / "t")]) == 2
+        assert "needs at least four" in capsys.readouterr().err
+        assert main([*asked, "--widths", "8", "16", "24", "32", "--out", str(tmp_path / "t")]) == 2
+        assert "for the width of 8 that was asked for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("config", [zoo.FLAT, zoo.FLAT.__class__(n_layer=1, n_head=1, mlp_internal_dim_multiplier=32)])
+def test_a_width_gives_way_to_the_nearest_that_has_a_transformer_of_equal_size(config: Any) -> None:
+    asked = [32, 33, 34, 60]
+    found = scaling.equals(config, asked)
+    assert len(found) == 4 and list(found) == sorted(found)
+    for width, (one, peer) in found.items():
+        assert one.n_embd == width and (peer.n_layer, peer.n_head) == (config.n_layer, config.n_head)
+        assert parameter_count(peer) == pytest.approx(parameter_count(one), rel=0.02)
+        assert (one.n_layer, one.n_head) == (config.n_layer, config.n_head)
+    fits = [width for width in range(20, 90) if scaling._equal(config, width)]
+    assert min(abs(width - 60) for width in found) == min(abs(width - 60) for width in fits)
+    said = scaling._moved({"widths asked": asked, "widths": list(found)})
+    assert said == "" if list(found) == asked else said.endswith("that have one, in place of 32, 33, 34, 60")
 
 
 def test_what_is_kept_was_measured_on_the_shipped_weights() -> None:
@@ -462,6 +577,40 @@ def test_what_is_kept_was_measured_on_the_shipped_weights() -> None:
             )
         for drawing in fields["drawings"]:
             assert (claim.REPORTS / drawing).stat().st_size <= 60_000
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+IN_README = {
+    "unlimited context": "unlimited-context",
+    "sparse neurons": "sparsity",
+    "scaling laws": "scaling",
+    "merging": "composability",
+    "patches of bytes": "hierarchy",
+    "0.24 bits per byte": "causality",
+}
+
+
+def spoken(text: str) -> str:
+    """Text without links and names of checkpoints, of which the digits are no figures."""
+    return re.sub(r"\]\([^)]*\)|§[\d.]+|x_sparse", "", text).replace("\u202f", " ")
+
+
+@pytest.mark.parametrize("title", IN_README)
+def test_what_the_readme_tells_of_a_claim_stands_in_its_report(title: str) -> None:
+    fields = claim.read(claim.REPORTS / f"{IN_README[title]}.json")
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| {title} |")]
+    _, _, _, measured, verdict, _ = (cell.strip() for cell in row.split("|"))
+    assert verdict == fields["verdict"]
+    assert fields["command"].split(" --texts")[0].split(" --methods")[0] in README.replace(" \\\n    ", " ")
+    # No checksums and no machine: their digits are no figures.
+    told = json.dumps([fields[key] for key in ("checks", "tables", "notes", "settings")])
+    known = [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", told)]
+    for number, unit in re.findall(r"(\d[\d,]*(?:\.\d+)?)( %| k\b)?", spoken(measured)):
+        value = float(number.replace(",", ""))
+        half = 0.5001 * 10 ** -len(number.partition(".")[2])
+        scale = {" %": 100.0, " k": 0.001}.get(unit, 1.0)
+        found = any(abs(value - one) <= half or abs(value - scale * one) <= half for one in known)
+        assert found, f"{number}{unit} is in no report"
 
 
 def test_a_claim_without_a_report_is_said_to_be_not_run(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ _EVALUATION_STREAMS = 8
 _NATS = math.log(2)
 _TELL_S = 10.0
 """After so many seconds there is a report, however few steps were taken."""
-_MEASURE_EVERY = 20
+LOOK_EVERY = 20
 """Steps between two looks at how much is active, where nothing steers it."""
 
 
@@ -442,7 +442,7 @@ class Run:
 
     def _gradients(self, ids: Tensor, targets: Tensor, micro: int) -> tuple[float, Any, Activity]:
         """Add up the gradients of all rows, `micro` at a time; mean nats, the states after, what was active."""
-        looks = self.steering is not None or self.step % _MEASURE_EVERY == 0
+        looks = self.steering is not None or self.step % LOOK_EVERY == 0
         activity = Activity(press=self.steering is not None)
         rows, total, after = ids.shape[0], 0.0, []
         for start in range(0, rows, micro):

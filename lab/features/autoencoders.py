@@ -37,6 +37,8 @@ class Shape:
     heads: int = 8
     k: int = 32
     """Features that may be active in a sample."""
+    extracted: int = 0
+    """Features that may be extracted from a sample before they are composed; 0 is k."""
 
     def __post_init__(self) -> None:
         if min(self.width, self.features, self.composed, self.heads, self.k) < 1:
@@ -48,6 +50,16 @@ class Shape:
                 f"k is {self.k}; it must be at most the number of features, {self.features}, and of composed ones, "
                 f"{self.composed}"
             )
+        if self.extracted and not self.k <= self.extracted <= self.features:
+            raise ConfigError(
+                f"{self.extracted} features are to be extracted from a sample; allowed are {self.k}, the k, to "
+                f"{self.features}, all features"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Extracted features that attend to each other."""
+        return self.extracted or self.k
 
 
 class Schedule(NamedTuple):
@@ -128,7 +140,7 @@ class Standard(Autoencoder):
 class Compositional(Autoencoder):
     """Features of a sample, composed with each other before the bottleneck.
 
-    f = the k strongest of relu((x - b) E + c)                    the extractor, d_f wide
+    f = the few strongest of relu((x - b) E + c)                  the extractor, d_f wide
     a = sum over active i of attention(f_i t_i over f_j t_j)      tokens of one sample; each combines a few
     m = LN(a O)                                                   the composition, d_c wide
     r = f P;  g = sigmoid([r, m] G + h)                           the residual, and how much of m it lets in
@@ -166,14 +178,14 @@ class Compositional(Autoencoder):
         self.middle = nn.Parameter(torch.zeros(shape.width))
 
     def parts(self, x: Tensor) -> Tensor:
-        """The extracted features (n, d_f), at most k of each sample active."""
-        return strongest(F.relu((x - self.middle) @ self.encoder + self.threshold), self.shape.k)
+        """The extracted features (n, d_f), few of each sample active."""
+        return strongest(F.relu((x - self.middle) @ self.encoder + self.threshold), self.shape.tokens)
 
     def encode(self, x: Tensor, now: Schedule | None = None) -> Tensor:
         """See `Coder.encode`."""
         k, combined = now or Schedule(self.shape.k, MOST_COMBINED)
         features = self.parts(x)
-        values, which = features.topk(self.shape.k, dim=-1)
+        values, which = features.topk(self.shape.tokens, dim=-1)
         composed = self.norm(self._composed(values, which, combined) @ self.out)
         kept = features @ self.pass_on
         if self.gated:
@@ -201,7 +213,7 @@ class Compositional(Autoencoder):
         Returns:
             Rows attend to columns; 0 where two are never active together.
         """
-        values, which = self.parts(x).topk(self.shape.k, dim=-1)
+        values, which = self.parts(x).topk(self.shape.tokens, dim=-1)
         active = (values > 0).float()
         weights = self._weights(values, which, MOST_COMBINED)
         # (n, k, m): whether the i-th token of a sample is the m-th shown feature.

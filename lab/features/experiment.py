@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,7 +26,19 @@ from train.sources import is_shipped
 
 from .autoencoders import ABLATIONS, COMPOSITIONAL, NO_ATTENTION, STANDARD, Coder, Compositional, Shape
 from .baselines import NMF, PCA, check_installed, fitted
-from .findings import COMPARISONS, EXTRACTED, LABELS, Code, Example, Feature, FeatureSet, Purity, Report, write_report
+from .findings import (
+    COMPARISONS,
+    EXTRACTED,
+    LABELS,
+    PARTS_ALONE,
+    Code,
+    Example,
+    Feature,
+    FeatureSet,
+    Purity,
+    Report,
+    write_report,
+)
 from .measures import (
     STRONGEST,
     Interval,
@@ -35,6 +47,7 @@ from .measures import (
     difference,
     explained_variance,
     interval,
+    parts_alone,
     purity,
     recovery,
     reuse,
@@ -52,7 +65,9 @@ from .recording import (
     own_neurons,
     put_back,
 )
-from .synthetic import TASKS, WIDTH, K, Task, make_task
+from .synthetic import EXTRACTED as TASK_EXTRACTED
+from .synthetic import TASKS, WIDTH, Task, make_task
+from .synthetic import K as TASK_K
 from .training import Samples, Training, trained
 
 METHODS = (STANDARD, COMPOSITIONAL, *ABLATIONS, PCA, NMF)
@@ -100,14 +115,14 @@ class Experiment:
     heads: int = 8
     k: int = 32
     training: Training = field(default_factory=Training)
-    task_steps: int = 600
+    task_steps: int = 300
     """Steps on each synthetic task."""
     most_active: int = 64
     """Features of each method that are compared and shown."""
 
     def __post_init__(self) -> None:
         Shape(1, self.features, self.composed, self.heads, self.k)
-        Shape(1, self.features, self.composed, self.heads, K)
+        self.task_shape()
         if min(self.bytes, self.measured_bytes) < _LEAST_BYTES or self.put_back_bytes < 2 * STREAMS:
             raise ConfigError(
                 f"bytes to learn from and to measure on must be at least {_LEAST_BYTES}, to put back {2 * STREAMS}"
@@ -119,9 +134,13 @@ class Experiment:
         if self.task_steps < 1 or self.most_active < 2:
             raise ConfigError("steps on tasks must be at least 1, features compared at least 2")
 
-    def shape(self, width: int, k: int) -> Shape:
+    def shape(self, width: int) -> Shape:
         """Of autoencoders on samples so wide."""
-        return Shape(width, self.features, self.composed, self.heads, k)
+        return Shape(width, self.features, self.composed, self.heads, self.k)
+
+    def task_shape(self) -> Shape:
+        """Of autoencoders on tasks: less than all parts fits in a code, so that some must stand for several."""
+        return Shape(WIDTH, self.features, self.composed, self.heads, TASK_K, TASK_EXTRACTED)
 
 
 class Meter:
@@ -166,8 +185,9 @@ def experiment(asked: Experiment, folder: Path, *, say: Say = print) -> Report:
     if not place.point.is_neurons and place.point.kind != "residual":
         raise ConfigError(f"{place.name} is neither a residual nor neurons; features are looked for in these")
     check_size(place, len(text.learned))
-    _settle(asked, folder, model, text)
-    return _Work(asked, folder, model, text, place, say).report()
+    tasks = {name: make_task(name, _TASK_SAMPLES, asked.training.seed) for name in TASKS}
+    _settle(asked, folder, model, text, tasks)
+    return _Work(asked, folder, model, text, tasks, place, say).report()
 
 
 @dataclass(frozen=True)
@@ -183,8 +203,18 @@ class _Text:
 class _Work:
     """One experiment under way."""
 
-    def __init__(self, asked: Experiment, folder: Path, model: Model[Any], text: _Text, place: Place, say: Say) -> None:
+    def __init__(
+        self,
+        asked: Experiment,
+        folder: Path,
+        model: Model[Any],
+        text: _Text,
+        tasks: Mapping[str, Task],
+        place: Place,
+        say: Say,
+    ) -> None:
         self.asked, self.folder, self.model, self.text, self.place, self.say = asked, folder, model, text, place, say
+        self.tasks = tasks
         planned_s = (len(text.learned) + len(text.measured)) * _HEAR_S
         planned_s += (len(METHODS) + 2) * asked.put_back_bytes * _HEAR_S
         for method in METHODS:
@@ -216,7 +246,7 @@ class _Work:
         autoencoders: dict[str, Strongest] = {}
         attention: tuple[list[int], list[list[list[float]]]] = ([], [])
         for method in METHODS:
-            coder = self._made(method, _TEXT, samples, asked.shape(place.width, asked.k), asked.training)
+            coder = self._made(method, _TEXT, samples, asked.shape(place.width), asked.training)
             bits = self._bits(f"{method} put back", [put_back(place, scale, coder)])
             code, parts = codes_of(coder, heard.samples)
             codes[method] = Code(
@@ -238,7 +268,7 @@ class _Work:
                 found = Strongest.of_code(parts, heard.at)
                 sets[EXTRACTED] = seen.described(found, 0)
                 attention = _attention(coder, heard, found)
-        tasks = {name: self._on_task(name) for name in TASKS}
+        tasks = {name: self._on_task(name) for name in self.tasks}
         self.say("writing the report")
         written = Report(
             checkpoint=Path(asked.checkpoint).name,
@@ -248,7 +278,9 @@ class _Work:
             place=place.name,
             headline=neurons[0].name if neurons else "",
             # As others may read them: no paths of this machine.
-            settings=dataclasses.asdict(asked) | {"checkpoint": Path(asked.checkpoint).name, "text": text.name},
+            settings=dataclasses.asdict(asked)
+            | {"checkpoint": Path(asked.checkpoint).name, "text": text.name}
+            | {"task_k": TASK_K, "task_extracted": TASK_EXTRACTED},
             before=before,
             nothing=nothing,
             codes=codes,
@@ -285,7 +317,7 @@ class _Work:
         what, cost_s = f"{data}, {method}", _cost_s(method, data)
         if method in _FIT_S:
             self.say(f"{what}: fitting")
-            return fitted(method, shape.k if method == PCA else shape.composed, samples, how.seed, path)
+            return fitted(method, shape.tokens if method == PCA else shape.composed, samples, how.seed, path)
         done: list[int] = []
 
         def tell(step: int, loss: float) -> None:
@@ -301,23 +333,26 @@ class _Work:
 
     def _on_task(self, name: str) -> dict[str, dict[str, Any]]:
         """Every method on samples whose features are known."""
-        task = make_task(name, _TASK_SAMPLES, self.asked.training.seed)
+        task = self.tasks[name]
         learned, held = task.samples[:_TASK_LEARNED], task.samples[_TASK_LEARNED:]
         how = dataclasses.replace(self.asked.training, steps=self.asked.task_steps)
         found = {}
         for method in METHODS:
-            coder = self._made(method, name, learned, self.asked.shape(WIDTH, K), how)
+            coder = self._made(method, name, learned, self.asked.task_shape(), how)
             (code, parts), (held_code, held_parts) = codes_of(coder, learned), codes_of(coder, held)
             found[method] = _known(task, coder, code, held, held_code)
             if method == COMPOSITIONAL:
                 found[EXTRACTED] = _known(task, None, parts, held, held_parts)
+        known, held_known = task.known[:_TASK_LEARNED], task.known[_TASK_LEARNED:]
+        alone = parts_alone(known, held_known, task.names, task.counts)
+        found[PARTS_ALONE] = {"explained_variance": None, **dataclasses.asdict(alone)}
         return found
 
 
 def _known(task: Task, coder: Coder | None, code: Tensor, held: Samples, held_code: Tensor) -> dict[str, Any]:
     """What a code recovers of the known features, on samples that nothing was chosen on."""
     known, held_known = task.known[:_TASK_LEARNED], task.known[_TASK_LEARNED:]
-    recovered = recovery(code, known, held_code, held_known, task.names, task.combined)
+    recovered = recovery(code, known, held_code, held_known, task.names, task.counts)
     return {
         "explained_variance": explained_variance(coder, held, held_code) if coder else None,
         "active": float(active(held_code).sum(1).float().mean()),
@@ -460,11 +495,16 @@ def _text(asked: Experiment) -> _Text:
     return _Text(Path(source).name.split(".")[0], learned, measured, start)
 
 
-def _settle(asked: Experiment, folder: Path, model: Model[Any], text: _Text) -> None:
+def _settle(asked: Experiment, folder: Path, model: Model[Any], text: _Text, tasks: Mapping[str, Task]) -> None:
     """Note what is asked, or hold it against what was noted before."""
     told = dataclasses.asdict(asked) | {
         "checkpoint": model.checksum(),
         "text": [hashlib.sha256(part.tobytes()).hexdigest() for part in (text.learned, text.measured)],
+        # What was trained on other samples, of an older version, is not taken for what this one would train.
+        "tasks": {
+            name: [hashlib.sha256(task.samples.tobytes()).hexdigest(), *dataclasses.astuple(asked.task_shape())]
+            for name, task in tasks.items()
+        },
     }
     settings = json.loads(json.dumps(told))
     path = folder / SETTINGS

@@ -23,6 +23,8 @@ REPORT, RESULT = "report.md", "report.json"
 BARS, ATTENTION, REUSE, RECOVERED = "purity.png", "attention.png", "reuse.png", "recovered.png"
 EXTRACTED = "extracted features"
 """What the compositional autoencoder composes: features of its own kind, shown and measured beside its code."""
+PARTS_ALONE = "parts alone"
+"""On tasks: what a code would recover that has every part and nothing that combines them."""
 LABELS = ("byte", "two bytes", "next byte")
 """What a place is labelled by: the byte heard there, that with the one before, and the byte after it."""
 COMPARISONS = {
@@ -169,10 +171,11 @@ def verdicts(found: Report) -> Iterator[Verdict]:
     cost = _cost(found, COMPOSITIONAL)
     for method in ABLATIONS:
         more = _cost(found, method) / cost - 1 if cost > 0 else 0.0
+        gain = _combined_f1(found, method) - _combined_f1(found, COMPOSITIONAL)
         yield Verdict(
             f"Does the compositional autoencoder need its {method.removeprefix('no ')}?",
             f"yes if the bits it costs rise by {MARGIN:.0%} without it; harmful if they fall by as much (one seed)",
-            f"{more:+.1%} bits without it",
+            f"{more:+.1%} bits without it; on tasks {gain:+.3f} F1 on combined features",
             "yes" if more >= MARGIN else "harmful" if more <= -MARGIN else "no difference seen",
         )
 
@@ -191,17 +194,23 @@ def _neurons(found: Report, which: str) -> Verdict:
 
 def _composing(found: Report) -> Verdict:
     cheaper = 1 - _cost(found, COMPOSITIONAL) / _cost(found, STANDARD) if _cost(found, STANDARD) > 0 else 0.0
-    gains = [of[COMPOSITIONAL]["combined_f1"] - of[STANDARD]["combined_f1"] for of in found.tasks.values()]
-    gain = statistics.fmean(gains)
+    f1 = {name: _combined_f1(found, name) for name in (COMPOSITIONAL, STANDARD, PARTS_ALONE)}
+    gain = f1[COMPOSITIONAL] - f1[STANDARD]
     both = cheaper >= MARGIN and gain >= MARGIN
     one = max(cheaper, gain) >= MARGIN and min(cheaper, gain) > -MARGIN
     return Verdict(
         "Is composing worth it against the standard autoencoder?",
         f"yes if its reconstruction costs {MARGIN:.0%} fewer bits and its F1 on combined features is {MARGIN} higher; "
-        "partly if one of them and the other no worse by as much",
-        f"{-cheaper:+.1%} bits, {gain:+.3f} F1",
+        "partly if one of them and the other no worse by as much (one seed)",
+        f"{-cheaper:+.1%} bits, {gain:+.3f} F1 ({f1[COMPOSITIONAL]:.3f} and {f1[STANDARD]:.3f}; {PARTS_ALONE} "
+        f"{f1[PARTS_ALONE]:.3f})",
         "yes" if both else "partly" if one else "no",
     )
+
+
+def _combined_f1(found: Report, method: str) -> float:
+    """On combined features, mean over the tasks."""
+    return statistics.fmean(of[method]["combined_f1"] for of in found.tasks.values())
 
 
 def _cost(found: Report, method: str) -> float:
@@ -246,8 +255,10 @@ def purity_table(found: Report) -> list[list[str]]:
 
 
 def tasks_table(found: Report) -> list[list[str]]:
-    """Rows of cells: what was recovered of known features."""
-    rows = [["F1, simple / combined", *found.tasks, "correlation", "variance"]]
+    """Rows of cells: what was recovered of known features, and of those that combine so many parts, over all tasks."""
+    combined = sorted({count for task in found.tasks.values() for one in task.values() for count in one["by_count"]})
+    sizes = [count for count in combined if count != "1"]
+    rows = [["F1, parts / combined", *found.tasks, *(f"of {size} parts" for size in sizes), "correlation", "variance"]]
     for name in next(iter(found.tasks.values())):
         of = [task[name] for task in found.tasks.values()]
         variance = [one["explained_variance"] for one in of if one["explained_variance"] is not None]
@@ -255,6 +266,7 @@ def tasks_table(found: Report) -> list[list[str]]:
             [
                 name,
                 *(f"{one['simple_f1']:.2f} / {one['combined_f1']:.2f}" for one in of),
+                *(f"{statistics.fmean(one['by_count'][size] for one in of):.2f}" for size in sizes),
                 f"{statistics.fmean(one['correlation'] for one in of):.2f}",
                 f"{statistics.fmean(variance):.3f}" if variance else "–",
             ]
@@ -358,7 +370,7 @@ def _markdown(found: Report) -> Iterator[str]:
         f"{found.start_bytes:,} on, the first {how['put_back_bytes']:,} of them with reconstructions put back. "
         f"{how['training']['steps']:,} steps of {how['training']['batch']} samples at a learning rate of "
         f"{how['training']['learning_rate']:g}, {how['task_steps']:,} on each task; seed {how['training']['seed']}. At "
-        f"most {how['k']} features active in a place (8 on tasks)."
+        f"most {how['k']} features active in a place ({how['task_k']} on tasks, of {how['task_extracted']} extracted)."
     )
     yield "## What codes keep"
     yield listed(codes_table(found))
@@ -376,16 +388,22 @@ def _markdown(found: Report) -> Iterator[str]:
         "Purity: of the 20 places where a feature is strongest, the part that bears the commonest label. Labels are "
         "the byte heard, the last two bytes, and the byte to come. Most active: the "
         f"{how['most_active']} of each kind with the largest sum of strengths, of those active in 20 places or more "
-        f"(live). In brackets 95 % by bootstrap over features. The verdict compares {found.headline or 'nothing'}, the "
-        "neurons that read the very vector that the autoencoders learn, or those learned themselves."
+        f"(live). In brackets 95 % by bootstrap over features. The verdict compares {found.headline or 'nothing'}: "
+        "neurons that read the very vector that the autoencoders learn, or wrote to it where no BDH layer reads it, or "
+        "are what they learn."
     )
     yield f"![purity]({BARS})"
     yield "## Known features"
     yield listed(tasks_table(found))
     yield (
-        "Each known feature is matched with one feature of the code (largest sum of correlations) and detected by its "
-        "being above a threshold; both chosen on samples other than those measured. Correlation and variance: means "
-        "over the tasks."
+        "A sample is the sum of the directions of the parts that hold of it: digits, variables, a word's class. What "
+        "combines two to four of them has no direction of its own and shows only in their being there together; an "
+        f"autoencoder may use {how['task_k']} features for a sample, fewer than parts hold. Each known feature is "
+        "matched with one feature of the code, no two with the same (largest sum of correlations), and detected by its "
+        f"being above a threshold; both chosen on samples other than those measured. “{PARTS_ALONE}” is what having "
+        "every part and nothing combined would give, a part standing for as many features as it likes: a code above it "
+        "holds combinations. PCA has as many directions as features may be extracted, NMF is held to no number. Of so "
+        "many parts, correlation and variance: means over the tasks."
     )
     yield f"![recovered]({RECOVERED})"
     if found.attention_of:

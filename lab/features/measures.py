@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,15 +107,21 @@ class Recovery:
     """Mean F1 of "the matched feature is above its threshold" as a detector of the known one."""
     simple_f1: float
     combined_f1: float
+    by_count: dict[str, float]
+    """Mean F1 by the number of parts that known features combine; 1 are the parts themselves."""
     each: dict[str, float]
     """F1 by the name of the known feature."""
 
 
 def recovery(
     code: Tensor, known: NDArray[np.bool_], held_code: Tensor, held_known: NDArray[np.bool_], names: Sequence[str],
-    combined: Sequence[bool],
+    counts: Sequence[int],
 ) -> Recovery:  # fmt: skip
-    """Match and choose thresholds on some samples, and measure on others."""
+    """Match and choose thresholds on some samples, and measure on others.
+
+    Args:
+        counts: of each known feature, how many parts it combines; 1 of a part.
+    """
     # The page reads reports without it.
     from scipy.optimize import linear_sum_assignment  # noqa: PLC0415
 
@@ -136,15 +143,34 @@ def recovery(
         best = max(thresholds, key=lambda value: _f1(strength > value, truth))
         scores.append(_f1(held_code[:, matched[row]].numpy() > best, held_known[:, row]))
         correlations.append(float(held[row, matched[row]]))
-    of = np.array(scores)
-    mask = np.array(combined, bool)
+    return Recovery(float(np.mean(correlations)), **_by_count(scores, names, counts))
+
+
+def parts_alone(
+    known: NDArray[np.bool_], held_known: NDArray[np.bool_], names: Sequence[str], counts: Sequence[int]
+) -> Recovery:
+    """What a code that has all parts and nothing else would recover: each combined feature by its best part."""
+    parts = [row for row, count in enumerate(counts) if count == 1]
+    best = [
+        row if count == 1 else max(parts, key=lambda part: _f1(known[:, part], known[:, row]))
+        for row, count in enumerate(counts)
+    ]
+    scores = [_f1(held_known[:, part], held_known[:, row]) for row, part in enumerate(best)]
+    correlation = _correlation(held_known, held_known.astype(np.float32))
     return Recovery(
-        float(np.mean(correlations)),
-        float(of.mean()),
-        float(of[~mask].mean()),
-        float(of[mask].mean()),
-        dict(zip(names, scores, strict=True)),
+        float(np.mean([correlation[row, part] for row, part in enumerate(best)])), **_by_count(scores, names, counts)
     )
+
+
+def _by_count(scores: Sequence[float], names: Sequence[str], counts: Sequence[int]) -> dict[str, Any]:
+    of, sizes = np.array(scores), np.array(counts)
+    return {
+        "f1": float(of.mean()),
+        "simple_f1": float(of[sizes == 1].mean()),
+        "combined_f1": float(of[sizes > 1].mean()),
+        "by_count": {str(count): float(of[sizes == count].mean()) for count in sorted(set(counts))},
+        "each": dict(zip(names, scores, strict=True)),
+    }
 
 
 def _f1(said: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:

@@ -81,7 +81,7 @@ def own_neurons(model: Model[Any], place: Place) -> tuple[probe.Point, ...]:
     """The model's own neurons to hold against features found at a place: first those of the fairest comparison.
 
     At a point of neurons these themselves. At a residual first the neurons that read this very vector, x_sparse of the
-    layer after it, then the gates that wrote to it.
+    layer after it, then those that wrote to it; after the last layer there are only these.
     """
     known = probe.points(model)
     if place.point.is_neurons:
@@ -89,8 +89,8 @@ def own_neurons(model: Model[Any], place: Place) -> tuple[probe.Point, ...]:
     layers = list(dict.fromkeys(point.place for point in known))
     scale = place.point.place.rpartition(".")[0]
     here = layers.index(place.point.place)
-    after = next((layer for layer in layers[here + 1 :] if layer.rpartition(".")[0] == scale), place.point.place)
-    wishes = (f"{after}.x_sparse", f"{place.point.place}.gate", f"{place.point.place}.mlp")
+    after = [layer for layer in layers[here + 1 :] if layer.rpartition(".")[0] == scale][:1]
+    wishes = (*(f"{layer}.x_sparse" for layer in after), f"{place.point.place}.gate", f"{place.point.place}.mlp")
     return tuple(point for wish in wishes for point in known if point.name == wish)
 
 

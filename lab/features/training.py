@@ -32,7 +32,7 @@ _WEIGHT, _MEAN, _SQUARE = "weight.", "mean.", "square."
 class Training:
     """How an autoencoder is trained."""
 
-    steps: int = 1200
+    steps: int = 800
     batch: int = 512
     learning_rate: float = 3e-4
     seed: int = 0
