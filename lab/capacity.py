@@ -29,6 +29,9 @@ LEAST_SIZES = 3
 """Of memories that an exponent is fitted to."""
 
 _ASKED = 512
+"""At most, of what was written once."""
+_QUESTIONS = 1024
+"""At least, of every number of pairs: of few pairs many draws."""
 _FACT = " The secret word of {} is"
 _CANDIDATES = 8
 
@@ -83,6 +86,7 @@ def curve(
 
     Args:
         counts: pairs, at least 4: of two a guess finds half.
+        draws: at least, from every set of keys.
         centred: ask with the keys less their mean, which takes out what all keys have in common.
     """
     if min(counts) < LEAST_PAIRS:
@@ -93,13 +97,14 @@ def curve(
     found = {}
     for count in counts:
         rates = []
+        most = max(draws, -(-_QUESTIONS // (len(keys) * min(count, _ASKED))))
         for index, one in enumerate(keys):
             if len(one) < count:
                 raise DataError(f"{count} pairs need as many keys; there are {len(one)}")
-            for draw in range(draws):
+            for draw in range(most):
                 chosen = one[torch.randperm(len(one), generator=generator)[:count]]
                 cues = chosen - one.mean(0) if centred else None
-                rates.append(recall(chosen, width, seed + index * draws + draw, cues))
+                rates.append(recall(chosen, width, seed + index * most + draw, cues))
         found[count] = float(np.mean(rates))
     return Curve(code, keys[0].shape[1], width, found, held(found))
 

@@ -302,8 +302,9 @@ def _checks(name: str, other: str, timed: Any, heard: Any, needles: Any, facts: 
     rates = {one: _found([c for c in needles[one]["cells"] if c["length_bytes"] == longest]) for one in (name, other)}
     told = {one: _found([t for t in facts[one] if t["facts"] == _TOLD_FACTS]) for one in (name, other)}
     span = f"{first['position_bytes']:,} to {last['position_bytes']:,} bytes"
-    shapes = [one["neurons"] for one in pairs["curves"] if one["code"] == _CODES[0]]
-    (head,) = [one for one in pairs["curves"] if one["code"] == _CODES[0] and _shape(one) == pairs["head"]]
+    own = [one for one in pairs["curves"] if one["code"] == _CODES[0] and one["width"] == pairs["head"][1]]
+    fitted = [f"{one['neurons']:,}" for one in own if not one["at_edge"]]
+    (head,) = [one for one in own if _shape(one) == pairs["head"]]
     away = heard[other]["far"]
     return [
         MEMORY.judge(last["memory_bytes"] / first["memory_bytes"], f"{last['memory_bytes'] / 1e6:.1f} MB, {span}"),
@@ -318,7 +319,7 @@ def _checks(name: str, other: str, timed: Any, heard: Any, needles: Any, facts: 
         FACTS.judge(told[name], f"guessing {capacity.CHANCE:.3f}; {other}: {told[other]:.3f}"),
         GROWS.judge(
             pairs["by_neurons"][_CODES[0]],
-            f"its own x_sparse as keys, {min(shapes):,} to {max(shapes):,} neurons; a head of {head['neurons']:,} "
+            f"its own x_sparse as keys, {', '.join(fitted) or 'no number of'} neurons; a head of {head['neurons']:,} "
             f"holds {_pairs_held(head, pairs)} pairs",
         ),
     ]

@@ -234,6 +234,18 @@ def test_more_neurons_hold_more_random_pairs() -> None:
         capacity.curve("random", [capacity.sparse_keys(16, 32, 0.1, 0)], 16, [2, 8])
 
 
+def test_of_few_pairs_as_many_are_asked_for_as_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[int, int] = {}
+
+    def counted(keys: torch.Tensor, width: int, seed: int, cues: Any = None) -> float:
+        asked[len(keys)] = asked.get(len(keys), 0) + min(len(keys), 512)
+        return 1.0
+
+    monkeypatch.setattr(capacity, "recall", counted)
+    capacity.curve("random", [capacity.sparse_keys(1024, 32, 0.1, head) for head in range(3)], 16, [4, 64, 1024])
+    assert asked == {4: 4 * 3 * 86, 64: 64 * 3 * 6, 1024: 512 * 3 * 4}
+
+
 def test_pairs_held_lie_between_two_measured_numbers() -> None:
     assert capacity.held({2: 1.0, 8: 0.0}) == pytest.approx(4.0)
     assert capacity.held({2: 0.4}) == 0.0 and capacity.held({2: 0.9, 4: 0.8}) == 4.0
