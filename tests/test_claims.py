@@ -451,7 +451,7 @@ def test_sparsity_from_the_command_line(
     assert f"{found['numbers']['training'][0][1]:.1%}" in found["tables"][-1]["rows"][1]
     text.write_bytes(text.read_bytes() + b"and more")
     assert main([*asked, "--data", str(text), "--out", str(out), "--quiet"]) == 2
-    assert "holds an experiment with other checkpoints or options" in capsys.readouterr().err
+    assert "holds an experiment with other checkpoints, texts or options" in capsys.readouterr().err
     for refused in ("transformer", "average", "hierarchical-transformer"):
         assert (
             main(["sparsity", checkpoints("flat"), "--beside", checkpoints(refused), "--out", str(tmp_path / "x")]) == 2
