@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -430,31 +431,73 @@ def test_threads_that_come_together_late_or_not_at_all_hear_what_one_hears() -> 
         assert (work[2::2] == 4).all()
 
 
-def test_a_byte_that_is_interrupted_is_heard_to_its_end_before_anybody_sees_its_memory(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, MemoryError])
+def test_nobody_writes_any_more_when_a_byte_was_broken_off(
+    failure: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone, shared = _layers_of_a_byte(), _layers_of_a_byte()
     step._hear(0, 5, *alone)
-    call, answers = loops.call, iter([False])
+    work, mine, begun = step._work, threading.get_ident(), threading.Event()
 
-    def busy(name: str, *arguments: Any) -> Any:
-        return next(answers, None) is not False and call(name, *arguments)
+    def broken(arguments: Any) -> None:
+        if threading.get_ident() == mine:
+            assert begun.wait(60)
+            raise failure
+        begun.set()
+        work(arguments)
 
-    def interrupted(seconds: float) -> None:
-        monkeypatch.setattr(step.time, "sleep", lambda _: None)
-        raise KeyboardInterrupt
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(step, "_helpers", lambda _: pool)
+        monkeypatch.setattr(step, "_work", broken)
+        with pytest.raises(failure):
+            step._hear(1, 5, *shared)
+        after = shared[4].copy()
+    np.testing.assert_array_equal(shared[4], after)  # the other, who had begun, went to the end
+    np.testing.assert_array_equal(after, alone[4])
 
-    class Absent:
-        def submit(self, *_: Any) -> None:
-            """A helper that never comes."""
 
-    monkeypatch.setattr(step, "_helpers", lambda _: Absent())
-    monkeypatch.setattr(step.loops, "call", busy)
-    monkeypatch.setattr(step.time, "sleep", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        step._hear(1, 5, *shared)
+def test_a_thread_that_cannot_be_started_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, shared = _layers_of_a_byte(), _layers_of_a_byte()
+    step._hear(0, 5, *alone)
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    monkeypatch.setattr(step, "_helpers", lambda _: pool)
+    step._hear(3, 5, *shared)
     for ours, theirs in zip(shared, alone, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_processor_for_which_counters_cannot_be_compiled_does_without_loops() -> None:
+    code = (
+        "from llvmlite import ir\n"
+        "del ir.IRBuilder.atomic_rmw\n"
+        "import bdh\n"
+        "from bdh.ops import loops\n"
+        "stream = bdh.Stream(bdh.build(bdh.FlatConfig(n_layer=1, n_embd=8, n_head=1), seed=0))\n"
+        "stream._hear(b'a')\n"
+        "print(loops.available())\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": os.devnull}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert "without compiled loops" in done.stderr
+
+
+def test_bytes_that_lie_apart_are_heard_by_the_loops_that_are_compiled() -> None:
+    model = _damped((0.9,))
+    model.step_(torch.tensor([[65], [66], [67]]), model.empty_state(3))
+    before = len(kernels.stack.signatures)
+    ids = torch.tensor([[1, 65], [2, 66], [3, 67]])
+    state = model.empty_state(3)
+    apart = model.step_(ids[:, 1:], state).logits
+    assert torch.equal(apart, model.step_(ids[:, 1:].contiguous(), model.empty_state(3)).logits)
+    assert len(kernels.stack.signatures) == before
+
+
+def test_rows_of_a_memory_do_not_lie_across_lines_of_a_cache() -> None:
+    for state in (_damped((0.9,)).empty_state(3), build(FlatConfig(n_layer=3), seed=0).empty_state(1)):
+        assert {memory.data_ptr() % 64 for memory in state.memory} == {0}
+        assert not any(memory.any() for memory in state.memory)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -483,8 +526,8 @@ def test_texts_are_heard_by_loops_where_few_neurons_fire(
     active: float, loops_hear: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = bdh.build(FlatConfig(n_layer=2, n_embd=32, n_head=2, mlp_internal_dim_multiplier=32), seed=0).eval()
-    assert 0.4 < model._active() < 0.6  # type: ignore[operator]
-    monkeypatch.setattr(flat.Flat, "_active", lambda _: active)
+    assert 0.4 < model.active() < 0.6  # type: ignore[operator]
+    monkeypatch.setattr(flat.Flat, "active", lambda _: active)
     heard: list[int] = []
     stack = step.stack
     monkeypatch.setattr(step, "stack", lambda x, *rest, **named: (heard.append(len(x)), stack(x, *rest, **named))[1])
@@ -542,11 +585,12 @@ def test_memories_stepped_together_in_another_company_are_each_heard() -> None:
 def test_streams_that_alternate_do_not_crowd_the_cores_and_one_alone_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(step.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(step, "_last", (0, 0.0, 0.0))
     shares = []
     for who in (1, 1, 2, 1, 2, 2, 2):
         now[0] += 0.06
         shares.append(step._alone(who))
-    assert shares == [False, False, False, False, False, False, True]
+    assert shares == [True, True, False, False, False, True, True]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

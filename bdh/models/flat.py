@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,8 @@ class Flat(Model[FlatConfig]):
     kind = "flat"
     recompute = False
     """Trade time for memory in training; see `recomputed`."""
+    _measured: tuple[tuple[tuple[int, int], ...], float] | None = None
+    """Of which weights it was measured how many neurons fire, and how many do."""
 
     def __init__(self, config: FlatConfig) -> None:
         super().__init__(config)
@@ -64,7 +67,7 @@ class Flat(Model[FlatConfig]):
     ) -> tuple[Tensor, HebbianMemory]:
         position = self.position(ids, state)
         dropout = self.config.dropout if self.training else 0.0
-        if inplace and keep and 1 in ids.shape and not (dropout or observed()):
+        if inplace and (keep or state is not None) and 1 in ids.shape and not (dropout or observed()):
             heard = self._step(ids, state)
             if heard is not None:
                 return heard
@@ -160,28 +163,33 @@ class Flat(Model[FlatConfig]):
         """
         if not step.usable(ids, self.encoder if state is None else state.memory[0]):
             return None
-        few = ids.shape[1] <= _FEW
-        # For a few bytes nothing is made ready that whole products do without; a single one is followed by others.
-        weights = prepared(*self._own(), build=not few or ids.shape[1] == 1)
+        if not (ids.shape[1] <= _FEW or self._few_fire()):
+            return None
+        weights = prepared(*self._own())
         if weights is None:
             return None
-        if not few:
-            most = _SPARSE_IF_SMALL if self.encoder.numel() <= _SMALL else _SPARSE
-            if not weights.active(self._active) < most:
-                return None
         state = self.empty_state(len(ids)) if state is None else state
-        table, heard = self._table(weights), ids.numpy().reshape(-1)
+        table, heard = self._table(weights), np.ascontiguousarray(ids.numpy().reshape(-1))
         decay, increments = decay_rates(self.config.decay, ids.device), self.attn.increments()
         said = step.stack(
             table.embedded[heard], weights, state.memory, state.position, increments, decay, ids=heard, table=table
         )
-        advanced(state.position, ids.shape[1], ids.shape[0], inplace=True)
+        position = state.position.numpy()
+        position += ids.shape[1]
         return said.view(*ids.shape, -1), state
 
     def _own(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.encoder, self.encoder_v, self.decoder, self.embed.weight
 
-    def _active(self) -> float:
+    def _few_fire(self) -> bool:
+        """Whether so few neurons do that loops hear any text sooner; measured again after the weights changed."""
+        own = self._own()
+        mark = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in own)
+        if self._measured is None or self._measured[0] != mark:
+            self._measured = mark, self.active()
+        return self._measured[1] < (_SPARSE_IF_SMALL if self.encoder.numel() <= _SMALL else _SPARSE)
+
+    def active(self) -> float:
         """The part of x_sparse that fires, mean over the layers and some bytes."""
         parts: list[Tensor] = []
 
@@ -190,7 +198,7 @@ class Flat(Model[FlatConfig]):
                 parts.append((activation > 0).float().mean())
 
         ids = torch.frombuffer(bytearray(_PROBE), dtype=torch.uint8).long()[None]
-        with observing(look):
+        with torch.no_grad(), observing(look):
             self._hear(ids, None, keep=False, inplace=True)
         return float(torch.stack(parts).mean())
 

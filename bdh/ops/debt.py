@@ -127,7 +127,7 @@ def current() -> Debt | None:
 
 @contextmanager
 def owing(debt: Debt | None) -> Iterator[None]:
-    """Let single bytes that this thread hears inside the block leave damping in `debt`, and others settle it.
+    """Let bytes that this thread hears inside the block leave damping in `debt`, and others settle it.
 
     It is for one stream; where several are heard, or with None, nothing is owed.
     """

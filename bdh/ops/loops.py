@@ -9,6 +9,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 
 _logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def available() -> bool:
     if not allowed():
         return False
     try:
-        _modules()
+        _modules()["tried"](np.zeros(1, np.int64), np.zeros(1, np.float32))
     except Exception as error:  # whatever ails numba here, the plain operations do
         _logger.warning("without compiled loops, bytes are heard several times slower on a CPU: %s", str(error)[:300])
         return False
@@ -45,7 +46,9 @@ def call(name: str, *arguments: Any) -> Any:
     """
     try:
         return _modules()[name](*arguments)
-    except Exception as error:  # loops raise nothing themselves: it failed before anything was written
+    except MemoryError:
+        raise
+    except Exception as error:  # loops raise nothing else themselves: it failed before anything was written
         compiling: Any = importlib.import_module(".compiling", __package__)
         with _lock:
             if compiling.keeps:

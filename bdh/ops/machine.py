@@ -1,4 +1,7 @@
-"""What loops ask of a processor that Python has no words for: counters that threads share, memory ahead of time."""
+"""What loops ask of a processor that Python has no words for: counters that threads share, memory ahead of time.
+
+Loops that use these are kept compiled until their own file changes: change `step_kernels` too when changing this.
+"""
 
 # mypy: ignore-errors
 

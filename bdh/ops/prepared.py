@@ -1,4 +1,4 @@
-"""A layer's weights as the loops for single bytes read them, copied when they are needed and after they changed."""
+"""A layer's weights as the loops read them, copied when they are needed and after they changed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,6 @@ class Weights:
         self.arrays = (self.encoder, *screen, rows, decoder.detach().view(heads, neurons, width).numpy())
         """The encoder (H, D, N), its screen, and encoder_v and decoder (H, N, D), a row a neuron."""
         self._table: Table | None = None
-        self._active: float | None = None
         # A few numbers of the originals, as they are and as they were: some writers leave no mark. They are compared
         # as bytes, so that NaN is itself, and lie an odd number apart, so that they are of many neurons.
         self._probes = [
@@ -92,12 +91,6 @@ class Weights:
                 if self._table is None:
                     self._table = _table(embedded(), torch.from_numpy(self.encoder))
         return self._table
-
-    def active(self, measure: Callable[[], float]) -> float:
-        """The part of its neurons that fires, which is measured once."""
-        if self._active is None:
-            self._active = measure()
-        return self._active
 
 
 def _screen(encoder: Tensor) -> Screen:

@@ -1,14 +1,15 @@
-"""One byte more for a few streams on a CPU: only the neurons that fire are read and written.
+"""Bytes one after another for a few streams on a CPU: only the neurons that fire are read and written.
 
 `step_kernels` has the loops. Where they cannot be used, the plain operations compute the same.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from threading import get_ident
 from typing import Any
@@ -26,8 +27,8 @@ _STREAMS = 8
 """Where more streams are stepped together, whole products are taken, which read the weights once for all of them."""
 _WORTH_SHARING = 4_000_000
 """Products of a layer from which on threads that share its heads win more than their meeting costs."""
-_NAP_S = 5e-5
-"""Between looks at threads that were sent away amid a head: somebody else has their core."""
+_NAP_S, _LONGEST_NAP_S = 5e-5, 1e-3
+"""Between looks at threads that take long over a head: there is much of it, or somebody else has their core."""
 _ALONE_S = 0.1
 """After so long without another stream's byte, a stream has the cores for itself."""
 
@@ -116,7 +117,7 @@ def byte(
     helpers = _helpers_for(weights, debt, 1)
     if helpers:
         loops.call("phases", *turns, *phases)
-        position += 1
+        turns[0][0] += 1
         x[0] = table.embedded[id]
         ids = np.full(1, id if len(table.starts) else -1)
         _hear(helpers, len(memories), x, ids, *phases, *memory, *rest)
@@ -140,22 +141,22 @@ def product(x: Tensor, matrix: Tensor, *, rows: bool = False) -> Tensor | None:
 
 def _helpers_for(weights: Weights, debt: Debt | None, count: int) -> int:
     """Threads beside this one that share the layers of the stream whose debt this is, for so many bytes."""
-    most = min(torch.get_num_threads(), len(weights.encoder)) - 1
-    worth = most > 0 and weights.encoder.size * count >= _WORTH_SHARING
-    return most if worth and _alone(get_ident() if debt is None else id(debt)) else 0
+    alone = _alone(get_ident() if debt is None else id(debt))
+    worth = weights.encoder.size * count >= _WORTH_SHARING
+    return min(torch.get_num_threads(), len(weights.encoder)) - 1 if alone and worth else 0
 
 
-_last = (0, 0.0)
-"""Who heard a byte last, and when somebody else had done so before."""
+_last = (0, -math.inf, -math.inf)
+"""Who heard a byte last, when, and when somebody else had done so before."""
 
 
 def _alone(who: int) -> bool:
     """Whether nobody else has heard a byte for some time: otherwise threads that share only crowd the cores."""
     global _last
     now = time.monotonic()
-    if _last[0] != who:
-        _last = (who, now)
-    return now - _last[1] > _ALONE_S
+    last, at, other = _last
+    _last = (who, now, other if last == who else at)
+    return now - _last[2] > _ALONE_S
 
 
 @lru_cache(maxsize=1)
@@ -170,18 +171,31 @@ def _hear(helpers: int, layers: int, *arguments: Any) -> None:
     Who comes late finds heads taken, and the last layer done: there is nothing to wait for.
     """
     arguments = (np.zeros(1 + 2 * layers, np.int64), *arguments)
-    for _ in range(helpers):
-        _helpers(os.getpid()).submit(_work, arguments)
+    others: list[Future[None]] = []
+    try:
+        for _ in range(helpers):
+            others.append(_helpers(os.getpid()).submit(_work, arguments))
+    except RuntimeError:
+        pass  # no thread can be started any more: this one does it all
     try:
         _work(arguments)
-    except BaseException:  # interrupted: still, nobody may go on writing behind the caller's back
-        _work(arguments)
+    except BaseException:  # interrupted, or out of memory: still, nobody may go on writing behind the caller's back
+        for other in others:
+            other.cancel()
+        try:
+            wait(others)
+        except BaseException:
+            wait(others)
+            raise
         raise
 
 
 def _work(arguments: tuple[Any, ...]) -> None:
+    """Take part until the last layer is done."""
+    nap = _NAP_S
     while not loops.call("stack", *arguments):
-        time.sleep(_NAP_S)
+        time.sleep(nap)
+        nap = min(2 * nap, _LONGEST_NAP_S)
 
 
 @torch.no_grad()

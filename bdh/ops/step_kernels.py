@@ -1,4 +1,4 @@
-"""A BDH layer for one byte, in loops that touch only what fires; compiled by numba when first called.
+"""BDH layers for bytes one after another, in loops that touch only what fires; compiled by numba when first called.
 
 A rotation couples neurons in pairs, so of a memory the rows of a pair are read and written if either of the two fires.
 Heads are apart until their parts are added, so that threads can share them without a difference in the sums.
@@ -24,7 +24,15 @@ _LINE = 16
 _AHEAD = 8
 """Pairs, or neurons, whose rows are asked for ahead of those in hand."""
 _PATIENCE = 2_000
-"""Times to look whether another thread is done, some ten microseconds, before this one has better to do."""
+"""Times to look whether another thread is done, some tens of microseconds, before this one has better to do."""
+
+
+@compiled
+def tried(counters, row):
+    """Whether what is asked of the processor can be compiled at all."""
+    show(counters, 0, take(counters, 0) + look(counters, 0))
+    fetch(row, 0)
+    pause()
 
 
 @compiled
@@ -43,14 +51,14 @@ def byte(
 ):  # fmt: skip
     """One byte of one stream from the embedding to the logits, (V,): as `phases` and `stack`, and `position` grows."""
     work = np.zeros(1 + 2 * len(memory), np.int64)
-    phases(position, increments, cos, sin)
-    position[0] += 1
-    x[0] = embedded[id]
     ids = np.full(1, id if len(starts) else -1, np.int64)
+    phases(position, increments, cos, sin)
+    x[0] = embedded[id]
     stack(
         work, x, ids, cos, sin, memory, owed, decay,
         encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
     )  # fmt: skip
+    position[0] += 1
     product(x[0], head, logits)
 
 
@@ -71,7 +79,12 @@ def stack(
     Returns:
         True after the last layer; False if others take long over the last heads of a layer: come again.
     """
+    # What there may be no memory for comes before anything is taken: what is taken will be done.
     unknown = np.full_like(ids, -1)
+    width, size = x.shape[1], memory.shape[-2]
+    latent, rows_of_x = np.empty(size, np.float32), np.empty((3, width), np.float32)
+    firing, active = np.empty(size + 1, np.int64), np.empty(size + 1, np.float32)
+    pairs, turned = np.empty(size // 2 + 1, np.int64), np.empty((size // 2 + 1, 2), np.float32)
     while True:
         layer = look(work, 0)
         if layer == len(memory):
@@ -81,9 +94,10 @@ def stack(
             _hear(
                 head, x, ids if layer == 0 else unknown, cos, sin, memory[layer], owed[layer], decay,
                 encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
+                latent, rows_of_x, firing, active, pairs, turned,
             )  # fmt: skip
             if take(work, 2 + 2 * layer) == len(decay) - 1:
-                _add(x, parts)
+                _add(x, parts, rows_of_x[0])
                 show(work, 0, layer + 1)
             continue
         looks = 0
@@ -98,6 +112,7 @@ def stack(
 def _hear(
     h, x, ids, cos, sin, memory, owed, decay,
     encoder, rows, scan, bounds, encoder_v, decoder, starts, neurons, values, parts,
+    latent, rows_of_x, firing, active, pairs, turned,
 ):  # fmt: skip
     """Let a head of a layer hear a byte of each of several streams, or some bytes of one, one after another.
 
@@ -115,12 +130,10 @@ def _hear(
         scan, bounds: the encoder to be screened, as `step.Screen` has it, or none.
         starts, neurons, values: the table, as `step.Table` has it, or none.
         parts: (B, H, D), of which those of this head become what it adds to the layer's output.
+        latent, rows_of_x, firing, active, pairs, turned: to be written over: for N numbers, 3 rows of D, N + 1 neurons
+            and what they say, N / 2 pairs and what both say.
     """
-    width, size = x.shape[1], memory.shape[2]
-    latent, read, unread = np.empty(size, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
-    firing, active = np.empty(size + 1, np.int64), np.empty(size + 1, np.float32)
-    pairs, turned = np.empty(size // 2 + 1, np.int64), np.empty((size // 2 + 1, 2), np.float32)
-    rounded = np.empty(width, np.float32)
+    rounded, read, unread = rows_of_x[0], rows_of_x[1], rows_of_x[2]
     for b in range(len(x)):
         phase, stream = b % len(cos), b % len(memory)
         remembered, due = memory[stream, h], owed[stream]
@@ -148,7 +161,7 @@ def _hear(
         else:
             due[h] = before * decay[h]
             _recall(pairs[:pair_count], turned, remembered, x[b], read, _ONE / due[h])
-        for d in range(width):
+        for d in range(len(read)):
             read[d] *= before
         _norm(read)
         parts[b, h] = _ZERO
@@ -156,9 +169,8 @@ def _hear(
 
 
 @compiled
-def _add(x, parts):
-    """Add what the heads give, (B, H, D), to x, (B, D), in place: x' = LN(x + LN(Σ parts))."""
-    out = np.empty(x.shape[1], np.float32)
+def _add(x, parts, out):
+    """Add what the heads give, (B, H, D), to x, (B, D), in place: x' = LN(x + LN(Σ parts)); `out` is written over."""
     for b in range(len(x)):
         out[:] = _ZERO
         for h in range(parts.shape[1]):
