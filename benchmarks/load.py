@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import sys
 import tempfile
@@ -182,5 +183,5 @@ async def _gone(temporary: Path, keep_s: float) -> float:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files."""
-    return [path for path in folder.rglob("*") if path.is_file()]
+    """All files; folders may go while they are looked through."""
+    return [Path(place, name) for place, _, names in os.walk(folder) for name in names]
