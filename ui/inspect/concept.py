@@ -446,7 +446,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         with reported(), closing(finder.find(Asked(*asked), whose)) as steps:  # type: ignore[type-var]
             for item in steps:
                 if not isinstance(item, Concept):
-                    yield bar(*item), *[gr.skip()] * 9
+                    yield bar(*item), *[gr.skip()] * 6, *_running(True), gr.skip()
                     continue
                 fresh, known = known is None, item
                 told = known.fields()
@@ -454,7 +454,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
                     gr.skip(), head(told, registry.title(asked[0], whose)), gr.Column(visible=True),
                     _choices(told, fresh),
                     strip(told, "neurons", 0) if fresh else gr.skip(), table(told["neurons"], "neurons"),
-                    table(told["synapses"], "synapses", searched=known.synapses_searched), *[gr.skip()] * 2,
+                    table(told["synapses"], "synapses", searched=known.synapses_searched), *_running(True),
                     tuple(asked),
                 )  # fmt: skip
         yield "", *[gr.skip()] * 6, *_running(False), gr.skip()
@@ -490,11 +490,11 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             with closing(steps) as going:  # type: ignore[type-var]
                 for item in going:
                     if isinstance(item, Silenced):
-                        yield gr.skip(), gr.skip(), cost(item), gr.skip(), gr.skip()
+                        yield gr.skip(), gr.skip(), cost(item), *_running(True)
                     elif isinstance(item, dict):
-                        yield gr.skip(), texts_markup(beginning, item), *[gr.skip()] * 3
+                        yield gr.skip(), texts_markup(beginning, item), gr.skip(), *_running(True)
                     else:
-                        yield bar(*item), *[gr.skip()] * 4
+                        yield bar(*item), gr.skip(), gr.skip(), *_running(True)
             yield "", gr.skip(), gr.skip(), *_running(False)
 
     @whole

@@ -273,7 +273,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             with closing(memories.hearing(look, who)) as steps:  # type: ignore[type-var]
                 for step in steps:
                     if isinstance(step, tuple):
-                        yield {progress: bar(*step)}
+                        yield {progress: bar(*step), **busy()}
                         continue
                     trace, wiring = step
                     size = len(trace.data)
@@ -359,7 +359,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
                 with closing(memories.hearing(one, who, again=again)) as steps:  # type: ignore[type-var]
                     for step in steps:
                         if isinstance(step, tuple):
-                            yield {progress: bar(*step)}
+                            yield {progress: bar(*step), **busy()}
                         else:
                             heard.append(step)
             memory, second = (lab.now(trace, wiring, trace.writes) for trace, wiring in heard)

@@ -411,17 +411,18 @@ def build_network(registry: Registry, owner: gr.BrowserState, model: gr.Dropdown
                     seen = surroundings(item.graph, item.member, hub(item.graph))
                     yield (
                         gr.skip(), gr.skip(), gr.Row(visible=False), gr.skip(), gr.skip(), gr.Column(visible=True),
-                        seen.nodes[0]["neuron"], around_line(item, seen, of), picture(seen), gr.skip(), gr.skip(),
+                        seen.nodes[0]["neuron"], around_line(item, seen, of), picture(seen), *_running(True),
                         tuple(asked),
                     )  # fmt: skip
                 elif isinstance(item, Network):
                     told = fields(item)
                     yield (
                         gr.skip(), head(item, title), gr.Row(visible=True),
-                        degrees_chart(told, "in"), degrees_chart(told, "out"), *[gr.skip()] * 7,
+                        degrees_chart(told, "in"), degrees_chart(told, "out"), *[gr.skip()] * 4, *_running(True),
+                        gr.skip(),
                     )  # fmt: skip
                 else:
-                    yield bar(*item), *[gr.skip()] * 11
+                    yield bar(*item), *[gr.skip()] * 8, *_running(True), gr.skip()
         yield "", *[gr.skip()] * 8, *_running(False), gr.skip()
 
     @whole
