@@ -24,6 +24,7 @@ from lab.concept_experiment import fields, verdict_line
 from lab.concepts import Columns, Neuron, search, search_synapses
 from lab.sentences import LEAST, PRESETS, Sentences, parse, preset
 from lab.silencing import Cost, Silenced
+from ui.inspect import concept
 from ui.inspect.concept import Asked, Concept, Finder, head, table, texts_markup
 from ui.limits import Limits
 from ui.registry import Registry
@@ -337,7 +338,7 @@ def test_the_view_gives_neurons_then_synapses_then_what_silence_does_and_files(t
     told = [one for one in finder.silence(asked, "browser:me", 2, "river <b>") if not isinstance(one, tuple)]
     assert [len(text) for text in told[0].values()] == [80, 80]
     assert len(told[1].neurons) == 2
-    kept = [one for one in finder.look(asked, "browser:me") if not isinstance(one, tuple)]
+    kept = [one for one in finder.look(asked, "browser:me", "synapses") if not isinstance(one, tuple)]
     assert kept == [stages[-1]]
     (made,) = [one for one in finder.files(asked, "browser:me", 0, "synapses", 2) if isinstance(one, list)]
     files = [Path(path) for path in made]
@@ -353,6 +354,23 @@ def test_the_view_gives_neurons_then_synapses_then_what_silence_does_and_files(t
     assert any("not kept any more, so it is searched again" in one[1] for one in again[:-1])
     with pytest.raises(DataError, match="choose 1 to 24"):
         finder.silence(asked, "browser:me", 99, "river")
+
+
+def test_what_is_too_large_to_be_kept_is_searched_again_with_its_synapses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concept, "_MOST_KEPT_NEURONS", 0)
+    zoo.fresh("flat").save_pretrained(tmp_path / "checkpoints" / "alpha")
+    finder = Finder(Registry(tmp_path / "checkpoints", tmp_path / "data", Limits(), "cpu"), Limits())
+    given = sentences()
+    about, other = (b"\n".join(which).decode() for which in (given.concept, given.contrast))
+    asked = Asked("alpha", "names", about, other, "last")
+    *_, shown = finder.find(asked, "browser:me")
+    *words, again = finder.look(asked, "browser:me", "synapses")
+    assert again.fields()["synapses"] == shown.fields()["synapses"] is not None
+    assert any("not kept any more, so it is searched again" in note for _, note in words)
+    *_, (made, *_) = finder.files(asked, "browser:me", 0, "neurons", 8)
+    assert json.loads(Path(made).read_text())["synapses"] == json.loads(json.dumps(shown.fields()["synapses"]))
 
 
 def test_more_sentences_than_may_be_heard_are_refused(tmp_path: Path) -> None:

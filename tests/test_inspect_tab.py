@@ -21,6 +21,7 @@ from bdh.errors import HatcheryError
 from bdh.models import build
 from lab import reading as lab
 from lab.reading import Reading
+from ui import queued
 from ui.inspect import build_inspect, reader
 from ui.inspect.named import point_name
 from ui.inspect.reading import MOST_BYTES, Heard, Inspector, active_bars, choices, firings, summary
@@ -186,7 +187,8 @@ def test_what_is_chosen_last_is_done_and_all_that_computes_can_be_stopped(inspec
         modes = {events[id]["trigger_mode"] for id in (first, *after) if page.fns[id].concurrency_limit or id == first}
         assert modes == {"always_last"}, name
     stopped = {id for one in events.values() for id in one["cancels"]}
-    works = {id for id, one in page.fns.items() if one.concurrency_id in ("searching", "looking", "inspecting")}
+    works = {id for id, one in page.fns.items() if one.concurrency_id in queued._LOOKING}
+    assert set(queued._LOOKING) <= {one.concurrency_id for one in page.fns.values()}
     assert {names[target] for id in works - stopped for target, _ in events[id]["targets"]} == {
         "reading-take", "features-take",
     }  # fmt: skip

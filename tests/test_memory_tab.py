@@ -25,8 +25,10 @@ from ui.inspect.network import Asked as Graph
 from ui.inspect.network import Mapper
 from ui.inspect.reading import Heard, Inspector
 from ui.inspect.recent import Recent
+from ui.inspect.turns import AT_ONCE, LOOKING, SEARCHING
 from ui.limits import Limits
 from ui.registry import Registry
+from ui.steps import WAITING
 
 TEXT = "a cat, <b>a hat</b>, añb"
 LIMITS = Limits(max_prompt_bytes=200)
@@ -138,6 +140,31 @@ def test_what_is_no_longer_kept_is_heard_again_and_said_so(registry: Registry, m
     assert notes and all(
         note.startswith("the memory is not kept any more, so the text is heard again") for note in notes
     )
+
+
+def test_what_is_kept_is_shown_at_once_however_much_is_worked_on(registry: Registry) -> None:
+    about, other = ("\n".join(f"{word} {index} of them" for index in range(12)) for word in ("cats", "dogs"))
+    asked, wanted, look = (
+        Asked("flat", "", about, other, "mean"),
+        Graph("flat", "head 0", 4.0),
+        Look("flat", "layer.0", 0, TEXT),
+    )
+    memories, finder, mapper = Memories(registry, LIMITS), Finder(registry, Limits()), Mapper(registry)
+    list(finder.find(asked, OWNER))
+    list(mapper.around(wanted, OWNER, None))
+    trace = memories.heard(look, OWNER)[0]
+    turns = (SEARCHING, LOOKING) * AT_ONCE
+    for one in turns:
+        assert one.acquire(timeout=10)
+    try:
+        assert [found[0] for found in memories.hearing(look, OWNER, again=True)] == [trace]
+        for kind in ("neurons", "synapses"):
+            assert [known.synapses_searched for known in finder.look(asked, OWNER, kind)] == [True]
+        assert [len(found) for found in mapper.around(wanted, OWNER, 3)] == [2]
+        assert next(memories.hearing(look._replace(head=1), OWNER)) == (0.0, WAITING)
+    finally:
+        for one in turns:
+            one.release()
 
 
 def test_weights_that_overflow_are_told_in_words(tmp_path: Path) -> None:

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
 import pytest
-from browsing import WAIT_MS, choose
-from playwright.sync_api import Page, expect
+from browsing import FLAT, WAIT_MS, choose
+from playwright.sync_api import Browser, Page, expect
+
+from bdh.models import build
+from ui.inspect import build_inspect
+from ui.inspect.concept import Finder
+from ui.inspect.network import Mapper
+from ui.limits import Limits
+from ui.registry import Registry
+from ui.steps import in_steps
 
 pytestmark = pytest.mark.page
 
@@ -63,3 +78,47 @@ def test_a_concept_is_searched_and_silenced_and_the_network_of_the_weights_measu
     page.get_by_role("tab", name="Concept").click()
     expect(page.locator("#concept-said")).to_contain_text("Nothing was searched in this model yet", timeout=WAIT_MS)
     expect(page.locator("#concept-plot")).to_be_hidden()
+
+
+def test_stop_stops_what_was_begun_right_after_it(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def work(tell: Any, _give: Any) -> None:
+        while not ended.wait(0.1):
+            tell(0.5, "searching")
+
+    def endless(*_given: Any) -> Iterator[Any]:
+        return in_steps(work)
+
+    monkeypatch.setattr(Finder, "find", endless)
+    monkeypatch.setattr(Mapper, "measure", endless)
+    build(FLAT, seed=1).save_pretrained(tmp_path / "checkpoints" / "beta")
+    registry = Registry(tmp_path / "checkpoints", tmp_path / "data", Limits(), "cpu")
+    with gr.Blocks() as demo:
+        build_inspect(registry, gr.BrowserState("a" * 32), Limits())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False, server_port=port)[1]
+    page = browser.new_page()
+    try:
+        page.goto(url)
+        for view in ("Concept", "Network"):
+            page.get_by_role("tab", name=view).click()
+            go, stop = (page.locator(f"#{view.lower()}-{name}") for name in ("go", "stop"))
+            go.click()
+            expect(page.locator(f"#{view.lower()}-progress")).to_contain_text("searching", timeout=WAIT_MS)
+            stop.click()
+            go.click()
+            page.wait_for_timeout(1_500)  # the last word of Stop comes after 0.6 s, whatever was begun meanwhile
+            expect(stop).to_be_enabled(timeout=5_000)
+            expect(go).to_be_disabled()
+            stop.click()
+            expect(stop).to_be_disabled(timeout=WAIT_MS)
+            expect(go).to_be_enabled()
+    finally:
+        ended.set()
+        page.close()
+        demo.close()

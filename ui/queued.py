@@ -28,7 +28,7 @@ _ALL_UNREAD_BYTES = 512_000_000
 _MOST_FIELD_BYTES = 4_096
 """Of what stands beside the files of an upload, which is held in memory."""
 _FEW_BYTES = 64_000
-_LOOKING, _LOOKS = ("searching", "looking", "inspecting"), ("looks into models", 2)
+_LOOKING, _LOOKS = ("searching", "looking", "looking again", "inspecting"), ("looks into models", 2)
 """The groups of functions that look into models; what one visitor may have of each at once."""
 _WRITING = "writing"
 """The group of functions that write; what it can do at once is shared."""

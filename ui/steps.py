@@ -91,6 +91,20 @@ def in_steps(
         stopped.set()
 
 
+def kept_or(
+    kept: Callable[[], Any], work: Callable[[Tell, Callable[[Any], None]], None], room: threading.Semaphore
+) -> Iterator[tuple[float, str] | Any]:
+    """What is kept, at once, however much is worked on; where nothing is, `in_steps`.
+
+    Args:
+        kept: gives what work would hand out, or None.
+    """
+    if (result := kept()) is not None:
+        yield result
+    else:
+        yield from in_steps(work, room)
+
+
 def _arrived(told: queue.SimpleQueue[Any]) -> list[Any]:
     """What has come, waited for a moment; empty if nothing has."""
     try:

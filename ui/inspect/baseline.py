@@ -271,12 +271,13 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     @whole
     def on_go(request: gr.Request, secret: str, model: str, other: str | None, text: str) -> Iterator[dict[Any, Any]]:
         with reported():
-            yield {line: bar(0, "getting ready"), go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
+            busy = {go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
+            yield {line: bar(0, "getting ready"), **busy}
             who, look = identify(secret, request), Look(model, other or UNTRAINED, text)
             with closing(comparer.comparing(look, who)) as steps:  # type: ignore[type-var]
                 for step in steps:
                     if isinstance(step, tuple):
-                        yield {line: bar(*step)}
+                        yield {line: bar(*step), **busy}
                         continue
                     found: Comparison = step
                     baseline = comparer.transformer(look, who)

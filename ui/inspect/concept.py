@@ -37,11 +37,11 @@ from ..markup import bar
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
-from ..steps import Tell, in_steps, whole
+from ..steps import Tell, in_steps, kept_or, whole
 from .field import fitted
 from .named import COUNTING, NEURONS, find_name, of_model
 from .recent import Recent, known_by
-from .turns import LATEST, QUICK, SEARCH, SEARCHING, stops
+from .turns import LATEST, LOOK_AGAIN, QUICK, SEARCH, SEARCHING, stops
 
 OWN = "sentences of your own"
 WRITTEN_BYTES, MOST_PROMPT_BYTES = 80, 400
@@ -109,9 +109,18 @@ class Finder:
         """How far it is, and what is known after each stage."""
         return in_steps(lambda tell, give: self._find(asked, owner, tell, give), SEARCHING)
 
-    def look(self, asked: Asked, owner: Owner) -> Iterator[Any]:
-        """What was searched before; if it is not kept any more, first how far searching it again is."""
-        return in_steps(lambda tell, give: give(self._again(asked, owner, tell, "neurons")), SEARCHING)
+    def look(self, asked: Asked, owner: Owner, kind: str) -> Iterator[Any]:
+        """What was searched before; if it is not kept any more, first how far searching it again is.
+
+        Args:
+            kind: what must be known of it, "neurons" or "synapses".
+        """
+
+        def kept() -> Concept | None:
+            known = self._kept(asked, owner)
+            return known if known and (kind == "neurons" or known.synapses_searched) else None
+
+        return kept_or(kept, lambda tell, give: give(self._again(asked, owner, tell, kind)), SEARCHING)
 
     def silence(self, asked: Asked, owner: Owner, count: float, prompt: str) -> Iterator[Any]:
         """How far it is, then what is written with and without the neurons, then what silence costs."""
@@ -130,7 +139,8 @@ class Finder:
         return in_steps(lambda tell, give: give(self._files(asked, owner, place, kind, count, tell)), SEARCHING)
 
     def _files(self, asked: Asked, owner: Owner, place: int, kind: str, count: float, tell: Tell) -> list[str]:
-        known = self._again(asked, owner, tell, kind)
+        # Of what is no longer kept the page may show both.
+        known = self._again(asked, owner, tell, kind if self._kept(asked, owner) else "synapses")
         with self._registry.lease(asked.model, owner) as model:
             silenced = self._silenced.get((self._key(model, asked), count))
             checksum = model.checksum()
@@ -158,6 +168,11 @@ class Finder:
     def _key(self, model: Model[Any], asked: Asked) -> tuple[Any, ...]:
         """What results are kept under."""
         return known_by(model), asked.sentences(), asked.summary
+
+    def _kept(self, asked: Asked, owner: Owner) -> Concept | None:
+        """What was searched before, if it is still kept."""
+        with self._registry.lease(asked.model, owner) as model:
+            return self._recent.get(self._key(model, asked))
 
     def _known(self, asked: Asked, owner: Owner, tell: Tell) -> Concept:
         """What is known after a search of the neurons."""
@@ -446,7 +461,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         with reported(), closing(finder.find(Asked(*asked), whose)) as steps:  # type: ignore[type-var]
             for item in steps:
                 if not isinstance(item, Concept):
-                    yield bar(*item), *[gr.skip()] * 9
+                    yield bar(*item), *[gr.skip()] * 6, *_running(True), gr.skip()
                     continue
                 fresh, known = known is None, item
                 told = known.fields()
@@ -454,7 +469,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
                     gr.skip(), head(told, registry.title(asked[0], whose)), gr.Column(visible=True),
                     _choices(told, fresh),
                     strip(told, "neurons", 0) if fresh else gr.skip(), table(told["neurons"], "neurons"),
-                    table(told["synapses"], "synapses", searched=known.synapses_searched), *[gr.skip()] * 2,
+                    table(told["synapses"], "synapses", searched=known.synapses_searched), *_running(True),
                     tuple(asked),
                 )  # fmt: skip
         yield "", *[gr.skip()] * 6, *_running(False), gr.skip()
@@ -468,7 +483,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         if asked is None:
             return
         kind, place = _pick(pick)
-        with reported(), closing(finder.look(Asked(*asked), identify(secret, request))) as steps:  # type: ignore[type-var]
+        with reported(), closing(finder.look(Asked(*asked), identify(secret, request), kind)) as steps:  # type: ignore[type-var]
             for item in steps:
                 if isinstance(item, Concept):
                     told = item.fields()
@@ -490,11 +505,11 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             with closing(steps) as going:  # type: ignore[type-var]
                 for item in going:
                     if isinstance(item, Silenced):
-                        yield gr.skip(), gr.skip(), cost(item), gr.skip(), gr.skip()
+                        yield gr.skip(), gr.skip(), cost(item), *_running(True)
                     elif isinstance(item, dict):
-                        yield gr.skip(), texts_markup(beginning, item), *[gr.skip()] * 3
+                        yield gr.skip(), texts_markup(beginning, item), gr.skip(), *_running(True)
                     else:
-                        yield bar(*item), *[gr.skip()] * 4
+                        yield bar(*item), gr.skip(), gr.skip(), *_running(True)
             yield "", gr.skip(), gr.skip(), *_running(False)
 
     @whole
@@ -521,7 +536,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
     idle: Callable[[], Any] = lambda: ("", *_running(False), gr.Button(interactive=True))  # noqa: E731
     begin = go.click(on_ask, asking, [last, prompt, progress, texts, costs, files, go, stop], **QUICK)
     found = begin.success(on_find, [owner, last], seen, **SEARCH)
-    looked = find.input(on_look, [owner, last, find], [plot, progress, go, stop], **SEARCH | LATEST)
+    looked = find.input(on_look, [owner, last, find], [plot, progress, go, stop], **LOOK_AGAIN | LATEST)
     silenced = gr.on(
         [hush.click, prompt.submit], on_silence, [owner, last, count, prompt], [progress, texts, costs, hush, stop],
         **SEARCH,

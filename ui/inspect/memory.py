@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from bdh.errors import DataError, HatcheryError
+from bdh.models import Model
 from lab import memory as lab
 from lab.memory import Place, Trace, Wiring
 
@@ -17,7 +18,7 @@ from ..markup import bar
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
-from ..steps import in_steps, whole
+from ..steps import kept_or, whole
 from .named import COUNTING, of_model
 from .recent import Recent, known_by
 from .remembered import (
@@ -36,7 +37,7 @@ from .remembered import (
     summary,
     synapse_table,
 )
-from .turns import LATEST, LOOK, LOOKING, QUICK, stops
+from .turns import LATEST, LOOK, LOOK_AGAIN, LOOKING, QUICK, stops
 
 __all__ = ["CSS", "build_memory"]
 
@@ -135,10 +136,18 @@ class Memories:
             raise DataError(f"the head is {look.head!r:.40}; this layer has 1 to {place.heads}")
         why = f"{_AGAIN}: " if again else ""
 
+        def key_of(model: Model[Any]) -> tuple[Any, ...]:
+            return known_by(model), place.name, look.head, data
+
+        def kept() -> list[Any] | None:
+            with self.registry.lease(look.model, owner) as model:
+                trace = self._kept.get(key_of(model))
+                return None if trace is None else [trace, lab.wiring(model, place, look.head)]
+
         def work(tell: Any, give: Any) -> None:
             with self.registry.lease(look.model, owner) as model, self.registry.reserve(2 * model.state_bytes()):
                 wiring = lab.wiring(model, place, look.head)
-                key = (known_by(model), place.name, look.head, data)
+                key = key_of(model)
                 if (trace := self._kept.get(key)) is None:
                     tell(0.0, f"{why}hearing {len(data):,} bytes")
                     trace = lab.listen(
@@ -151,7 +160,7 @@ class Memories:
                     self._kept.put(key, trace)
                 give([trace, wiring])
 
-        return in_steps(work, LOOKING)
+        return kept_or(kept, work, LOOKING)
 
     def heard(self, look: Look, owner: Owner) -> tuple[Trace, Wiring]:
         """The trace of a look, with its wiring.
@@ -273,7 +282,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             with closing(memories.hearing(look, who)) as steps:  # type: ignore[type-var]
                 for step in steps:
                     if isinstance(step, tuple):
-                        yield {progress: bar(*step)}
+                        yield {progress: bar(*step), **busy()}
                         continue
                     trace, wiring = step
                     size = len(trace.data)
@@ -359,7 +368,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
                 with closing(memories.hearing(one, who, again=again)) as steps:  # type: ignore[type-var]
                     for step in steps:
                         if isinstance(step, tuple):
-                            yield {progress: bar(*step)}
+                            yield {progress: bar(*step), **busy()}
                         else:
                             heard.append(step)
             memory, second = (lab.now(trace, wiring, trace.writes) for trace, wiring in heard)
@@ -421,11 +430,11 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
         looking,
         head.input(on_other_head, [owner, looked, *asked], told_of, **LOOK | LATEST),
         other_layer.then(on_other_head, [owner, looked, *asked], told_of, **LOOK | LATEST),
-        at.change(on_at, zoomed, [*views, *running], **LOOK | LATEST),
-        gr.on([order.input, count.input, start.release], on_zoom, zoomed, [picture, *running], **LOOK | LATEST),
+        at.change(on_at, zoomed, [*views, *running], **LOOK_AGAIN | LATEST),
+        gr.on([order.input, count.input, start.release], on_zoom, zoomed, [picture, *running], **LOOK_AGAIN | LATEST),
         compare.click(on_compare, [owner, looked, other], [both, *running], **LOOK),
-        data.click(on_data, [owner, looked, at], [file, *running], **LOOK),
-        drawing.click(on_drawing, zoomed, [file, *running], **LOOK),
+        data.click(on_data, [owner, looked, at], [file, *running], **LOOK_AGAIN),
+        drawing.click(on_drawing, zoomed, [file, *running], **LOOK_AGAIN),
     ]
     for event in working:
         event.failure(lambda: ["", *_idle()], None, running, **QUICK)

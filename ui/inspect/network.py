@@ -14,7 +14,7 @@ import gradio as gr
 import numpy as np
 
 from bdh.errors import DataError, HatcheryError
-from bdh.models import parameter_count
+from bdh.models import Model, parameter_count
 from lab.network import (
     ALL_HEADS,
     LEAST_SPAN,
@@ -47,11 +47,11 @@ from ..markup import bar
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
-from ..steps import Tell, in_steps, whole
+from ..steps import Tell, in_steps, kept_or, whole
 from .field import INK, fitted
 from .named import COUNTING, graph_name, of_model
 from .recent import Recent, known_by
-from .turns import LATEST, QUICK, SEARCH, SEARCHING, stops
+from .turns import LATEST, LOOK_AGAIN, QUICK, SEARCH, SEARCHING, stops
 
 DEGREES = (2, 32)
 """Mean degrees to choose from."""
@@ -118,9 +118,17 @@ class Mapper:
 
         def work(tell: Tell, give: Callable[[Any], None]) -> None:
             found = self._drawn(asked, owner, lambda part, note: tell(part, f"{_AGAIN}: {note}"))
-            give([found, surroundings(found.graph, found.member, _node(found.graph, neuron))])
+            give(around(found))
 
-        return in_steps(work, SEARCHING)
+        def around(found: Drawn) -> list[Any]:
+            return [found, surroundings(found.graph, found.member, _node(found.graph, neuron))]
+
+        def kept() -> list[Any] | None:
+            with self._registry.lease(asked.model, owner) as model:
+                found = self._graphs.get(_key(model, asked))
+            return None if found is None else around(found)
+
+        return kept_or(kept, work, SEARCHING)
 
     def files(self, asked: Asked, owner: Owner, neuron: float | None) -> Iterator[Any]:
         """How far it is, and a list of files: the measurements as JSON, the edges as CSV, and the drawings."""
@@ -134,7 +142,7 @@ class Mapper:
         """
         tell(0.0, "loading the model")
         with self._registry.lease(asked.model, owner) as model:
-            key = (known_by(model), asked.place, asked.mean_degree)
+            key = _key(model, asked)
             if (found := self._graphs.get(key)) is None:
                 known = places(model.config)
                 if asked.place not in known:
@@ -149,7 +157,7 @@ class Mapper:
 
     def _network(self, asked: Asked, owner: Owner, tell: Tell) -> Network:
         with self._registry.lease(asked.model, owner) as model:
-            key = (known_by(model), asked.place, asked.mean_degree)
+            key = _key(model, asked)
             if (found := self._measured.get(key)) is None:
                 place = places(model.config)[asked.place]
                 fresh = 4 * parameter_count(model.config)
@@ -189,6 +197,11 @@ def checked_degree(mean_degree: Any) -> float:
     if not number or not float(mean_degree).is_integer() or not low <= mean_degree <= high:
         raise DataError(f"the mean degree is {mean_degree!r:.40}; choose a whole number, {low} to {high}")
     return float(mean_degree)
+
+
+def _key(model: Model[Any], asked: Asked) -> tuple[Any, ...]:
+    """What results are kept under."""
+    return known_by(model), asked.place, asked.mean_degree
 
 
 def _node(found: Graph, neuron: float | None) -> int:
@@ -411,17 +424,18 @@ def build_network(registry: Registry, owner: gr.BrowserState, model: gr.Dropdown
                     seen = surroundings(item.graph, item.member, hub(item.graph))
                     yield (
                         gr.skip(), gr.skip(), gr.Row(visible=False), gr.skip(), gr.skip(), gr.Column(visible=True),
-                        seen.nodes[0]["neuron"], around_line(item, seen, of), picture(seen), gr.skip(), gr.skip(),
+                        seen.nodes[0]["neuron"], around_line(item, seen, of), picture(seen), *_running(True),
                         tuple(asked),
                     )  # fmt: skip
                 elif isinstance(item, Network):
                     told = fields(item)
                     yield (
                         gr.skip(), head(item, title), gr.Row(visible=True),
-                        degrees_chart(told, "in"), degrees_chart(told, "out"), *[gr.skip()] * 7,
+                        degrees_chart(told, "in"), degrees_chart(told, "out"), *[gr.skip()] * 4, *_running(True),
+                        gr.skip(),
                     )  # fmt: skip
                 else:
-                    yield bar(*item), *[gr.skip()] * 11
+                    yield bar(*item), *[gr.skip()] * 8, *_running(True), gr.skip()
         yield "", *[gr.skip()] * 8, *_running(False), gr.skip()
 
     @whole
@@ -460,7 +474,7 @@ def build_network(registry: Registry, owner: gr.BrowserState, model: gr.Dropdown
     idle: Callable[[], Any] = lambda: ("", *_running(False))  # noqa: E731
     looked = gr.on(
         [look.click, neuron.submit], on_look, [owner, last, neuron], [line, drawing, progress, go, stop],
-        **SEARCH | LATEST,
+        **LOOK_AGAIN | LATEST,
     )  # fmt: skip
     taken = take.click(on_take, [owner, last, neuron], [files, progress, go, stop], **SEARCH)
     working = [measured, looked, taken]

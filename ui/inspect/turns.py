@@ -18,6 +18,8 @@ QUICK: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None,
 """A listener that is over in a moment."""
 SEARCH: dict[str, Any] = QUICK | {"concurrency_limit": AT_ONCE, "concurrency_id": "searching"}
 LOOK: dict[str, Any] = QUICK | {"concurrency_limit": AT_ONCE, "concurrency_id": "looking"}
+LOOK_AGAIN: dict[str, Any] = QUICK | {"concurrency_limit": 4 * AT_ONCE, "concurrency_id": "looking again"}
+"""A listener that mostly shows what is kept, and waits for a turn of the other work itself where it is not."""
 LATEST: dict[str, Any] = {"trigger_mode": "always_last"}
 """A listener that, pressed again while it is worked on, does what was chosen last when that has ended."""
 _LAST_WORD_S = 0.6
