@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import torch
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from bdh.config import FlatConfig, TransformerConfig
 from bdh.models import Model, build
@@ -132,6 +132,16 @@ def say(page: Page, text: str) -> None:
             expect(box).to_have_value("", timeout=WAIT_MS // 10)
             return
     raise AssertionError(f"{text!r} was not sent")
+
+
+def write(field: Locator, text: str) -> None:
+    """Fill a field that may have come into sight just now: Gradio may set its first value after it is shown."""
+    for _ in range(20):
+        field.fill(text)
+        field.page.wait_for_timeout(300)
+        if field.input_value() == text:
+            return
+    raise AssertionError(f"the field says {field.input_value()!r}, whatever is written into it")
 
 
 def settle(page: Page, label: str, value: str) -> None:

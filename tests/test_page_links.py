@@ -6,7 +6,7 @@ import re
 from urllib.parse import quote
 
 import pytest
-from browsing import WAIT_MS
+from browsing import WAIT_MS, write
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.page
@@ -27,7 +27,7 @@ def test_a_link_opens_a_tab_with_model_and_text_and_sends_nothing(page: Page, ur
 def test_a_copied_link_opens_the_form_as_it_was(page: Page, url: str) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("tab", name="Write").click()
-    page.locator("#write-prompt textarea").fill('a "b" & <c>\né')
+    write(page.locator("#write-prompt textarea"), 'a "b" & <c>\né')
     page.locator("#write-copy").click()
     expect(page.locator("#write-link")).to_contain_text("Link, copied", timeout=WAIT_MS)
     link = page.locator("#write-link textarea").input_value()

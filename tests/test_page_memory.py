@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from browsing import WAIT_MS
+from browsing import WAIT_MS, write
 from playwright.sync_api import Page, expect
 
 pytestmark = pytest.mark.page
@@ -19,7 +19,7 @@ def test_a_memory_is_looked_into_byte_by_byte_and_held_against_another_and_a_tra
     page.locator("#inspect-model input").click()
     page.get_by_role("option", name="beta").click()
     expect(page.locator("#memory-layer input")).to_have_value("layer 2 of 2", timeout=WAIT_MS)
-    page.locator("#memory-text textarea").fill("a<b and c")
+    write(page.locator("#memory-text textarea"), "a<b and c")
     page.locator("#memory-go").click()
     expect(page.locator("#memory-line")).to_contain_text("beta, layer 2 of 2, head 1 · 9 bytes heard", timeout=WAIT_MS)
     expect(page.locator("#memory-picture img")).to_be_visible()
@@ -40,14 +40,14 @@ def test_a_memory_is_looked_into_byte_by_byte_and_held_against_another_and_a_tra
     found.get_by_role("tab", name="Synapses").click()
     expect(page.locator("#memory-synapses")).to_contain_text("byte 2 <")
     found.get_by_role("tab", name="Two memories").click()
-    page.locator("#memory-other textarea").fill("a<b and c")
+    write(page.locator("#memory-other textarea"), "a<b and c")
     page.locator("#memory-compare").click()
     expect(page.locator("#memory-both")).to_contain_text("Cosine 1.000", timeout=WAIT_MS)
     page.locator("#memory-npz").click()
     expect(page.locator("#memory-file")).to_contain_text("memory", timeout=WAIT_MS)
 
     views.get_by_role("tab", name="Baseline", exact=True).click()
-    page.locator("#baseline-text textarea").fill("a cat, a hat")
+    write(page.locator("#baseline-text textarea"), "a cat, a hat")
     page.locator("#baseline-go").click()
     expect(page.locator("#baseline-facts")).to_contain_text("12 bytes", timeout=WAIT_MS)
     expect(page.locator("#baseline-zeros")).to_contain_text("alpha")

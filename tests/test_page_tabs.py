@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browsing import FLAT, WAIT_MS, app, choose, say, settle, upload
+from browsing import FLAT, WAIT_MS, app, choose, say, settle, upload, write
 from hub_server import OTHER, Hub, serve
 from playwright.sync_api import Browser, Page, expect
 
@@ -46,7 +46,7 @@ def open_tab(page: Page, name: str) -> None:
 
 def test_a_seed_writes_its_text_again_and_two_models_write_side_by_side_in_shades_of_surprise(page: Page) -> None:
     open_tab(page, "Write")
-    page.locator("#write-prompt textarea").fill("In the beginning, ")
+    write(page.locator("#write-prompt textarea"), "In the beginning, ")
     page.get_by_text("How it writes").click()
     settle(page, "Bytes to write", "60")
     texts = []
@@ -59,7 +59,7 @@ def test_a_seed_writes_its_text_again_and_two_models_write_side_by_side_in_shade
         texts.append(page.locator("#write-first").inner_text())
     assert texts[0] == texts[2] != texts[1]
     choose(page, "#write-other", "beta")
-    page.locator("#write-prompt textarea").fill("And he said: ")
+    write(page.locator("#write-prompt textarea"), "And he said: ")
     settle(page, "Bytes to write", "40")
     page.get_by_label("Colour the prompt too").check()
     page.locator("#write-go").click()
@@ -72,7 +72,7 @@ def test_a_seed_writes_its_text_again_and_two_models_write_side_by_side_in_shade
 
 def test_writing_is_stopped_and_begun_again_and_a_number_that_is_not_allowed_answered_in_words(page: Page) -> None:
     open_tab(page, "Write")
-    page.locator("#write-prompt textarea").fill("Once ")
+    write(page.locator("#write-prompt textarea"), "Once ")
     page.get_by_text("How it writes").click()
     settle(page, "Bytes to write", "100000")
     page.locator("#write-go").click()
@@ -130,7 +130,7 @@ def test_a_folder_is_added_with_what_belongs_to_a_checkpoint_and_a_name_that_is_
     expect(page.locator("#models-table")).to_contain_text("only you see it", timeout=WAIT_MS)
     page.get_by_role("button", name="Delete this upload").click()
     expect(page.locator("#models-told")).to_contain_text("was deleted", timeout=WAIT_MS)
-    page.locator("#models-source input").fill("no name at all")
+    write(page.locator("#models-source input"), "no name at all")
     page.locator("#models-load").click()
     expect(page.get_by_test_id("toast-body")).to_contain_text("user/repo", timeout=WAIT_MS)
     expect(page.locator("#models-stop")).to_be_hidden(timeout=WAIT_MS)
@@ -150,10 +150,10 @@ def test_nothing_is_wider_than_a_narrow_window(browser: Browser, url: str) -> No
 def test_a_search_shows_what_there_is_and_a_click_tells_about_it_and_fills_the_box(page: Page, hub: Hub) -> None:
     open_models(page)
     page.get_by_role("button", name="Search the Hub").click()
-    page.locator("#hub-text input").fill("nothing like it")
+    write(page.locator("#hub-text input"), "nothing like it")
     page.locator("#hub-go").click()
     expect(page.locator("#hub-told")).to_contain_text("Nothing on the Hub fits", timeout=WAIT_MS)
-    page.locator("#hub-text input").fill("bird")
+    write(page.locator("#hub-text input"), "bird")
     page.locator("#hub-text input").press("Enter")
     expect(page.locator("#hub-told")).to_contain_text("1 found", timeout=WAIT_MS)
     page.locator("#hub-table span").get_by_text("user/bird").click()
@@ -193,7 +193,7 @@ def test_a_checkpoint_is_published_under_the_suggested_name_and_replaced_only_by
     expect(page.locator("#models-pushed")).to_contain_text("me/bdh-alpha is there already: 4 files", timeout=WAIT_MS)
     expect(page.locator("#models-push")).to_have_text("Replace what is there")
     assert repo.refs["main"] == OTHER
-    page.locator("#models-license input").fill("mit")
+    write(page.locator("#models-license input"), "mit")
     page.locator("#models-license input").press("Enter")
     page.locator("#models-push").click()
     expect(page.locator("#models-pushed")).to_contain_text("Published: me/bdh-alpha", timeout=WAIT_MS)
@@ -206,7 +206,7 @@ def test_publishing_is_stopped_and_done_again_and_an_empty_public_repository_fil
     open_models(page)
     page.get_by_role("button", name="Publish it on the Hub").last.click()
     expect(page.locator("#models-repo input")).to_have_value("me/bdh-alpha", timeout=WAIT_MS)
-    page.locator("#models-repo input").fill("me/stopped")
+    write(page.locator("#models-repo input"), "me/stopped")
     hub.slow_s, hub.uploads = 3.0, {}
     hub.repos.pop("me/bdh-alpha", None)
     page.locator("#models-push").click()
@@ -221,7 +221,7 @@ def test_publishing_is_stopped_and_done_again_and_an_empty_public_repository_fil
     expect(page.locator("#models-pushed")).to_contain_text("Published: me/stopped", timeout=WAIT_MS)
 
     repo = hub.add("me/empty", {".gitattributes": b""})
-    page.locator("#models-repo input").fill("me/empty")
+    write(page.locator("#models-repo input"), "me/empty")
     page.locator("#models-push").click()
     expect(page.locator("#models-pushed")).to_contain_text("public: everybody will see what is sent", timeout=WAIT_MS)
     expect(page.locator("#models-push")).to_have_text("Fill it as it is")

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from browsing import WAIT_MS, choose, say, settle, upload
+from browsing import WAIT_MS, choose, say, settle, upload, write
 from playwright.sync_api import Browser, Page, expect
 
 pytestmark = pytest.mark.page
@@ -20,7 +20,7 @@ TEXT = "Ana y Luis van al mercado. Compran pan, queso y vino. " * 400
 def ask(page: Page, minutes: str, text: str = TEXT) -> None:
     page.get_by_role("tab", name="Train").click()
     choose(page, "#train-base", "beta")
-    page.locator("#train-pasted textarea").fill(text)
+    write(page.locator("#train-pasted textarea"), text)
     settle(page, "Budget", minutes)
 
 
