@@ -124,6 +124,54 @@ def test_a_change_by_somebody_else_meanwhile_is_not_overwritten(server: Hub, fol
     assert repo.commits[repo.refs["main"]] == {"README.md": b"new"}
 
 
+def test_what_changed_since_it_was_looked_at_is_left_alone_and_published_to_after_another_look(
+    server: Hub, folder: Path
+) -> None:
+    repo = server.add("me/one", {"README.md": b"old"}, private=True, readers=("hf_writer",))
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    seen = publish.look("me/one", **WRITER)
+    repo.commits["d" * 40], repo.refs["main"] = {"README.md": b"new"}, "d" * 40
+    with pytest.raises(
+        CheckpointError, match="me/one was changed by somebody else meanwhile, and nothing was put there"
+    ):
+        publish.upload(folder, "me/one", replace=True, seen=seen, **WRITER)
+    seen = publish.look("me/one", **WRITER)
+    repo.private = False
+    with pytest.raises(CheckpointError, match="changed by somebody else meanwhile"):
+        publish.upload(folder, "me/one", private=False, replace=True, seen=seen, **WRITER)
+    assert repo.commits["d" * 40] == {"README.md": b"new"} and repo.refs == {"main": "d" * 40}
+    assert server.taken_bytes == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
+    publish.upload(folder, "me/one", replace=True, seen=publish.look("me/one", **WRITER), **WRITER)
+    assert repo.commits[OTHER]["model.safetensors"] == kept["model.safetensors"]
+
+
+@pytest.mark.parametrize(("change", "there"), [("filled", False), ("public", True), ("public", False)])
+def test_a_repository_that_is_filled_or_made_public_while_weights_are_sent_gets_none_of_them(
+    server: Hub, large: Path, change: str, there: bool
+) -> None:
+    if there:
+        server.add("me/one", {".gitattributes": b""}, private=True, readers=("hf_writer",))
+    server.slow_s = 0.01
+
+    def meddle(done: int, total: int) -> None:
+        repo = server.repos["me/one"]
+        if not done or "c" * 40 in repo.commits or not repo.private:
+            return
+        if change == "public":
+            repo.private = False
+        else:
+            repo.commits["c" * 40], repo.refs["main"] = {"diary.txt": b"dear"}, "c" * 40
+
+    with pytest.raises(CheckpointError, match="me/one was changed by somebody else meanwhile"):
+        publish.upload(large, "me/one", progress=meddle, **WRITER)
+    assert not any("model.safetensors" in files for one in server.repos.values() for files in one.commits.values())
+    assert ("me/one" in server.repos) == (there or change == "filled")  # an empty one that it made is taken away
+    publish.upload(large, "me/one", private=not there or change != "public", replace=change == "filled", **WRITER)
+    repo = server.repos["me/one"]
+    assert repo.commits[repo.refs["main"]]["model.safetensors"] == (large / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("part", "answer", "words"),
     [
