@@ -44,7 +44,13 @@ PLACE = Path(tempfile.mkdtemp(prefix="guided-"))
 atexit.register(shutil.rmtree, PLACE, ignore_errors=True)
 SMALL = 100_000
 """Parameters that a configuration may ask for."""
-MERGE = b'parents = ["checkpoints/english", "user/repo"]\nmethod = "ties"\nbase = "checkpoints/base"\nweights = [1.0, 0.5]\nname = "both"\n'
+MERGE = b"""
+parents = ["checkpoints/english", "user/repo"]
+method = "ties"
+base = "checkpoints/base"
+weights = [1.0, 0.5]
+name = "both"
+"""
 
 
 def saved(data: bytes, name: str) -> Path:
