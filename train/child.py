@@ -62,9 +62,9 @@ def begin(words: Sequence[str], folder: Path, environment: Mapping[str, str], lo
 
 
 def needed(environment: Mapping[str, str]) -> dict[str, str]:
-    """Of an environment, what a run needs, and no secret of the machine but a proxy's login.
+    """Of an environment, what a run needs, and no secret of the machine but the login of a proxy or a mirror.
 
-    That one, the `user:password@` of an `HTTPS_PROXY`, stays: behind such a proxy a run could fetch nothing without it.
+    That one, the `user:password@` in `HTTPS_PROXY` or `HF_ENDPOINT`, stays: a run could fetch nothing without it.
     It is told to no stranger by this, since a run's process executes this project's code alone, whosever text it reads.
     """
     return {name: value for name, value in environment.items() if _NEEDED.fullmatch(name) and not _SECRET.search(name)}
