@@ -10,15 +10,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hub_server import MAIN, OTHER, Hub
 from huggingface_hub.utils import _http
-from zoo import fresh
+from zoo import FLAT, fresh
 
 import bdh
 from bdh import card, checkpoint, publish
 from bdh.cli import main
 from bdh.config import FlatConfig
+from bdh.convert import convert
 from bdh.errors import CheckpointError, HatcheryError
+from bdh.merge import Recipe, make_plan, merge, write
 from bdh.models import build
 
 SENT = [*checkpoint.FILES, ".gitattributes"]
@@ -66,6 +69,40 @@ def test_publishing_tells_how_far_it_is_and_sends_the_completed_card(server: Hub
     done = [one for one, _ in told]
     assert done == sorted(done) and len(set(done)) > 2 and told[-1] == (total, total)
     assert total == sum(map(len, files.values())) - len(files[".gitattributes"])
+
+
+def made(how: str, place: Path) -> Path:
+    """A checkpoint as it comes from training, merging or converting."""
+    if how == "merged":
+        parents = [fresh("flat").save_pretrained(place / name) for name in ("one", "two")]
+        recipe = Recipe(parents=tuple(map(str, parents)), method="concat")
+        return write(merge(make_plan(recipe)), place / "merged")
+    if how == "converted":
+        torch.save(fresh("flat").state_dict(), place / "theirs.pt")
+        return convert(place / "theirs.pt", place / "ours", config={"n_layer": FLAT.n_layer}, allow_pickle=True)
+    return fresh(how).save_pretrained(place / how)
+
+
+@pytest.mark.parametrize("how", ["hierarchical", "hebbian", "transformer", "mixture", "deep", "merged", "converted"])
+def test_whatever_was_made_comes_back_from_the_hub_bit_for_bit_with_a_whole_card(
+    server: Hub, tmp_path: Path, how: str
+) -> None:
+    folder = made(how, tmp_path)
+    publish.upload(folder, "me/one", **WRITER)
+    files = server.repos["me/one"].commits[OTHER]
+    assert set(files) <= set(SENT) and files["config.json"] == (folder / "config.json").read_bytes()
+    front = card.split(files["README.md"].decode())[0]
+    kind = {"mixture": "composed", "deep": "composed", "merged": "flat", "converted": "flat"}.get(how, how)
+    assert {"bdh", kind} <= set(front["tags"]) and ("merge" in front["tags"]) == (how == "merged")
+    assert (front["library_name"], front["pipeline_tag"], front["license"]) == (
+        "bdh-hatchery", "text-generation", "unknown"
+    )  # fmt: skip
+    ours = bdh.load(folder, device="cpu")
+    theirs = bdh.load("me/one", device="cpu", token="hf_writer", cache_dir=tmp_path / "cache")
+    assert theirs.config == ours.config
+    expected = ours.state_dict()
+    assert theirs.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in theirs.state_dict().items())
 
 
 def test_what_is_there_is_never_replaced_without_saying_so(server: Hub, folder: Path) -> None:
