@@ -70,7 +70,7 @@ def push(options: argparse.Namespace, resolved: Callable[[str], str], meter: hub
     _say(f"{repo}, {'as it is there' if there and there.exists else 'public' if options.public else 'private'}")
     address = publish.upload(
         folder, repo, private=not options.public, message=options.message, revision=options.revision,
-        license=options.license, replace=options.replace, progress=meter,
+        license=options.license, replace=options.replace, seen=there, progress=meter,
     )  # fmt: skip
     if options.json:
         print(json.dumps({"repo_id": repo, "commit_url": address, "bytes": parcel.size_bytes}))

@@ -33,6 +33,7 @@ from .waiting import LOOK_S, SILENCE_S, Sent, waiting
 logging.getLogger("huggingface_hub._commit_api").addFilter(lambda record: "binary IO buffer" not in str(record.msg))
 _NO_FILES = (".gitattributes",)
 """What a repository holds that nobody has put anything into."""
+_CHANGED = "{} was changed by somebody else meanwhile, and nothing was put there; look at it, and publish again"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class There:
     """What a stranger to it would lose, or find mixed with what is sent; empty if nobody has put anything there."""
     changed: str = ""
     """The day of its last change."""
+
+    @property
+    def mark(self) -> str:
+        """What there is to agree to: another one, once anything was sent there or others can see it."""
+        return f"{self.repo_id}@{self.commit} {'private' if self.private else 'public'}"
 
     def words(self) -> str:
         """What is there, for one who is about to replace or fill it."""
@@ -144,6 +150,7 @@ def upload(
     revision: str | None = None,
     license: str = "",
     replace: bool = False,
+    seen: There | None = None,
     progress: Progress | None = None,
 ) -> str:
     """Send a checkpoint's files, and nothing else of its folder, to a repository, made if there is none.
@@ -158,6 +165,8 @@ def upload(
         license: put in place of what the card says.
         replace: also send to a repository in which something is, in place of what it has by the same names, whoever
             can see it.
+        seen: what `look` said, to which `replace` agrees; what is otherwise by now is left alone. Without it, that is
+            what this call finds at its beginning.
         progress: called with bytes sent and bytes in all; an exception it raises stops the upload.
 
     Returns:
@@ -178,6 +187,8 @@ def upload(
     target = _target(repo_id, revision)
     with _explained(target, token or True):
         there = _look(api, target)
+        if seen is not None and seen.mark != there.mark:
+            raise CheckpointError(_CHANGED.format(repo_id))
         if there.to_be_agreed(private) and not replace:
             how = "private" if there.private else "public"
             meant = "is to be replaced (replace, --replace)" if there.files else f"may be {how} (private, --public)"
@@ -189,7 +200,9 @@ def upload(
         with _explained(target, token or True):
             if revision is not None and not there.commit:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-            return _send(api, parcel, repo_id, revision, message, there.commit, progress)
+            if not there.commit:
+                there = _look(api, _target(repo_id, revision))
+            return _send(api, parcel, repo_id, revision, message, there, progress)
     except BaseException as error:
         left = _cleared(api, made) if made else ""
         if left and isinstance(error, HatcheryError):
@@ -234,7 +247,7 @@ def _made(api: HfApi, repo_id: str, private: bool) -> str:
 
 
 def _send(
-    api: HfApi, parcel: Parcel, repo_id: str, revision: str | None, message: str | None, parent: str,
+    api: HfApi, parcel: Parcel, repo_id: str, revision: str | None, message: str | None, there: There,
     progress: Progress | None,
 ) -> str:  # fmt: skip
     total, sent = parcel.size_bytes, Sent()
@@ -254,6 +267,9 @@ def _send(
             api.preupload_lfs_files(repo_id, large, revision=revision, free_memory=False)
 
         def last() -> Any:
+            # Of who may see it the Hub would say nothing, and much time may have passed.
+            if _look(api, _target(repo_id, revision)).mark != there.mark:
+                raise CheckpointError(_CHANGED.format(repo_id))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the Hub's advice on cards
                 return api.create_commit(
@@ -261,7 +277,7 @@ def _send(
                     [*large, *small],
                     revision=revision,
                     commit_message=message or f"A {parcel.config.kind} BDH model",
-                    parent_commit=parent or None,
+                    parent_commit=there.commit or None,
                 )
 
         def tell() -> None:
@@ -344,7 +360,7 @@ def _raise_explained(error: Exception, target: Source, token: Token) -> NoReturn
             "the right to write, or choose a name of your own"
         )
     elif status == 412:
-        text = f"{repo_id} was changed by somebody else meanwhile; look at it, and publish again"
+        text = _CHANGED.format(repo_id)
     elif status == 413:
         text = f"{repo_id}: the Hub takes no file as large as this"
     elif any(isinstance(one, FileNotFoundError) for one in chain):

@@ -12,6 +12,7 @@ from bdh.config import FlatConfig
 from bdh.errors import CheckpointError, ConfigError, HatcheryError, TrainingError
 from bdh.models import build
 from bdh.sampling import Sampling
+from train.child import needed
 from train.job import Jobs
 from ui import page as pages
 from ui.chat import answer
@@ -105,6 +106,22 @@ def test_what_a_stranger_trains_knows_no_secret_of_the_machine(monkeypatch: pyte
     assert "secret" not in told.values() and told["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
     assert (told["PATH"], told["HF_ENDPOINT"]) == (os.environ["PATH"], "http://hub")
     assert pages._of_runs(Limits())["HF_TOKEN"] == "secret"  # at home it is its owner's run
+
+
+def test_what_a_stranger_trains_is_told_of_devices_compilers_caches_and_the_proxy_and_of_no_secret_among_them() -> None:
+    told = {
+        "ROCM_PATH": "/opt/rocm", "MIOPEN_USER_DB_PATH": "/m", "GPU_DEVICE_ORDINAL": "1", "HIP_VISIBLE_DEVICES": "0",
+        "CC": "clang", "CXX": "clang++", "CPATH": "/i", "C_INCLUDE_PATH": "/j", "LIBRARY_PATH": "/l", "INCLUDE": "i",
+        "LIB": "l", "ProgramFiles": "C:\\P", "ProgramFiles(x86)": "C:\\Q", "ProgramW6432": "C:\\P",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "MPLCONFIGDIR": "/c", "MPLBACKEND": "agg", "HUGGINGFACE_HUB_CACHE": "/h",
+        "ACCELERATE_USE_CPU": "true", "HTTPS_PROXY": "http://user:password@proxy:3128",
+    }  # fmt: skip
+    kept_back = (
+        "ROCM_TOKEN", "MIOPEN_SECRET", "ACCELERATE_API_KEY", "ACCELERATE_PASSWD", "CUDA_REGISTRY_AUTH", "CCACHE_SECRET",
+        "LIBRARY", "INCLUDES", "MPL_TOKEN", "HUGGINGFACE_HUB_TOKEN", "CUBLAS_PASSPHRASE", "GPU_DEVICE_ORDINAL_2",
+        "PROGRAMFILES_LOGIN", "AWS_SECRET_ACCESS_KEY", "HTTPS_PROXY_PASSWORD",
+    )  # fmt: skip
+    assert needed(told | dict.fromkeys(kept_back, "secret")) == told
 
 
 @pytest.mark.parametrize(

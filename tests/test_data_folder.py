@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -15,10 +16,11 @@ import bdh
 from bdh.config import FlatConfig
 from bdh.errors import DataError
 from train.clock import Clock
-from ui import data_folder
+from ui import data_folder, served
 from ui.data_folder import expire_temporary, last_seen, take
 from ui.limits import Limits
 from ui.registry import Registry
+from ui.served import Served
 
 YEARS = 5 * 365 * 86_400.0
 ME, OTHER = "browser:me", "browser:other"
@@ -227,6 +229,39 @@ def test_a_folder_says_when_it_was_looked_after(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert done == ["done"]
+
+
+def test_times_of_deletion_under_a_second_wear_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    class Over(BaseException):
+        """Ends the looking after."""
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        raise Over
+
+    looks: list[Callable[[], None]] = []
+    started = SimpleNamespace(Thread=lambda target, **_: SimpleNamespace(start=lambda: looks.append(target)))
+    take(tmp_path / "data")
+    monkeypatch.setattr(data_folder, "threading", started)
+    monkeypatch.setattr(data_folder, "time", SimpleNamespace(sleep=sleep))
+    for within_s in (1e-9, 0.5, 3.0, 7_200.0, float("inf")):
+        data_folder.keep_tidy(tmp_path / "data", [], within_s)
+        with pytest.raises(Over):
+            looks[-1]()
+    assert slept == [1.0, 1.0, 3.0, 15.0, 15.0]
+
+    passed = 500.0
+    monkeypatch.setattr(served, "time", SimpleNamespace(monotonic=lambda: passed))
+    for keep_s, pause_s in ((1e-9, 1.0), (5.0, 5.0), (7_200.0, 20.0)):
+        kept = Served(tmp_path / "gradio", 10**6, keep_s)
+        assert kept.due
+        kept.tidy()
+        passed += pause_s
+        assert not kept.due
+        passed += 0.001
+        assert kept.due
 
 
 def test_a_folder_that_is_away_for_a_while_is_looked_after_when_it_is_back(

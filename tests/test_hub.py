@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from hub_server import MAIN, OTHER, Hub
@@ -23,7 +25,8 @@ from zoo import FLAT, fresh
 import bdh
 from bdh import checkpoint, hub, publish
 from bdh.config import FlatConfig
-from bdh.errors import CheckpointError
+from bdh.errors import CheckpointError, HatcheryError
+from train.sources import Text, prepare
 
 LARGER = FlatConfig(n_layer=1, n_embd=64, n_head=2, mlp_internal_dim_multiplier=64)
 """About a megabyte, so that a connection can be cut in its middle."""
@@ -486,3 +489,24 @@ def test_a_path_wins_over_the_hub_unless_a_stranger_typed_it(tmp_path: Path, mon
     assert hub.parse_source("user/repo", local=False).repo_id == "user/repo"
     with pytest.raises(CheckpointError, match="must be user/repo"):
         hub.parse_source(str(tmp_path), local=False)
+
+
+@pytest.mark.parametrize("address", ["http://{}@127.0.0.1:9", "socks9://{}@127.0.0.1:9", "http://{}@a b"])
+def test_what_a_proxy_spoils_is_said_without_the_login_that_it_asks_for(
+    address: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, address.format("me:hunter2"))
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(hub, "_PAUSE_S", 0.0)
+    huggingface_hub.close_session()  # the next one reads the environment
+    try:
+        said = error("user/model", cache)
+        with pytest.raises(HatcheryError) as caught:
+            prepare(Text(name="mine", dataset="user/lines"), tmp_path, offline=False)
+    finally:
+        huggingface_hub.close_session()
+    for text in (said, str(caught.value)):
+        assert re.search("cannot be reached|cannot be read|Unknown scheme", text) and "hunter2" not in text

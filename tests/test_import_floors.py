@@ -121,3 +121,14 @@ def test_torch_files_are_read_only_by_their_two_readers_and_never_as_code(path: 
             assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
         if isinstance(node, ast.ImportFrom) and node.module == "torch":
             assert not any(alias.name == "load" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_nothing_is_compiled_or_loaded_by_the_parts_of_torch_whose_holes_are_not_mended(path: Path) -> None:
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    named = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    named |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            named |= {f"{node.module}.{alias.name}" for alias in node.names}
+    assert not [name for name in named if (name + ".").startswith(("torch.jit.", "torch.export.", "torch.package."))]

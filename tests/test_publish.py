@@ -10,15 +10,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hub_server import MAIN, OTHER, Hub
 from huggingface_hub.utils import _http
-from zoo import fresh
+from zoo import FLAT, fresh
 
 import bdh
 from bdh import card, checkpoint, publish
 from bdh.cli import main
 from bdh.config import FlatConfig
+from bdh.convert import convert
 from bdh.errors import CheckpointError, HatcheryError
+from bdh.merge import Recipe, make_plan, merge, write
 from bdh.models import build
 
 SENT = [*checkpoint.FILES, ".gitattributes"]
@@ -66,6 +69,40 @@ def test_publishing_tells_how_far_it_is_and_sends_the_completed_card(server: Hub
     done = [one for one, _ in told]
     assert done == sorted(done) and len(set(done)) > 2 and told[-1] == (total, total)
     assert total == sum(map(len, files.values())) - len(files[".gitattributes"])
+
+
+def made(how: str, place: Path) -> Path:
+    """A checkpoint as it comes from training, merging or converting."""
+    if how == "merged":
+        parents = [fresh("flat").save_pretrained(place / name) for name in ("one", "two")]
+        recipe = Recipe(parents=tuple(map(str, parents)), method="concat")
+        return write(merge(make_plan(recipe)), place / "merged")
+    if how == "converted":
+        torch.save(fresh("flat").state_dict(), place / "theirs.pt")
+        return convert(place / "theirs.pt", place / "ours", config={"n_layer": FLAT.n_layer}, allow_pickle=True)
+    return fresh(how).save_pretrained(place / how)
+
+
+@pytest.mark.parametrize("how", ["hierarchical", "hebbian", "transformer", "mixture", "deep", "merged", "converted"])
+def test_whatever_was_made_comes_back_from_the_hub_bit_for_bit_with_a_whole_card(
+    server: Hub, tmp_path: Path, how: str
+) -> None:
+    folder = made(how, tmp_path)
+    publish.upload(folder, "me/one", **WRITER)
+    files = server.repos["me/one"].commits[OTHER]
+    assert set(files) <= set(SENT) and files["config.json"] == (folder / "config.json").read_bytes()
+    front = card.split(files["README.md"].decode())[0]
+    kind = {"mixture": "composed", "deep": "composed", "merged": "flat", "converted": "flat"}.get(how, how)
+    assert {"bdh", kind} <= set(front["tags"]) and ("merge" in front["tags"]) == (how == "merged")
+    assert (front["library_name"], front["pipeline_tag"], front["license"]) == (
+        "bdh-hatchery", "text-generation", "unknown"
+    )  # fmt: skip
+    ours = bdh.load(folder, device="cpu")
+    theirs = bdh.load("me/one", device="cpu", token="hf_writer", cache_dir=tmp_path / "cache")
+    assert theirs.config == ours.config
+    expected = ours.state_dict()
+    assert theirs.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in theirs.state_dict().items())
 
 
 def test_what_is_there_is_never_replaced_without_saying_so(server: Hub, folder: Path) -> None:
@@ -122,6 +159,54 @@ def test_a_change_by_somebody_else_meanwhile_is_not_overwritten(server: Hub, fol
     with pytest.raises(CheckpointError, match="changed by somebody else meanwhile"):
         publish.upload(folder, "me/one", replace=True, progress=meddle, **WRITER)
     assert repo.commits[repo.refs["main"]] == {"README.md": b"new"}
+
+
+def test_what_changed_since_it_was_looked_at_is_left_alone_and_published_to_after_another_look(
+    server: Hub, folder: Path
+) -> None:
+    repo = server.add("me/one", {"README.md": b"old"}, private=True, readers=("hf_writer",))
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    seen = publish.look("me/one", **WRITER)
+    repo.commits["d" * 40], repo.refs["main"] = {"README.md": b"new"}, "d" * 40
+    with pytest.raises(
+        CheckpointError, match="me/one was changed by somebody else meanwhile, and nothing was put there"
+    ):
+        publish.upload(folder, "me/one", replace=True, seen=seen, **WRITER)
+    seen = publish.look("me/one", **WRITER)
+    repo.private = False
+    with pytest.raises(CheckpointError, match="changed by somebody else meanwhile"):
+        publish.upload(folder, "me/one", private=False, replace=True, seen=seen, **WRITER)
+    assert repo.commits["d" * 40] == {"README.md": b"new"} and repo.refs == {"main": "d" * 40}
+    assert server.taken_bytes == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
+    publish.upload(folder, "me/one", replace=True, seen=publish.look("me/one", **WRITER), **WRITER)
+    assert repo.commits[OTHER]["model.safetensors"] == kept["model.safetensors"]
+
+
+@pytest.mark.parametrize(("change", "there"), [("filled", False), ("public", True), ("public", False)])
+def test_a_repository_that_is_filled_or_made_public_while_weights_are_sent_gets_none_of_them(
+    server: Hub, large: Path, change: str, there: bool
+) -> None:
+    if there:
+        server.add("me/one", {".gitattributes": b""}, private=True, readers=("hf_writer",))
+    server.slow_s = 0.01
+
+    def meddle(done: int, total: int) -> None:
+        repo = server.repos["me/one"]
+        if not done or "c" * 40 in repo.commits or not repo.private:
+            return
+        if change == "public":
+            repo.private = False
+        else:
+            repo.commits["c" * 40], repo.refs["main"] = {"diary.txt": b"dear"}, "c" * 40
+
+    with pytest.raises(CheckpointError, match="me/one was changed by somebody else meanwhile"):
+        publish.upload(large, "me/one", progress=meddle, **WRITER)
+    assert not any("model.safetensors" in files for one in server.repos.values() for files in one.commits.values())
+    assert ("me/one" in server.repos) == (there or change == "filled")  # an empty one that it made is taken away
+    publish.upload(large, "me/one", private=not there or change != "public", replace=change == "filled", **WRITER)
+    repo = server.repos["me/one"]
+    assert repo.commits[repo.refs["main"]]["model.safetensors"] == (large / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(

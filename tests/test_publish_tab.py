@@ -10,6 +10,7 @@ import pytest
 from hub_server import OTHER, Hub
 from zoo import fresh
 
+from bdh import publish
 from bdh.errors import CheckpointError, HatcheryError
 from bdh.search import Found, Seen
 from ui.browse import facts
@@ -79,6 +80,27 @@ def test_what_is_there_is_replaced_by_a_second_press_on_what_was_shown_alone(ser
     asked = sent(folder, "me/mine", "hf_writer")
     assert isinstance(asked, Asked) and asked.words.startswith("me/mine is there already: 1 file")
     repo.commits["e" * 40], repo.refs["main"] = {"README.md": b"newer"}, "e" * 40
+    again = sent(folder, "me/mine", "hf_writer", agreed=asked.mark)
+    assert isinstance(again, Asked) and again.mark != asked.mark
+    assert isinstance(sent(folder, "me/mine", "hf_writer", agreed=again.mark), Published)
+
+
+def test_what_changes_between_the_look_that_is_agreed_to_and_the_upload_is_asked_about_again(
+    server: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo = server.add("me/mine", {"README.md": b"old"})
+    asked, look = sent(folder, "me/mine", "hf_writer"), publish.look
+
+    def meddled(*given: Any, **named: Any) -> Any:
+        there = look(*given, **named)
+        repo.commits["e" * 40], repo.refs["main"] = {"README.md": b"newer"}, "e" * 40
+        return there
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "look", meddled)
+        with pytest.raises(CheckpointError, match="was changed by somebody else meanwhile, and nothing was put there"):
+            sent(folder, "me/mine", "hf_writer", agreed=asked.mark)
+    assert repo.commits[repo.refs["main"]] == {"README.md": b"newer"} and server.taken_bytes == 0
     again = sent(folder, "me/mine", "hf_writer", agreed=asked.mark)
     assert isinstance(again, Asked) and again.mark != asked.mark
     assert isinstance(sent(folder, "me/mine", "hf_writer", agreed=again.mark), Published)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import bdh
 from bdh import checkpoint
@@ -28,7 +29,7 @@ from train.__main__ import main
 from train.compare import contenders
 from train.export import export
 from train.folder import METRICS, STATE, Folder
-from train.loop import Report, Run, fit
+from train.loop import AdamW, Report, Run, fit
 from train.recipe import Recipe, list_recipes, load_recipe, read_fields, recipe_from_fields
 from train.sources import Text
 
@@ -227,6 +228,85 @@ def test_gradients_added_up_row_by_row_are_those_of_the_batch(text: Path, tmp_pa
     for other in found[1:]:
         for name, tensor in found[0].items():
             torch.testing.assert_close(tensor, other[name], atol=2e-5, rtol=1e-4)
+
+
+def test_our_adamw_takes_the_steps_of_torchs_with_decay_and_warm_up(text: Path, tmp_path: Path) -> None:
+    run = Run(recipe(text, weight_decay=0.3, learning_rate=0.02, precision="float32"), tmp_path)
+    groups = [
+        {**group, "params": [one.detach().clone().requires_grad_() for one in group["params"]], "fused": False}
+        for group in run.optimizer.param_groups
+    ]
+    assert type(run.optimizer) is AdamW and {group["weight_decay"] for group in groups} == {0.0, 0.3}
+    twin = torch.optim.AdamW(groups, foreach=False)
+    step, rates = run.optimizer.step, []
+
+    def both(*given: Any, **named: Any) -> Any:
+        rates.append(run.optimizer.param_groups[0]["lr"])
+        for ours, theirs in zip(run.optimizer.param_groups, twin.param_groups, strict=True):
+            theirs["lr"] = ours["lr"]
+            for mine, other in zip(ours["params"], theirs["params"], strict=True):
+                other.grad = None if mine.grad is None else mine.grad.clone()
+        twin.step()
+        return step(*given, **named)
+
+    run.optimizer.step = both  # type: ignore[method-assign]
+    list(fit(run))
+    assert len(rates) == 12 and rates[0] < rates[1] == max(rates) == 0.02 and rates[-1] < rates[-4]
+    for ours, theirs in zip(run.optimizer.param_groups, twin.param_groups, strict=True):
+        for mine, other in zip(ours["params"], theirs["params"], strict=True):
+            torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
+            for name, value in twin.state[other].items():
+                torch.testing.assert_close(run.optimizer.state[mine][name], value, atol=1e-7, rtol=1e-5)
+
+
+class Spied(Accelerator):
+    """Tells what is left to accelerate, in a way of training that it calls as is said here."""
+
+    way = "NO"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prepared: list[tuple[type, ...]] = []
+        self.clipped = 0
+
+    @property
+    def distributed_type(self) -> Any:
+        return self.way
+
+    def prepare(self, *given: Any, **named: Any) -> Any:
+        self.prepared.append(tuple(type(one) for one in given))
+        return super().prepare(*given, **named)
+
+    def clip_grad_norm_(self, *given: Any, **named: Any) -> Any:
+        self.clipped += 1
+        return super().clip_grad_norm_(*given, **named)
+
+
+@pytest.mark.parametrize("way", ["NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU"])
+def test_shortcuts_past_accelerate_are_taken_where_each_process_has_the_whole_model_and_learn_the_same(
+    way: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Run(recipe(text, precision="float32"), tmp_path / "usual")
+    list(fit(whole))
+    spied = Spied()
+    monkeypatch.setattr(Spied, "way", way)
+    run = Run(recipe(text, precision="float32"), tmp_path / "spied", accelerator=spied)
+    list(fit(run))
+    short = way != "MULTI_NPU"
+    assert spied.clipped == (0 if short else 12)
+    assert spied.prepared == ([(AdamW,)] if short else [(type(run.model), AdamW)])
+    assert_same(weights(whole), weights(run))
+
+
+@pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_a_way_of_training_that_splits_the_model_is_refused_before_anything_is_written(
+    way: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spied = Spied()
+    monkeypatch.setattr(Spied, "way", way)
+    with pytest.raises(ConfigError, match=f"accelerate is set to {way}, which splits a model"):
+        Run(recipe(text), tmp_path / "run", accelerator=spied)
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_learns_a_text_that_repeats(text: Path, tmp_path: Path) -> None:

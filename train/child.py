@@ -18,19 +18,23 @@ _NEEDED = re.compile(
     # what a process of this system is found by, speaks and writes to
     "PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_[A-Z]+|TZ|TERM|TMPDIR|TEMP|TMP|XDG_CACHE_HOME|XDG_CONFIG_HOME"
     "|SYSTEMROOT|SYSTEMDRIVE|WINDIR|COMSPEC|PATHEXT|USERPROFILE|APPDATA|LOCALAPPDATA|PROGRAMDATA"
-    "|NUMBER_OF_PROCESSORS|PROCESSOR_[A-Z]+"
+    r"|PROGRAMFILES(\(X86\))?|PROGRAMW6432|NUMBER_OF_PROCESSORS|PROCESSOR_[A-Z]+"
     # Python and its packages
     "|PYTHON[A-Z0-9]+|VIRTUAL_ENV|CONDA_PREFIX|LD_LIBRARY_PATH|LD_PRELOAD|DYLD_[A-Z_]+"
+    "|MPLCONFIGDIR|MPLBACKEND"
+    # compilers that Triton and torch call, and where these look
+    "|CC|CXX|CPATH|C_INCLUDE_PATH|LIBRARY_PATH|INCLUDE|LIB"
     # threads, memory and devices
-    "|(OMP|KMP|GOMP|MKL|OPENBLAS|NUMBA|CUDA|NVIDIA|NCCL|HIP|HSA|ROCR|MALLOC)_[A-Z0-9_]+"
-    "|(TORCH|PYTORCH|TRITON)[A-Z0-9]*_[A-Z0-9_]+|CPU_CORES|MEMORY|BDH_COMPILED"
+    "|(OMP|KMP|GOMP|MKL|OPENBLAS|NUMBA|CUDA|NVIDIA|NCCL|HIP|HSA|ROCR|ROCM|MIOPEN|MALLOC)_[A-Z0-9_]+"
+    "|CUBLAS_WORKSPACE_CONFIG|GPU_DEVICE_ORDINAL"
+    "|(TORCH|PYTORCH|TRITON)[A-Z0-9]*_[A-Z0-9_]+|ACCELERATE_[A-Z0-9_]+|CPU_CORES|MEMORY|BDH_COMPILED"
     # the Hub and the way there
-    "|HF_HOME|HF_HUB_CACHE|HF_DATASETS_CACHE|HF_XET_CACHE|HF_ENDPOINT|HF_HUB_(DISABLE|ENABLE|ETAG|DOWNLOAD|OFFLINE)[A-Z_]*"
-    "|HF_DATASETS_OFFLINE|(HTTPS?|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE",
+    "|HF_HOME|HF_HUB_CACHE|HUGGINGFACE_HUB_CACHE|HF_DATASETS_CACHE|HF_XET_CACHE|HF_ENDPOINT|HF_DATASETS_OFFLINE"
+    "|HF_HUB_(DISABLE|ENABLE|ETAG|DOWNLOAD|OFFLINE)[A-Z_]*|(HTTPS?|ALL|NO)_PROXY|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE",
     re.IGNORECASE,
 )
 """Names of what a run needs of the environment."""
-_SECRET = re.compile("TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY", re.IGNORECASE)
+_SECRET = re.compile("TOKEN|SECRET|PASSW|PASSPHRASE|AUTH|CREDENTIAL|_KEY", re.IGNORECASE)
 """In names of what it does not, whatever they begin with."""
 _CLOCK_S = 2.0
 """By how much the time a process began at may seem to move when the machine's clock is set."""
@@ -58,7 +62,11 @@ def begin(words: Sequence[str], folder: Path, environment: Mapping[str, str], lo
 
 
 def needed(environment: Mapping[str, str]) -> dict[str, str]:
-    """Of an environment, what a run needs, and no secret of the machine."""
+    """Of an environment, what a run needs, and no secret of the machine but the login of a proxy or a mirror.
+
+    That one, the `user:password@` in `HTTPS_PROXY` or `HF_ENDPOINT`, stays: a run could fetch nothing without it.
+    It is told to no stranger by this, since a run's process executes this project's code alone, whosever text it reads.
+    """
     return {name: value for name, value in environment.items() if _NEEDED.fullmatch(name) and not _SECRET.search(name)}
 
 

@@ -43,6 +43,10 @@ _EVALUATION_STREAMS = 8
 _NATS = math.log(2)
 _TELL_S = 10.0
 """After so many seconds there is a report, however few steps were taken."""
+_WHOLE = ("NO", "MULTI_CPU", "MULTI_GPU")
+"""Ways of accelerate's in which each process has the whole model, and clips and steps as one alone does."""
+_SPLIT = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""Ways in which it has a part, which a save would take for all."""
 LOOK_EVERY = 20
 """Steps between two looks at how much is active, where nothing steers it."""
 
@@ -115,6 +119,11 @@ class Run:
         """
         self.recipe = recipe
         self.accelerator = accelerator or Accelerator()
+        if (way := self._way) in _SPLIT:
+            raise ConfigError(
+                f"accelerate is set to {way}, which splits a model among processes, and a run's saves need all of it; "
+                "choose no distributed training, or MULTI_GPU or MULTI_CPU (accelerate config)"
+            )
         self.folder = Folder(folder, writes=self.accelerator.is_main_process)
         self.parts = recipe.parts()
         cache = cache or folder / "texts"
@@ -143,7 +152,8 @@ class Run:
         )
         self.model.to(self.accelerator.device)
         self._called: Any = self.model
-        if self.accelerator.num_processes == 1 and self.accelerator.mixed_precision == "no":
+        alone = self.accelerator.num_processes == 1 and self.accelerator.mixed_precision == "no"
+        if alone and self._way in _WHOLE:
             # Nothing is to be done to the model, and to find that out takes half a second of imports.
             self._optimizer = self.accelerator.prepare(self.optimizer)
         else:
@@ -161,6 +171,11 @@ class Run:
         self.misses = 0
         self.plan: Plan | None = None
         self.enter(0)
+
+    @property
+    def _way(self) -> str:
+        """How accelerate trains here, by its name for it."""
+        return str(getattr(self.accelerator.distributed_type, "value", self.accelerator.distributed_type))
 
     def _weights(self) -> Model[Any]:
         recipe = self.recipe
@@ -425,7 +440,9 @@ class Run:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         self.accelerator.unscale_gradients()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip))
+        whole = self._way in _WHOLE
+        clip = torch.nn.utils.clip_grad_norm_ if whole else self.accelerator.clip_grad_norm_
+        norm = float(clip(self.model.parameters(), self.recipe.clip))
         nats = float(self.accelerator.reduce(torch.tensor(nats, device=self.accelerator.device), "mean"))
         if not (math.isfinite(nats) and math.isfinite(norm)):
             raise TrainingError(

@@ -37,6 +37,8 @@ _OF_THE_FIRST = (KEY, "uploads", "parked", "merges", "runs")
 _PATIENCE_S = 5.0
 """An app that was told to end may take so long."""
 _TIDY_S = 15.0
+LEAST_PAUSE_S = 1.0
+"""Between two looks, however soon something is to be deleted: they are not all that the machine has to do."""
 _held: dict[Path, FileLock] = {}
 """Locks of this process; they last as long as it does, however it ends."""
 
@@ -169,7 +171,7 @@ def keep_tidy(folder: Path, tasks: Sequence[Callable[[], object]], within_s: flo
     While the folder is not there, such as a disk that is mounted again, nothing is done.
 
     Args:
-        within_s: do them at least so often.
+        within_s: do them at least so often, but not more than once a second.
     """
 
     def look_after() -> None:
@@ -181,6 +183,6 @@ def keep_tidy(folder: Path, tasks: Sequence[Callable[[], object]], within_s: flo
                     traceback.print_exc()
             with suppress(OSError):
                 os.utime(folder / _LAYOUT)
-            time.sleep(min(_TIDY_S, within_s))
+            time.sleep(min(_TIDY_S, max(LEAST_PAUSE_S, within_s)))
 
     threading.Thread(target=look_after, daemon=True, name="tidying").start()

@@ -122,9 +122,8 @@ def sending(
     def send(tell: Tell, give: Callable[[Any], None]) -> None:
         tell(0.0, "looking at what is there")
         there = publish.look(repo, token=token)
-        mark = f"{there.repo_id}@{there.commit} {'private' if there.private else 'public'}"
-        if there.to_be_agreed(private) and agreed != mark:
-            give(Asked(mark, there.words(), _REPLACE if there.files else _FILL))
+        if there.to_be_agreed(private) and agreed != there.mark:
+            give(Asked(there.mark, there.words(), _REPLACE if there.files else _FILL))
             return
         begun = told = time.monotonic()
 
@@ -136,8 +135,8 @@ def sending(
                 tell(done / total, pace(done, total, now - begun))
 
         address = publish.upload(
-            folder, repo, private=private, token=token, license=license, replace=agreed == mark,
-            progress=progress,
+            folder, repo, private=private, token=token, license=license,
+            replace=agreed == there.mark, seen=there, progress=progress,
         )  # fmt: skip
         give(Published(repo, address))
 

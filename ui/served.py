@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from train.clock import Clock
 
+from .data_folder import LEAST_PAUSE_S
+
 _LOOK_S = 20.0
 """Seconds between two looks at the whole folder."""
 _YOUNG_S = 600.0
@@ -51,7 +53,7 @@ class Served:
     @property
     def due(self) -> bool:
         """Whether it is time for `tidy`."""
-        return time.monotonic() - self._looked > min(_LOOK_S, self._keep_s)
+        return time.monotonic() - self._looked > min(_LOOK_S, max(LEAST_PAUSE_S, self._keep_s))
 
     def room(self) -> int:
         """Bytes that may be added, as far as is known."""

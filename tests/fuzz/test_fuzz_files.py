@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import guided
 import pytest
 import torch
 from hostile import JUNK, NASTY, NUMBERS, TEXTS, cases, everything, mutated, only_refuses
@@ -237,6 +238,12 @@ def test_no_foreign_file_does_more_than_be_refused(place: Path, good: dict[str, 
     path = place / f"foreign{ending}"
     path.write_bytes(data.draw(mutated(base)))
     only_refuses(lambda: convert.read_file(path, allow_pickle=data.draw(st.booleans())))
+
+
+def test_what_the_guided_search_begins_with_is_taken_by_its_readers_and_rubbish_is_not() -> None:
+    for name, (read, beginnings) in guided.seeds().items():
+        assert beginnings and [guided.refused(read, one) for one in beginnings] == [""] * len(beginnings), name
+        assert name == "card" or guided.refused(read, b"\x80rubbish\xff{"), name
 
 
 @pytest.fixture(scope="module")
