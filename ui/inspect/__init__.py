@@ -37,7 +37,7 @@ def build_inspect(registry: Registry, owner: gr.BrowserState, limits: Limits) ->
         min_width=280,
         elem_id="inspect-model",
     )
-    with gr.Tabs(elem_id="inspect-views"):
+    with gr.Tabs(elem_id="inspect-views", overflow_behavior="wrap"):
         with gr.Tab("Reading", id="reading"):
             text = build_reading(registry, owner, limits, model)
         with gr.Tab("Memory", id="memory"):
