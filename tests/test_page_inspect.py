@@ -82,6 +82,22 @@ def test_a_concept_is_searched_and_silenced_and_the_network_of_the_weights_measu
     expect(page.locator("#concept-plot")).to_be_hidden()
 
 
+def test_every_view_is_seen_and_reached_by_keyboard_on_a_narrow_screen(page: Page, url: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{url}/?tab=inspect&model=beta")
+    views = page.locator("#inspect-views > .tab-wrapper").get_by_role("tab")
+    names = ["Reading", "Memory", "Concept", "Network", "Baseline", "Features", "Claims"]
+    expect(views).to_have_text(names, timeout=WAIT_MS)
+    places = [views.nth(index).bounding_box() for index in range(len(names))]
+    assert all(box and box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 24 for box in places)
+    views.first.focus()
+    for name in names[1:]:
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("tab", name=name, exact=True)).to_have_attribute("aria-selected", "true")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_stop_in_a_reading_leaves_what_was_read_and_no_line_of_a_search(
     browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,10 @@ from .memory import build_memory
 from .network import build_network
 from .reading import build_reading
 
-CSS = "".join(part.CSS for part in (reader, reading, memory, concept, network, baseline, features, claims))
+CSS = (
+    "".join(part.CSS for part in (reader, reading, memory, concept, network, baseline, features, claims))
+    + "@media (max-width: 500px) { #inspect-views .tab-container button { padding-inline: 9px !important; } }\n"
+)
 
 
 @dataclass

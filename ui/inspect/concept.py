@@ -264,8 +264,8 @@ def head(known: Mapping[str, Any], model: str) -> str:
         f'<div class="report"><p class="concept-said">{html.escape(model)}, {html.escape(known["name"])}: {said}.</p>'
         f"{few}<p>{own['tried']:,} neurons were tried on {searched} sentences; "
         f"{len(known['searched']) - searched} were held out. {own['sure']:,} are sure after "
-        f"Bonferroni's correction, and {own['holding']:,} of these have an AUC of {HOLDS} or more in the sentences "
-        f"held out. With shuffled labels the best effect is "
+        f"Bonferroni's correction and beside shuffled labels, and {own['holding']:,} of these have an AUC of {HOLDS} "
+        "or more in the sentences held out. With shuffled labels the best effect is "
         f"{chance[len(chance) // 2]:.2f} (median) to {chance[-1]:.2f} (largest): below that, an effect means nothing. "
         f"Without any model: {others}. {NEURONS}</p></div>"
     )
