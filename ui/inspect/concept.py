@@ -41,7 +41,7 @@ from ..steps import Tell, in_steps, kept_or, whole
 from .field import fitted
 from .named import COUNTING, NEURONS, find_name, of_model
 from .recent import Recent, known_by
-from .turns import LATEST, LOOK_AGAIN, QUICK, SEARCH, SEARCHING, stops
+from .turns import CHAINED, LATEST, LOOK_AGAIN, QUICK, SEARCH, SEARCHING, stops
 
 OWN = "sentences of your own"
 WRITTEN_BYTES, MOST_PROMPT_BYTES = 80, 400
@@ -538,7 +538,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
     model.change(on_model, None, [last, said, shown, texts, costs, files], **QUICK)
     idle: Callable[[], Any] = lambda: ("", *_running(False), gr.Button(interactive=True))  # noqa: E731
     begin = go.click(on_ask, asking, [last, prompt, progress, texts, costs, files, go, stop], **QUICK)
-    found = begin.success(on_find, [owner, last], seen, **SEARCH)
+    found = begin.success(on_find, [owner, last], seen, **SEARCH | CHAINED)
     looked = find.input(on_look, [owner, last, find], [plot, progress, go, stop], **LOOK_AGAIN | LATEST)
     silenced = gr.on(
         [hush.click, prompt.submit], on_silence, [owner, last, count, prompt], [progress, texts, costs, hush, stop],

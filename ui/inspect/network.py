@@ -51,7 +51,7 @@ from ..steps import Tell, in_steps, kept_or, whole
 from .field import INK, fitted
 from .named import COUNTING, graph_name, of_model
 from .recent import Recent, known_by
-from .turns import LATEST, LOOK_AGAIN, QUICK, SEARCH, SEARCHING, stops
+from .turns import CHAINED, LATEST, LOOK_AGAIN, QUICK, SEARCH, SEARCHING, stops
 
 DEGREES = (2, 32)
 """Mean degrees to choose from."""
@@ -469,7 +469,8 @@ def build_network(registry: Registry, owner: gr.BrowserState, model: gr.Dropdown
     begin = go.click(on_ask, [model, place, degree], [last, progress, files, go, stop], **QUICK)
     measured = begin.success(
         on_measure, [owner, last],
-        [progress, said, charts, incoming, outgoing, shown, neuron, line, drawing, go, stop, last], **SEARCH,
+        [progress, said, charts, incoming, outgoing, shown, neuron, line, drawing, go, stop, last],
+        **SEARCH | CHAINED,
     )  # fmt: skip
     idle: Callable[[], Any] = lambda: ("", *_running(False))  # noqa: E731
     looked = gr.on(

@@ -22,15 +22,18 @@ LOOK_AGAIN: dict[str, Any] = QUICK | {"concurrency_limit": 4 * AT_ONCE, "concurr
 """A listener that mostly shows what is kept, and waits for a turn of the other work itself where it is not."""
 LATEST: dict[str, Any] = {"trigger_mode": "always_last"}
 """A listener that, pressed again while it is worked on, does what was chosen last when that has ended."""
+CHAINED: dict[str, Any] = {"trigger_mode": "multiple"}
+"""For a listener begun by another one: the page would drop it while it still waits for the end of what was stopped."""
 _LAST_WORD_S = 0.6
 """After which nothing more is said by work that was stopped."""
 
 
 def stops(button: gr.Button, idle: Callable[[], Any], outputs: Sequence[Any], work: list[Any]) -> None:
-    """Let a button stop work, and show that nothing is done: at once, and again when its last word has come."""
+    """Let a button stop work: no button can be pressed until its last word has come, then nothing is done."""
+    held = [gr.Button(interactive=False) if isinstance(one, gr.Button) else gr.skip() for one in outputs]
 
-    def still_idle() -> Any:
+    def idle_after() -> Any:
         time.sleep(_LAST_WORD_S)
         return idle()
 
-    button.click(idle, None, outputs, cancels=work, **QUICK).then(still_idle, None, outputs, **QUICK)
+    button.click(lambda: held, None, outputs, cancels=work, **QUICK).then(idle_after, None, outputs, **QUICK)
