@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +37,9 @@ from train.sources import prepare
 from train.sparsity import Activity
 from train.strategy import plain_tensors
 
-SETTINGS, RESULT, PLOT = "settings.json", "activity-price.json", "activity-price.png"
+from .claim import identity, progress, settle, write_json
+
+RESULT, PLOT = "activity-price.json", "activity-price.png"
 UNSTEERED = "unsteered"
 
 _TRAINED = "trained"
@@ -99,13 +98,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    say = (lambda line: None) if options.quiet else partial(print, file=sys.stderr, flush=True)
     free = unsteered(
         resolved(options.base), options.texts, options.steps, options.rows, options.learning_rate, options.seed
     )
     if options.bytes < 2 * _STREAMS:
         raise ConfigError(f"--bytes is {options.bytes}; it must be at least {2 * _STREAMS}")
-    found = experiment(free, options.targets, options.out, heard_bytes=options.bytes, say=say)
+    found = experiment(free, options.targets, options.out, heard_bytes=options.bytes, say=progress(options))
     print(f"{report(found)}\n\n{options.out / RESULT}, {options.out / PLOT}")
     return 0
 
@@ -166,7 +164,7 @@ def experiment(
         **environment(),
         "contenders": [dataclasses.asdict(one) for one in found],
     }
-    (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / RESULT, result)
     draw_points(
         {
             f"{one.target:.4g}" if one.target else one.name: dict(
@@ -208,13 +206,7 @@ def _settle(free: Recipe, folder: Path) -> None:
         base(torch.zeros(1, 8, dtype=torch.uint8), keep_state=False)
     if "x_sparse" not in activity.fractions:
         raise ConfigError(f"{free.base} is a {base.config.kind} model without x_sparse; take one of BDH layers")
-    settings = json.loads(json.dumps({"base_weights": base.checksum(), "recipe": dataclasses.asdict(free)}))
-    path = folder / SETTINGS
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    elif json.loads(path.read_text(encoding="utf-8")) != settings:
-        raise ConfigError(f"{folder} holds an experiment with another base or other options; choose another --out")
+    settle(folder, {"base": identity(base), "recipe": dataclasses.asdict(free)})
 
 
 def _train(recipe: Recipe, folder: Path, cache: Path, say: Callable[[str], None]) -> None:

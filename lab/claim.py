@@ -160,16 +160,7 @@ class Work:
         self.folder, self._expected, self._say = folder, dict(expected_s), say
         self._spent_s = self._spent_expected = 0.0
         self._told = 0.0
-        noted = json.loads(json.dumps(dict(settings)))
-        path = folder / SETTINGS
-        if path.is_file():
-            if json.dumps(_read_json(path)) != json.dumps(noted):  # the order of checkpoints counts, too
-                raise ConfigError(
-                    f"{folder} holds an experiment with other checkpoints, texts or options; choose another --out"
-                )
-        else:
-            (folder / _PARTS).mkdir(parents=True, exist_ok=True)
-            write_json(path, noted)
+        settle(folder, settings)
 
     def part(self, name: str, measure: Callable[[Tell], Any]) -> Any:
         """What a part gave, measured now or before: JSON values."""
@@ -207,6 +198,26 @@ class Work:
         pace = self._spent_s / self._spent_expected if self._spent_expected else 1.0
         left = expected * pace
         return f"about {left / 60:.0f} min left" if left >= 100 else f"about {max(1.0, left):.0f} s left"
+
+
+def settle(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Note what an experiment is asked, or hold it against what was asked in its folder before.
+
+    Args:
+        settings: as `Work` takes them.
+
+    Raises:
+        ConfigError: the folder holds an experiment with other settings.
+    """
+    noted = json.loads(json.dumps(dict(settings)))
+    path = folder / SETTINGS
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, noted)
+    elif json.dumps(_read_json(path)) != json.dumps(noted):  # the order of checkpoints counts, too
+        raise ConfigError(
+            f"{folder} holds an experiment with other checkpoints, texts or options; choose another --out"
+        )
 
 
 def identity(model: Model[Any]) -> dict[str, Any]:

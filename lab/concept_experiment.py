@@ -368,10 +368,16 @@ def _found(kind: str, own: Mapping[str, Any]) -> Iterator[str]:
     chance = own["best_by_chance"]
     if own["too_few"]:
         yield f"**{own['too_few'][0].upper()}{own['too_few'][1:]}.**"
+    if kind == "synapses":  # what was searched chose their neurons, and is no evidence
+        held = f"of the {len(own['best'])} that are held against the other sentences {own['holding']:,} hold"
+    else:
+        held = (
+            f"{own['sure']:,} are sure by Bonferroni and shuffles, {own['discovered']:,} by Benjamini and Hochberg, "
+            f"and of the sure {own['holding']:,} have an AUC of {HOLDS} or more held out"
+        )
     yield (
-        f"{own['tried']:,} {kind} tried ({own['silent']:,} say the same in all sentences); {own['sure']:,} are sure by "
-        f"Bonferroni, {own['discovered']:,} by Benjamini and Hochberg, and of the sure {own['holding']:,} hold with an "
-        f"AUC of {HOLDS} held out. The best of shuffled labels: median {_middle(chance):.2f}, largest {chance[-1]:.2f}."
+        f"{own['tried']:,} {kind} tried ({own['silent']:,} say the same in all sentences); {held}. The best of "
+        f"shuffled labels: median {_middle(chance):.2f}, largest {chance[-1]:.2f}."
     )
     rows = [
         f"| {one['what']['name']} | {one['effect']:.2f} | {one['bonferroni']:.1e} | {one['q']:.1e} | "

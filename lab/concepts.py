@@ -131,10 +131,15 @@ class Find:
 
         Synapses were chosen on the sentences that are searched, so that for them the p that counts is the held-out one.
         """
-        p = self.held_p if isinstance(self.what, Synapse) else self.bonferroni
-        if p >= SURE or self.by_chance > 1 - CHANCE or self.held_auc < FAINT:
+        if not self.sure or self.held_auc < FAINT:
             return "does not hold"
         return "holds" if self.held_auc >= HOLDS else "faint"
+
+    @property
+    def sure(self) -> bool:
+        """Whether it is no find of chance, which is what a verdict asks first."""
+        p = self.held_p if isinstance(self.what, Synapse) else self.bonferroni
+        return p < SURE and self.by_chance <= 1 - CHANCE
 
 
 @dataclass(frozen=True)
@@ -146,11 +151,11 @@ class Finds:
     """Of these, the same in all sentences that were searched."""
     best: tuple[Find, ...]
     sure: int
-    """With a Bonferroni-corrected p under `SURE`."""
+    """Those that are, as `Find.sure` says: of all neurons that were tried, of synapses of the best."""
     discovered: int
-    """With a false discovery rate under `SURE`."""
+    """With a false discovery rate under `SURE`, on the sentences that were searched."""
     holding: int
-    """Of the sure ones, those with a held-out AUC of at least `HOLDS`."""
+    """Of the sure ones, those that hold, as `Find.verdict` says."""
     chance: Floats
     """The best effect of each shuffle, in ascending order."""
     too_few: str
@@ -353,6 +358,7 @@ def _finds(
     found = separation(ranks, first[searched])
     chance = best_by_chance(ranks, first[searched], shuffles, seed)
     corrected, rate = bonferroni(found.p), benjamini_hochberg(found.p)
+    by_chance = chance_of(found.effect, chance)
     order = _best(found, values[searched], first[searched])
     held = values[~searched]
     best = []
@@ -365,22 +371,26 @@ def _finds(
                 float(found.p[column]),
                 float(corrected[column]),
                 float(rate[column]),
-                chance_of(float(found.effect[column]), chance),
+                float(by_chance[column]),
                 float(again.effect[place]),
                 float(again.effect[place] + 1) / 2,
                 min(1.0, float(again.p[place]) * len(order)),
                 tuple(values[:, column].tolist()),
             )
         )
-    sure = np.flatnonzero(corrected < SURE)
-    holding = separation(ranked(held[:, sure]), first[~searched]).effect if len(sure) else np.empty(0)
+    if isinstance(best[0].what, Synapse):  # of which those held out decide, for as many as are shown
+        sure, holding = sum(one.sure for one in best), sum(one.verdict == "holds" for one in best)
+    else:
+        those = np.flatnonzero((corrected < SURE) & (by_chance <= 1 - CHANCE))
+        aucs = (separation(ranked(held[:, those]), first[~searched]).effect + 1) / 2 if len(those) else np.empty(0)
+        sure, holding = len(those), int((aucs >= HOLDS).sum())
     return found, Finds(
         len(found.p),
         int((ranks.tied >= len(ranks.ranks) ** 3 - len(ranks.ranks)).sum()),
         tuple(best),
-        len(sure),
+        sure,
         int((rate < SURE).sum()),
-        int((holding >= 2 * HOLDS - 1).sum()),
+        holding,
         chance,
         few,
     )

@@ -362,6 +362,7 @@ def _start(positive: Whole) -> _Start:
     alphas = 1 + 1 / (logs[:tried] - np.log(starts - 0.5))
     for index in np.flatnonzero(starts < _NEAR):
         alphas[index] = np.interp(logs[index], _mean_logs(int(starts[index])), _FITTED[::-1])
+    alphas = np.minimum(alphas, _ALPHAS[1])  # of a tail of nearly one degree it has no end, and ζ would be 0
     whole = values.astype(np.float64)
     sums = zeta(alphas[:, None], whole)
     first = np.diagonal(sums)[:, None]

@@ -315,7 +315,7 @@ def tables(found: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 def _fit_row(name: str, fit: Mapping[str, Any]) -> list[str]:
     ratios = [
-        f"{fit['against'][other]['ratio']:+.1f} (p {fit['against'][other]['p']:.2g})"
+        f"{fit['against'][other]['ratio']:+.1f} ({_p(fit['against'][other]['p'])})"
         if other in fit["against"]
         else "not fitted"
         for other in ALTERNATIVES
@@ -325,7 +325,7 @@ def _fit_row(name: str, fit: Mapping[str, Any]) -> list[str]:
         f"{fit['alpha']:.2f} ± {fit['sigma']:.2f}",
         f"{fit['least_degree']} to {fit['largest_degree']}",
         str(fit["tail"]),
-        f"{fit['distance']:.3f} (p {fit['p']:.2g})",
+        f"{fit['distance']:.3f} ({_p(fit['p'])})",
         *ratios,
         fit["verdict"],
     ]
@@ -351,3 +351,7 @@ def tables_of(folder: Path) -> list[Table]:
             f"{path} is no report on a network ({type(error).__name__}: {str(error)[:120]}); give the folder that "
             "python -m lab network CHECKPOINT --out FOLDER wrote, and let that command measure an old one again"
         ) from error
+
+
+def _p(value: float) -> str:
+    return "p < 1e-16" if value < 1e-16 else f"p {value:.2g}"

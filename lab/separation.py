@@ -132,9 +132,9 @@ def _chances(n1: int, n2: int) -> list[list[Floats]]:
     return [[part[::-1].cumsum()[::-1] for part in rows] for rows in exactly]
 
 
-def chance_of(effect: float, shuffled: Floats) -> float:
-    """The p of an effect by shuffles: the part of them, the true groups counted as one, that reach it."""
-    return (1 + int((shuffled >= effect - 1e-9).sum())) / (1 + len(shuffled))
+def chance_of(effects: Floats, shuffled: Floats) -> Floats:
+    """The p of effects by shuffles: the part of these (ascending), the true groups counted as one, that reach each."""
+    return (1 + len(shuffled) - np.searchsorted(shuffled, effects - 1e-9)) / (1 + len(shuffled))
 
 
 def best_by_chance(found: Ranked, first: NDArray[np.bool_], shuffles: int, seed: int) -> Floats:

@@ -20,7 +20,7 @@ from bdh.sampling import Sampling
 from bdh.stream import Stream
 from lab import concepts, silencing
 from lab.__main__ import main
-from lab.concept_experiment import fields, verdict_line
+from lab.concept_experiment import _found, fields, verdict_line
 from lab.concepts import Columns, Neuron, search, search_synapses
 from lab.sentences import LEAST, PRESETS, Sentences, parse, preset
 from lab.silencing import Cost, Silenced
@@ -181,6 +181,27 @@ def test_of_synapses_only_what_is_held_out_is_evidence() -> None:
         for tried, held in ((1e-6, 0.5), (0.5, 1e-6))
     ]
     assert [one.verdict for one in finds] == ["holds", "does not hold", "does not hold", "holds"]
+
+
+@pytest.mark.parametrize("count", [16, 24, 40])
+def test_what_is_counted_is_what_verdicts_say(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(concepts, "SHOWN", 256)  # so that every neuron has a verdict
+    model = zoo.model("flat")
+    found = search(model, sentences(count), summary="last", shuffles=19)
+    neurons, synapses = found.neurons, search_synapses(model, found, shuffles=19)
+    assert synapses is not None and len(neurons.best) == neurons.tried
+    for finds in (neurons, synapses):
+        assert finds.sure == sum(one.verdict != "does not hold" or one.sure for one in finds.best)
+        assert finds.holding == sum(one.verdict == "holds" for one in finds.best)
+        assert bool(finds.holding) == (count > 16)
+    told = fields(found, synapses, None)
+    (said,) = [line for line in _found("synapses", told["synapses"]) if "tried" in line]
+    shown = len(synapses.best)
+    assert f"of the {shown} that are held against the other sentences {synapses.holding} hold" in said
+    assert f"{synapses.holding} of those shown hold" in table(told["synapses"], "synapses")
+    assert f"of the sure {neurons.holding:,} have an AUC of 0.9 or more" in "".join(_found("neurons", told["neurons"]))
+    assert f"{neurons.sure:,} are sure" in head(told, "one")
+    assert "of those shown hold" not in table(told["neurons"], "neurons")
 
 
 @pytest.mark.parametrize("name", ["flat-damped", "hierarchical-damped", "average", "mixture", "deep"])

@@ -412,11 +412,11 @@ def test_an_experiment_that_was_killed_goes_on_to_the_same_report(
     assert same
     assert trained_at == {path: path.stat().st_mtime_ns for path in trained_at} and len(trained_at) == 7
     assert "text, compositional: done before" in lines and "compositional put back: done before" in lines
-    with pytest.raises(ConfigError, match="holds an experiment with another checkpoint or other options"):
+    with pytest.raises(ConfigError, match="holds an experiment with other checkpoints, texts or options"):
         experiment.experiment(dataclasses.replace(wish, k=3), tmp_path / "again")
     # What an older version trained on other samples is not taken for this one's.
     monkeypatch.setattr(synthetic, "_NOISE", 0.06)
-    with pytest.raises(ConfigError, match="holds an experiment with another checkpoint or other options"):
+    with pytest.raises(ConfigError, match="holds an experiment with other checkpoints, texts or options"):
         experiment.experiment(wish, tmp_path / "again")
 
 

@@ -102,7 +102,7 @@ def test_another_experiment_in_the_same_folder_is_refused(
 ) -> None:
     assert main([*arguments, "--targets", "0.1", "--quiet"]) == 0
     assert main([*arguments, "--steps", "12"]) == 2
-    assert "holds an experiment with another base or other options" in capsys.readouterr().err
+    assert "holds an experiment with other checkpoints, texts or options" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

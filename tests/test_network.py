@@ -156,6 +156,26 @@ def test_the_start_of_a_tail_is_where_the_likeliest_power_law_is_nearest_to_it()
     assert found.alpha == pytest.approx(alphas[found.least_degree], rel=2e-3)
 
 
+@pytest.mark.parametrize(
+    "degrees",
+    [
+        np.arange(1, 100),
+        np.concatenate([np.full(60, 200), [201, 202]]),
+        np.repeat([201, 202, 203], [50, 10, 10]),
+        np.concatenate([np.arange(1, 30), np.repeat([201, 202, 203], [60, 3, 3])]),
+    ],
+    ids=["each once", "nearly all 200", "201 to 203", "a body and a peak"],
+)
+def test_of_degrees_that_are_nearly_alike_a_fit_is_as_far_as_its_alpha_says(degrees: np.ndarray) -> None:
+    found = fit_power_law(degrees)
+    tail = np.sort(degrees[degrees >= found.least_degree])
+    all_of_it = np.arange(tail[0], tail[-1] + 1)
+    part = np.searchsorted(tail, all_of_it, side="right") / len(tail)
+    law = 1 - zeta(found.alpha, all_of_it + 1.0) / zeta(found.alpha, float(tail[0]))
+    assert found.distance == pytest.approx(np.abs(part - law).max(), rel=0.05)  # both stop near the same largest alpha
+    assert found.p < 0.05 and "not ruled out" not in found.verdict
+
+
 def _unlikely(tail: np.ndarray, alpha: float) -> float:
     return float(len(tail) * np.log(zeta(alpha, tail[0])) + alpha * np.log(tail).sum())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bdh.models import build
 from ui.inspect import build_inspect
 from ui.inspect.concept import Finder
 from ui.inspect.network import Mapper
+from ui.inspect.reading import Inspector
 from ui.limits import Limits
 from ui.registry import Registry
 from ui.steps import in_steps
@@ -66,7 +68,7 @@ def test_a_concept_is_searched_and_silenced_and_the_network_of_the_weights_measu
     expect(page.locator("#concept-go")).to_be_enabled(timeout=WAIT_MS)
     expect(page.locator("#concept-plot canvas")).to_be_visible(timeout=WAIT_MS)
     page.locator("#concept-silence").click()
-    expect(page.locator("#concept-costs")).to_contain_text("others as active", timeout=WAIT_MS)
+    expect(page.locator("#concept-costs")).to_contain_text("others near in activity", timeout=WAIT_MS)
     page.get_by_role("tab", name="Network").click()
     page.locator("#network-go").click()
     expect(page.locator("#network-said")).to_contain_text("32 neurons, 256 edges", timeout=WAIT_MS)
@@ -78,6 +80,67 @@ def test_a_concept_is_searched_and_silenced_and_the_network_of_the_weights_measu
     page.get_by_role("tab", name="Concept").click()
     expect(page.locator("#concept-said")).to_contain_text("Nothing was searched in this model yet", timeout=WAIT_MS)
     expect(page.locator("#concept-plot")).to_be_hidden()
+
+
+def test_every_view_is_seen_and_reached_by_keyboard_on_a_narrow_screen(page: Page, url: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{url}/?tab=inspect&model=beta")
+    views = page.locator("#inspect-views > .tab-wrapper").get_by_role("tab")
+    names = ["Reading", "Memory", "Concept", "Network", "Baseline", "Features", "Claims"]
+    expect(views).to_have_text(names, timeout=WAIT_MS)
+    places = [views.nth(index).bounding_box() for index in range(len(names))]
+    assert all(box and box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] >= 24 for box in places)
+    views.first.focus()
+    for name in names[1:]:
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("tab", name=name, exact=True)).to_have_attribute("aria-selected", "true")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_stop_in_a_reading_leaves_what_was_read_and_no_line_of_a_search(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+
+    def endless(*_given: Any) -> Iterator[tuple[str, str]]:
+        while not ended.wait(0.1):
+            yield "searching all texts", "<p>so far</p>"
+
+    monkeypatch.setattr(Inspector, "find", endless)
+    build(FLAT, seed=1).save_pretrained(tmp_path / "checkpoints" / "beta")
+    with inspect_alone(browser, tmp_path) as page:
+        page.locator("#reading-text textarea").fill("a text")
+        page.locator("#reading-go").click()
+        expect(page.locator("#reading-told")).to_contain_text("6 bytes")
+        page.locator("#reading-shown .loudest button").first.click()
+        expect(page.locator("#reading-seeking")).to_contain_text("searching all texts")
+        page.locator("#reading-stop").click()
+        expect(page.locator("#reading-seeking")).to_be_empty()
+        expect(page.locator("#reading-progress")).to_have_text("Stopped.")
+        expect(page.locator("#reading-told")).to_contain_text("6 bytes")
+        expect(page.locator("#reading-where")).to_contain_text("so far")
+        expect(page.locator("#reading-stop")).to_be_disabled()
+        ended.set()
+
+
+@contextmanager
+def inspect_alone(browser: Browser, folder: Path) -> Iterator[Page]:
+    """The tab in this process, where it can be patched, on the checkpoints of a folder."""
+    registry = Registry(folder / "checkpoints", folder / "data", Limits(), "cpu")
+    with gr.Blocks() as demo:
+        build_inspect(registry, gr.BrowserState("a" * 32), Limits())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False, server_port=port)[1]
+    page = browser.new_page()
+    try:
+        page.goto(url)
+        yield page
+    finally:
+        page.close()
+        demo.close()
 
 
 def test_stop_stops_what_was_begun_right_after_it(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from functools import partial
 from pathlib import Path
 
 from bdh.cli import guarded, resolved
 from train.evaluate.report import table
 
+from ..claim import progress
 from .experiment import Experiment, experiment
 from .findings import REPORT, codes_table, purity_table, tasks_table, verdicts
 from .training import Training
@@ -92,8 +91,7 @@ def _run(options: argparse.Namespace) -> int:
         most_active=options.most_active,
     )
     folder = options.out or OUT / Path(source).name
-    say = (lambda line: None) if options.quiet else partial(print, file=sys.stderr, flush=True)
-    found = experiment(asked, folder, say=say)
+    found = experiment(asked, folder, say=progress(options))
     for rows in (codes_table(found), purity_table(found), tasks_table(found)):
         print(f"{table(rows)}\n")
     for one in verdicts(found):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from bdh.models import Model
 from train.data import Bytes, held_out_start, read_bytes
 from train.sources import is_shipped
 
+from ..claim import digest, identity, settle, write_json
 from .autoencoders import ABLATIONS, COMPOSITIONAL, NO_ATTENTION, STANDARD, Coder, Compositional, Shape
 from .baselines import NMF, PCA, check_installed, fitted
 from .findings import (
@@ -72,7 +71,6 @@ from .training import Samples, Training, trained
 
 METHODS = (STANDARD, COMPOSITIONAL, *ABLATIONS, PCA, NMF)
 """Everything that makes codes of samples."""
-SETTINGS = "settings.json"
 
 Say: TypeAlias = Callable[[str], None]
 
@@ -306,9 +304,7 @@ class _Work:
         some = self.text.measured[: self.asked.put_back_bytes]
         bits = bits_with(self.model, some, edits, self._hearing(f"hearing with {what}"))
         kept.parent.mkdir(parents=True, exist_ok=True)
-        written = kept.with_suffix(".part")
-        written.write_text(json.dumps({"bits_per_byte": bits}), encoding="utf-8")
-        os.replace(written, kept)
+        write_json(kept, {"bits_per_byte": bits})
         return bits
 
     def _made(self, method: str, data: str, samples: Samples, shape: Shape, how: Training) -> Coder:
@@ -498,23 +494,15 @@ def _text(asked: Experiment) -> _Text:
 def _settle(asked: Experiment, folder: Path, model: Model[Any], text: _Text, tasks: Mapping[str, Task]) -> None:
     """Note what is asked, or hold it against what was noted before."""
     told = dataclasses.asdict(asked) | {
-        "checkpoint": model.checksum(),
-        "text": [hashlib.sha256(part.tobytes()).hexdigest() for part in (text.learned, text.measured)],
+        "checkpoint": identity(model),
+        "text": [digest(part) for part in (text.learned, text.measured)],
         # What was trained on other samples, of an older version, is not taken for what this one would train.
         "tasks": {
-            name: [hashlib.sha256(task.samples.tobytes()).hexdigest(), *dataclasses.astuple(asked.task_shape())]
+            name: [digest(task.samples.tobytes()), *dataclasses.astuple(asked.task_shape())]
             for name, task in tasks.items()
         },
     }
-    settings = json.loads(json.dumps(told))
-    path = folder / SETTINGS
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    elif json.loads(path.read_text(encoding="utf-8")) != settings:
-        raise ConfigError(
-            f"{folder} holds an experiment with another checkpoint or other options; choose another --out"
-        )
+    settle(folder, told)
 
 
 def _file(name: str) -> str:

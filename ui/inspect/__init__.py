@@ -17,7 +17,10 @@ from .memory import build_memory
 from .network import build_network
 from .reading import build_reading
 
-CSS = "".join(part.CSS for part in (reader, reading, memory, concept, network, baseline, features, claims))
+CSS = (
+    "".join(part.CSS for part in (reader, reading, memory, concept, network, baseline, features, claims))
+    + "@media (max-width: 500px) { #inspect-views .tab-container button { padding-inline: 9px !important; } }\n"
+)
 
 
 @dataclass
@@ -37,7 +40,7 @@ def build_inspect(registry: Registry, owner: gr.BrowserState, limits: Limits) ->
         min_width=280,
         elem_id="inspect-model",
     )
-    with gr.Tabs(elem_id="inspect-views"):
+    with gr.Tabs(elem_id="inspect-views", overflow_behavior="wrap"):
         with gr.Tab("Reading", id="reading"):
             text = build_reading(registry, owner, limits, model)
         with gr.Tab("Memory", id="memory"):

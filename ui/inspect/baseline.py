@@ -248,7 +248,7 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     looked = gr.State(None)
     with gr.Column(visible=False, elem_id="baseline-found") as shown:
         table = gr.HTML(elem_classes="flush", elem_id="baseline-facts")
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Zeros", id="zeros"):
                 active = gr.HTML(elem_classes="flush", elem_id="baseline-zeros")
             with gr.Tab("Memory against length", id="memory"):

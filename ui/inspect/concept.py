@@ -264,8 +264,8 @@ def head(known: Mapping[str, Any], model: str) -> str:
         f'<div class="report"><p class="concept-said">{html.escape(model)}, {html.escape(known["name"])}: {said}.</p>'
         f"{few}<p>{own['tried']:,} neurons were tried on {searched} sentences; "
         f"{len(known['searched']) - searched} were held out. {own['sure']:,} are sure after "
-        f"Bonferroni's correction, and {own['holding']:,} of these tell the held-out sentences apart with an AUC of "
-        f"{HOLDS} or more. With shuffled labels the best effect is "
+        f"Bonferroni's correction and beside shuffled labels, and {own['holding']:,} of these have an AUC of {HOLDS} "
+        "or more in the sentences held out. With shuffled labels the best effect is "
         f"{chance[len(chance) // 2]:.2f} (median) to {chance[-1]:.2f} (largest): below that, an effect means nothing. "
         f"Without any model: {others}. {NEURONS}</p></div>"
     )
@@ -296,11 +296,12 @@ def table(finds: Mapping[str, Any] | None, kind: str, *, searched: bool = True) 
         f"finds shown, that must be under {SURE}.",
     }[kind]
     chance = finds["best_by_chance"]
+    held = f"{finds['holding']} of those shown hold. " if kind == "synapses" else ""
     return (
         f'<div class="report concept-finds"><div class="wide"><table><thead><tr><th>{kind[:-1]}</th><th>effect</th>'
         f"<th>p, Bonferroni</th><th>q</th><th>shuffles as good</th><th>effect held out</th><th>AUC held out</th>"
         f"<th></th></tr></thead><tbody>{rows}</tbody></table></div>"
-        f"<p>The best {len(finds['best'])} of {finds['tried']:,}. {named} "
+        f"<p>The best {len(finds['best'])} of {finds['tried']:,}. {held}{named} "
         "Effect: rank-biserial, 1 if every sentence about the concept is above every other. p: one-sided Mann-Whitney "
         f"U times the number tried; q: Benjamini and Hochberg. Best of shuffled labels: {chance[len(chance) // 2]:.2f} "
         f"to {chance[-1]:.2f}. A find holds from an AUC of {HOLDS}, and is faint from {FAINT}.</p></div>"
@@ -314,7 +315,7 @@ def _small(value: float) -> str:
 def cost(silenced: Silenced) -> str:
     """Markup of what silence costs."""
     rows = [("nothing", [silenced.whole]), ("the neurons found", [silenced.found])]
-    rows.append(("others as active", list(silenced.controls)))
+    rows.append(("others near in activity", list(silenced.controls)))
     cells = ""
     for name, costs in rows:
         cells += f'<tr class="{"merged" if costs[0] is silenced.found else ""}"><th scope="row">{name}</th>'
@@ -422,12 +423,14 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
     with gr.Column(visible=False) as shown:
         find = gr.Dropdown([], label="Shown in every sentence", elem_id="concept-find")
         plot = gr.Plot(show_label=False, elem_id="concept-plot")
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Neurons"):
                 neurons = gr.HTML(elem_classes="flush", elem_id="concept-neurons")
             with gr.Tab("Synapses"):
                 synapses = gr.HTML(elem_classes="flush", elem_id="concept-synapses")
-        gr.Markdown("### Silence them\nWhat does the model do without the best neurons, and without others as active?")
+        gr.Markdown(
+            "### Silence them\nWhat does the model do without the best neurons, and without others near in activity?"
+        )
         with gr.Row(equal_height=True):
             count = gr.Slider(1, SHOWN, 8, step=1, label="Of the best, silence", min_width=200, elem_id="concept-count")
             prompt = gr.Textbox(

@@ -233,7 +233,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
     with gr.Column(visible=False, elem_id="memory-found") as shown:
         at = gr.Slider(1, 2, 2, step=1, label="After byte", info="or press a character below", elem_id="memory-at")
         paper = gr.HTML(js_on_load=_PICK, elem_classes="flush", elem_id="memory-strip")
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Picture", id="picture"):
                 with gr.Row():
                     order = gr.Radio([BY_STRENGTH, BY_NUMBER], value=BY_STRENGTH, label="Neurons", min_width=220)

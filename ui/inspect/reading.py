@@ -160,8 +160,8 @@ class Inspector:
 
     def find(
         self, model: str | None, owner: Owner, name: str, head: int, neuron: float | None, corpus: str
-    ) -> Generator[str, None, None]:
-        """Markup: how far it is, and at the end the bytes of shipped texts that fire a neuron."""
+    ) -> Generator[tuple[str, str], None, None]:
+        """Markup of how far it is, and of the bytes of shipped texts that fire a neuron, so far as they were heard."""
         if isinstance(neuron, bool) or not isinstance(neuron, (int, float)) or not float(neuron).is_integer():
             raise DataError("no neuron was chosen; give its number, or press one in the list")
         names = lab.corpus_names() if corpus == ALL_CORPORA else [corpus]
@@ -176,12 +176,12 @@ class Inspector:
                 data = lab.excerpt(each, CORPUS_BYTES // len(names))
                 for told in _told(lab.fire(leased, data, name, _head(head), int(neuron)), total, done):
                     if isinstance(told, str):
-                        yield _line(told) + markup
+                        yield _line(told), markup
                     else:
                         found[each] = (data, told)
                 done += len(data)
                 markup = firings(who, point, found)
-        yield markup
+        yield "", markup
 
     def files(self, model: str | None, owner: Owner, heard: Heard, layer: str, kind: str, head: int) -> list[str]:
         """The reading as files: NPZ, CSV and PNG."""
@@ -332,7 +332,8 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             )
             for choice, label, width in zip(first, ("Layer", "Neurons", "Head"), (200, 230, 120), strict=True)
         )
-    told = gr.HTML(_line(_NOTHING), elem_classes="flush", elem_id="reading-told")
+    progress = gr.HTML(_line(_NOTHING), elem_classes="flush", elem_id="reading-progress")
+    told = gr.HTML(elem_classes="flush", elem_id="reading-told")
     shown = gr.HTML(
         None,
         html_template=reader.TEMPLATE,
@@ -355,6 +356,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             elem_id="reading-corpus",
         )
         find = gr.Button("Find the bytes that fire it", min_width=180, elem_id="reading-find")
+    seeking = gr.HTML(elem_classes="flush", elem_id="reading-seeking")
     where = gr.HTML(elem_classes="flush", elem_id="reading-where")
     with gr.Column(visible=False) as taken:
         take = gr.Button("Make files to take along (NPZ, CSV, PNG)", size="sm", elem_id="reading-take")
@@ -366,10 +368,11 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
     ) -> Generator[tuple[Any, ...], None, None]:
         for told in inspector.read(id, visitor, heard, layer, kind, head):
             if isinstance(told, str):
-                yield _line(told), *(gr.skip(),) * 6
+                yield _line(told), *(gr.skip(),) * 7
                 continue
             picture = lab.raster(told)
             yield (
+                "",
                 summary(heard, told, picture, inspector.title(id, visitor)),
                 reader.drawn(told, picture, heard.heard_bytes),
                 active_bars(told.active), gr.Row(visible=True), gr.Column(visible=True), gr.File(visible=False), heard,
@@ -384,17 +387,17 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             data, more = inspector.text(text, count)
             visitor = identify(secret, request)
             running = gr.Button(interactive=False), gr.Button(interactive=True)
-            yield _line("getting ready"), *(gr.skip(),) * 6, *running
+            yield _line("getting ready"), *(gr.skip(),) * 7, *running
             with closing(inspector.go_on(id, visitor, data, more)) as writing:
                 for told in writing:
                     if isinstance(told, Heard):
                         heard = told
                     else:
-                        yield _line(told), *(gr.skip(),) * 6, *running
+                        yield _line(told), *(gr.skip(),) * 7, *running
             with closing(looked_at(id, visitor, heard, layer, kind, head)) as looks:
                 for update in looks:
                     yield *update, *running
-            yield *(gr.skip(),) * 7, gr.Button(interactive=True), gr.Button(interactive=False)
+            yield *(gr.skip(),) * 8, gr.Button(interactive=True), gr.Button(interactive=False)
 
     @whole
     def on_look(
@@ -405,7 +408,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         with reported(), closing(looked_at(id, identify(secret, request), Heard(*heard), layer, kind, head)) as looks:
             for update in looks:
                 yield *update, gr.Button(interactive=False), gr.Button(interactive=True)
-            yield *(gr.skip(),) * 7, gr.Button(interactive=True), gr.Button(interactive=False)
+            yield *(gr.skip(),) * 8, gr.Button(interactive=True), gr.Button(interactive=False)
 
     def on_place(request: gr.Request, secret: str, id: str | None, layer: str, kind: str, head: int) -> tuple[Any, ...]:
         with reported():
@@ -420,7 +423,8 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         with reported():
             info = inspector.allowed(inspector.points(id, identify(secret, request)))
         line = _line("getting ready" if heard else _NOTHING)
-        return (*chosen, gr.Textbox(info=info), line, None, "", gr.Row(visible=False), gr.Column(visible=False), "")
+        hidden = gr.Row(visible=False), gr.Column(visible=False)
+        return (*chosen, gr.Textbox(info=info), line, "", None, "", *hidden, "", "")
 
     def on_wanted(event: gr.EventData) -> tuple[int, str]:
         return _pointed(event), _line("getting ready")
@@ -431,12 +435,12 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         corpus: str,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         with reported():
-            yield _line("getting ready"), gr.Button(interactive=False), gr.Button(interactive=True)
+            yield _line("getting ready"), gr.skip(), gr.Button(interactive=False), gr.Button(interactive=True)
             found = inspector.find(id, identify(secret, request), f"{layer}.{kind}", head, neuron, corpus)
             with closing(found) as looks:
-                for markup in looks:
-                    yield markup, gr.Button(interactive=False), gr.Button(interactive=True)
-            yield gr.skip(), gr.Button(interactive=True), gr.Button(interactive=False)
+                for line, markup in looks:
+                    yield line, markup, gr.Button(interactive=False), gr.Button(interactive=True)
+            yield gr.skip(), gr.skip(), gr.Button(interactive=True), gr.Button(interactive=False)
 
     def on_take(
         request: gr.Request, secret: str, id: str | None, heard: Heard | None, layer: str, kind: str, head: int
@@ -452,31 +456,33 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         "concurrency_limit": min(_AT_ONCE, limits.max_at_once), "concurrency_id": "inspecting"
     }  # fmt: skip
     place, running = [layer, kind, head], [go, stop]
-    seen = [told, shown, bars, pin, taken, files, last]
+    seen = [progress, told, shown, bars, pin, taken, files, last]
     chosen: dict[str, Any] = {"fn": on_place, "inputs": [owner, model, *place], "outputs": place, **QUICK | LATEST}
     again: dict[str, Any] = {
         "fn": on_look, "inputs": [owner, model, last, *place], "outputs": [*seen, *running], **worked | LATEST
     }  # fmt: skip
     search: dict[str, Any] = {
-        "fn": on_find, "inputs": [owner, model, *place, neuron, corpus], "outputs": [where, *running], **worked | LATEST
+        "fn": on_find, "inputs": [owner, model, *place, neuron, corpus], "outputs": [seeking, where, *running],
+        **worked | LATEST,
     }  # fmt: skip
     changed = model.change(
-        on_model, [owner, model, last, *place], [*place, text, told, shown, bars, pin, taken, where], **QUICK
-    )
+        on_model, [owner, model, last, *place],
+        [*place, text, progress, told, shown, bars, pin, taken, seeking, where], **QUICK,
+    )  # fmt: skip
     working = [
         gr.on([go.click, text.submit], on_read, [owner, model, text, count, *place], [*seen, *running], **worked),
         changed.success(**again),
         *(one.input(**chosen).success(**again) for one in (layer, kind)),
         head.input(**again),
-        shown.submit(on_wanted, None, [neuron, where], **QUICK).success(**search),
+        shown.submit(on_wanted, None, [neuron, seeking], **QUICK).success(**search),
         gr.on([find.click, neuron.submit], **search),
     ]
     shown.select(_pointed, None, neuron, **QUICK, trigger_mode="multiple")
     idle: Callable[[], Any] = lambda: (gr.Button(interactive=True), gr.Button(interactive=False))  # noqa: E731
     for event in working:
-        event.failure(idle, None, running, **QUICK)
-    stopped: Callable[[], Any] = lambda: (_line("Stopped."), *idle())  # noqa: E731
-    stops(stop, stopped, [told, *running], working)
+        event.failure(lambda: ("", "", *idle()), None, [progress, seeking, *running], **QUICK)
+    stopped: Callable[[], Any] = lambda: (_line("Stopped."), "", *idle())  # noqa: E731
+    stops(stop, stopped, [progress, seeking, *running], working)
     take.click(on_take, [owner, model, last, *place], files, **worked | {"show_progress": "minimal"})
     return text
 
