@@ -22,7 +22,7 @@ from bdh.models import build
 from lab import reading as lab
 from lab.reading import Reading
 from ui import queued
-from ui.inspect import build_inspect, reader
+from ui.inspect import build_inspect, reader, reading
 from ui.inspect.named import point_name
 from ui.inspect.reading import MOST_BYTES, Heard, Inspector, active_bars, choices, firings, summary
 from ui.inspect.recent import known_by
@@ -79,6 +79,18 @@ def test_what_the_model_writes_is_read_after_the_text(inspector: Inspector) -> N
     assert last(inspector.go_on("flat", "me", HURT, 0)) == Heard(HURT, len(HURT))
     found = last(inspector.read("flat", "me", heard, "layer.1", "gate", 0))
     assert found.data == heard.data and found.values.shape == (len(heard.data), zoo.FLAT.n_neuron)
+
+
+def test_what_a_slow_model_has_written_so_far_is_looked_at_while_it_goes_on(
+    inspector: Inspector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = last(inspector.go_on("flat", "me", HURT, 12))
+    monkeypatch.setattr(reading, "_LOOK_S", 0.0)
+    seen = [told for told in inspector.go_on("flat", "me", HURT, 12) if isinstance(told, Heard)]
+    assert len(seen) >= 2  # how many bytes come at once is up to the machine
+    assert seen[-1] == whole
+    assert all(one.data == whole.data[: len(one.data)] and one.heard_bytes == len(HURT) for one in seen)
+    assert [len(one.data) for one in seen] == sorted(len(one.data) for one in seen)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -52,6 +53,8 @@ _KINDS = {
 }
 _COPIES = 4
 """Of what is kept of a reading, while it is sorted and drawn."""
+_LOOK_S = 1.0
+"""Between two looks at what a model that writes slowly has written so far."""
 _AT_ONCE = 8
 """Readings and searches of all visitors at the same time; others wait their turn."""
 _BEFORE, _AFTER = 36, 12
@@ -140,14 +143,21 @@ class Inspector:
         return data, int(count)
 
     def go_on(self, model: str | None, owner: Owner, data: bytes, count: int) -> Generator[str | Heard, None, None]:
-        """Let the model write after a text; how far it is, and at the end what there is to read."""
-        written = bytearray()
+        """Let the model write after a text; how far it is, now and then what there is to read so far, in the end all.
+
+        What is done with the former may take a quarter of the time.
+        """
+        written, due = bytearray(), time.monotonic() + _LOOK_S
         if count:
             with self._leased(model, owner, 0) as leased:
                 options = Sampling(max_bytes=min(count, self._limits.max_write_bytes), seed=1)
                 for batch in hear_and_write(Stream(leased), data, options):
                     written += bytes(part.byte for part in batch if isinstance(part, Written))
                     yield f"writing: {len(written)} of {count} bytes"
+                    if (begun := time.monotonic()) > due:
+                        yield Heard(data + bytes(written), len(data))
+                        ended = time.monotonic()
+                        due = ended + max(_LOOK_S, 3 * (ended - begun))
         yield Heard(data + bytes(written), len(data))
 
     def read(
@@ -390,13 +400,12 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             yield _line("getting ready"), *(gr.skip(),) * 7, *running
             with closing(inspector.go_on(id, visitor, data, more)) as writing:
                 for told in writing:
-                    if isinstance(told, Heard):
-                        heard = told
-                    else:
+                    if isinstance(told, str):
                         yield _line(told), *(gr.skip(),) * 7, *running
-            with closing(looked_at(id, visitor, heard, layer, kind, head)) as looks:
-                for update in looks:
-                    yield *update, *running
+                        continue
+                    with closing(looked_at(id, visitor, told, layer, kind, head)) as looks:
+                        for update in looks:
+                            yield *update, *running
             yield *(gr.skip(),) * 8, gr.Button(interactive=True), gr.Button(interactive=False)
 
     @whole
