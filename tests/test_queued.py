@@ -6,6 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from ui import queued
@@ -125,3 +126,15 @@ def test_what_is_over_in_a_moment_counts_apart() -> None:
     assert "many requests waiting" in joined(LOADING, [LOADING] * 4, **bounds)
     assert joined(QUICK, [LOADING] * 4 + [QUICK] * 35, **bounds) == ""
     assert "many requests waiting" in joined(QUICK, [QUICK] * 36, **bounds)
+
+
+def test_nothing_is_summed_up_for_a_dashboard_that_is_not_there() -> None:
+    with gr.Blocks() as page:
+        page.queue()
+    hold_within(page, Limits())
+    queue = page._queue
+    for index in range(3):
+        queue.event_analytics[str(index)] = {"function": "write", "status": "success", "process_time": 1.0}
+        queue.events_recorded += 1
+        queue.compute_analytics_summary(list(queue.event_analytics.values()))
+    assert queue.cached_event_analytics_summary == {"functions": {}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 import weakref
 from functools import cache
 from typing import Any, ClassVar, get_type_hints
@@ -97,7 +98,8 @@ def hold_within(page: gr.Blocks, limits: Limits) -> None:
     """
     queue = page._queue
     queue.pending_messages_per_session = _Post(queue)
-    queue.ANALYTICS_MAX_EVENTS = 100  # all that are kept are summed up anew whenever something is refused
+    # All that is kept of events is summed up anew after each, for a dashboard that this page does not have.
+    queue.ANALYTICS_MAX_EVENTS, queue.ANAYLTICS_CACHE_FREQUENCY = 100, sys.maxsize
     push, preprocess = queue.push, page.preprocess_data
 
     async def checked_push(body: Any, request: Any, username: Any) -> Any:
