@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
-from browsing import FLAT, WAIT_MS, choose
+from browsing import FLAT, WAIT_MS, choose, write
 from playwright.sync_api import Browser, Page, expect
 
 from bdh.models import build
@@ -24,6 +24,33 @@ from ui.registry import Registry
 from ui.steps import in_steps
 
 pytestmark = pytest.mark.page
+
+
+@pytest.fixture
+def ended() -> Iterator[threading.Event]:
+    """Set when the test is over, for work that would not end by itself."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@contextmanager
+def inspect_alone(browser: Browser, folder: Path) -> Iterator[Page]:
+    """The tab in this process, where it can be patched, on the checkpoints of a folder."""
+    registry = Registry(folder / "checkpoints", folder / "data", Limits(), "cpu")
+    with gr.Blocks() as demo:
+        build_inspect(registry, gr.BrowserState("a" * 32), Limits())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False, server_port=port)[1]
+    page = browser.new_page()
+    try:
+        page.goto(url)
+        yield page
+    finally:
+        page.close()
+        demo.close()
 
 
 def test_a_text_is_read_walked_through_and_a_neuron_found(page: Page, url: str) -> None:
@@ -99,10 +126,8 @@ def test_every_view_is_seen_and_reached_by_keyboard_on_a_narrow_screen(page: Pag
 
 
 def test_stop_in_a_reading_leaves_what_was_read_and_no_line_of_a_search(
-    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: threading.Event
 ) -> None:
-    ended = threading.Event()
-
     def endless(*_given: Any) -> Iterator[tuple[str, str]]:
         while not ended.wait(0.1):
             yield "searching all texts", "<p>so far</p>"
@@ -110,7 +135,7 @@ def test_stop_in_a_reading_leaves_what_was_read_and_no_line_of_a_search(
     monkeypatch.setattr(Inspector, "find", endless)
     build(FLAT, seed=1).save_pretrained(tmp_path / "checkpoints" / "beta")
     with inspect_alone(browser, tmp_path) as page:
-        page.locator("#reading-text textarea").fill("a text")
+        write(page.locator("#reading-text textarea"), "a text")
         page.locator("#reading-go").click()
         expect(page.locator("#reading-told")).to_contain_text("6 bytes")
         page.locator("#reading-shown .loudest button").first.click()
@@ -121,33 +146,11 @@ def test_stop_in_a_reading_leaves_what_was_read_and_no_line_of_a_search(
         expect(page.locator("#reading-told")).to_contain_text("6 bytes")
         expect(page.locator("#reading-where")).to_contain_text("so far")
         expect(page.locator("#reading-stop")).to_be_disabled()
-        ended.set()
-
-
-@contextmanager
-def inspect_alone(browser: Browser, folder: Path) -> Iterator[Page]:
-    """The tab in this process, where it can be patched, on the checkpoints of a folder."""
-    registry = Registry(folder / "checkpoints", folder / "data", Limits(), "cpu")
-    with gr.Blocks() as demo:
-        build_inspect(registry, gr.BrowserState("a" * 32), Limits())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False, server_port=port)[1]
-    page = browser.new_page()
-    try:
-        page.goto(url)
-        yield page
-    finally:
-        page.close()
-        demo.close()
 
 
 def test_stop_stops_what_was_begun_right_after_it(
-    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: threading.Event
 ) -> None:
-    ended = threading.Event()
-
     def work(tell: Any, _give: Any) -> None:
         while not ended.wait(0.1):
             tell(0.5, "searching")
@@ -158,16 +161,7 @@ def test_stop_stops_what_was_begun_right_after_it(
     monkeypatch.setattr(Finder, "find", endless)
     monkeypatch.setattr(Mapper, "measure", endless)
     build(FLAT, seed=1).save_pretrained(tmp_path / "checkpoints" / "beta")
-    registry = Registry(tmp_path / "checkpoints", tmp_path / "data", Limits(), "cpu")
-    with gr.Blocks() as demo:
-        build_inspect(registry, gr.BrowserState("a" * 32), Limits())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = demo.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False, run_history=False, server_port=port)[1]
-    page = browser.new_page()
-    try:
-        page.goto(url)
+    with inspect_alone(browser, tmp_path) as page:
         for view in ("Concept", "Network"):
             page.get_by_role("tab", name=view).click()
             go, stop = (page.locator(f"#{view.lower()}-{name}") for name in ("go", "stop"))
@@ -181,7 +175,3 @@ def test_stop_stops_what_was_begun_right_after_it(
             stop.click()
             expect(stop).to_be_disabled(timeout=WAIT_MS)
             expect(go).to_be_enabled()
-    finally:
-        ended.set()
-        page.close()
-        demo.close()
