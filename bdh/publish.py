@@ -198,10 +198,8 @@ def upload(
         made = repo_id if not there.exists else ""
     try:
         with _explained(target, token or True):
-            if revision is not None and not there.commit:
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
             if not there.commit:
-                there = _look(api, _target(repo_id, revision))
+                there = _begun(api, there, repo_id, revision, private)
             return _send(api, parcel, repo_id, revision, message, there, progress)
     except BaseException as error:
         left = _cleared(api, made) if made else ""
@@ -244,6 +242,23 @@ def _made(api: HfApi, repo_id: str, private: bool) -> str:
         raise CheckpointError(
             f"{repo_id} is there already, and this login or sign-in may not look into it; choose another name"
         ) from error
+
+
+def _begun(api: HfApi, there: There, repo_id: str, revision: str | None, private: bool) -> There:
+    """What is in a repository that was just made, or in a branch of one that is begun now.
+
+    Raises:
+        CheckpointError: somebody else has put something there meanwhile, or lets others see it.
+    """
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision)
+    begun = _look(api, _target(repo_id, revision))
+    if not begun.commit:
+        raise CheckpointError(f"{repo_id}: the Hub does not show yet what was just made there; publish again")
+    meant_private, filled = (there.private, False) if there.exists else (private, bool(begun.files))
+    if filled or (meant_private and not begun.private):
+        raise CheckpointError(_CHANGED.format(repo_id))
+    return begun
 
 
 def _send(
@@ -359,7 +374,7 @@ def _raise_explained(error: Exception, target: Source, token: Token) -> NoReturn
             f"{repo_id}: the Hub refuses the token, or the token may not write there; sign in again, make a token with "
             "the right to write, or choose a name of your own"
         )
-    elif status == 412:
+    elif status in (409, 412):
         text = _CHANGED.format(repo_id)
     elif status == 413:
         text = f"{repo_id}: the Hub takes no file as large as this"

@@ -216,7 +216,8 @@ def settle(folder: Path, settings: Mapping[str, Any]) -> None:
         write_json(path, noted)
     elif json.dumps(_read_json(path)) != json.dumps(noted):  # the order of checkpoints counts, too
         raise ConfigError(
-            f"{folder} holds an experiment with other checkpoints, texts or options; choose another --out"
+            f"{folder} holds an experiment with other checkpoints, texts or options, or of another version; choose "
+            "another --out"
         )
 
 

@@ -287,6 +287,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._may_write(request, name, repo):
             return self._fail(403, "", "Forbidden: you need write access to this repository")
         if deed == "branch":
+            if unquote(rest) in repo.refs:
+                return self._fail(409, "", "Reference already exists")
             repo.refs[unquote(rest)] = repo.refs["main"]
             return self._json({})
         if deed == "preupload":

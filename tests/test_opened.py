@@ -71,3 +71,10 @@ def test_where_gradio_has_changed_inside_the_page_is_described_as_gradio_does(
     opened.describe_once(page)
     assert page.default_config is usual
     assert "more slowly" in caplog.text
+
+
+def test_no_button_stands_on_the_page_that_was_made_by_mistake(built: Any) -> None:
+    listened = {target for fn in built[0].fns.values() for target, _ in fn.targets}
+    shown = [one for one in built[0].blocks.values() if isinstance(one, gr.Button)]
+    assert [one.value for one in shown if one._id not in listened] == []
+    assert "Run" not in {one.value for one in shown}  # Gradio's word for a button without words

@@ -17,6 +17,12 @@ def test_zeros_are_zeros_that_can_be_written_and_lie_on_cache_lines(shape: tuple
     assert float(found.add_(1).sum()) == found.numel()
 
 
+def test_more_than_there_is_is_said_to_be_a_lack_of_memory() -> None:
+    for size in (1 << 45, 1 << 62):
+        with pytest.raises(MemoryError, match="no memory for"):
+            zeros(size)
+
+
 @pytest.mark.skipif(not psutil.LINUX, reason="other systems tell otherwise what a process holds")
 def test_a_memory_goes_back_to_the_system_with_the_last_part_of_it() -> None:
     process, size = psutil.Process(), 64 << 20

@@ -209,6 +209,48 @@ def test_a_repository_that_is_filled_or_made_public_while_weights_are_sent_gets_
     assert repo.commits[repo.refs["main"]]["model.safetensors"] == (large / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("change", ["filled", "public"])
+def test_what_was_filled_or_made_public_right_after_it_was_made_gets_nothing(
+    server: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    made = publish._made
+
+    def make(*given: Any) -> str:
+        name = made(*given)
+        repo = server.repos[name]
+        if change == "public":
+            repo.private = False
+        else:
+            repo.commits["c" * 40], repo.refs["main"] = {"diary.txt": b"dear"}, "c" * 40
+        return name
+
+    monkeypatch.setattr(publish, "_made", make)
+    with pytest.raises(CheckpointError, match="me/one was changed by somebody else meanwhile"):
+        publish.upload(folder, "me/one", **WRITER)
+    assert server.taken_bytes == 0 and ("me/one" in server.repos) == (change == "filled")
+
+
+@pytest.mark.parametrize("change", ["begun", "public"])
+def test_a_branch_that_somebody_else_began_or_lets_others_see_gets_nothing(
+    server: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    repo = server.add("me/one", {"README.md": b"old"}, private=True, readers=("hf_writer",))
+    create = publish.HfApi.create_branch
+
+    def meddle(*given: Any, **named: Any) -> None:
+        if change == "begun":
+            repo.commits["d" * 40], repo.refs["draft"] = {"README.md": b"theirs"}, "d" * 40
+        create(*given, **named)
+        if change == "public":
+            repo.private = False
+
+    monkeypatch.setattr(publish.HfApi, "create_branch", meddle)
+    with pytest.raises(CheckpointError, match="was changed by somebody else meanwhile"):
+        publish.upload(folder, "me/one", revision="draft", **WRITER)
+    assert server.taken_bytes == 0
+    assert repo.commits[repo.refs["draft"]] == {"README.md": b"theirs" if change == "begun" else b"old"}
+
+
 @pytest.mark.parametrize(
     ("part", "answer", "words"),
     [

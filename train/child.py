@@ -34,7 +34,7 @@ _NEEDED = re.compile(
     re.IGNORECASE,
 )
 """Names of what a run needs of the environment."""
-_SECRET = re.compile("TOKEN|SECRET|PASSW|PASSPHRASE|AUTH|CREDENTIAL|_KEY", re.IGNORECASE)
+_SECRET = re.compile("TOKEN|SECRET|PASSW|PASSPHRASE|AUTH|CREDENTIAL|KEY", re.IGNORECASE)
 """In names of what it does not, whatever they begin with."""
 _CLOCK_S = 2.0
 """By how much the time a process began at may seem to move when the machine's clock is set."""

@@ -439,9 +439,10 @@ class Run:
             self._optimizer.zero_grad(set_to_none=True)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        self.accelerator.unscale_gradients()
-        whole = self._way in _WHOLE
-        clip = torch.nn.utils.clip_grad_norm_ if whole else self.accelerator.clip_grad_norm_
+        clip = self.accelerator.clip_grad_norm_  # unscales what is to be clipped
+        if self._way in _WHOLE:
+            self.accelerator.unscale_gradients()
+            clip = torch.nn.utils.clip_grad_norm_
         norm = float(clip(self.model.parameters(), self.recipe.clip))
         nats = float(self.accelerator.reduce(torch.tensor(nats, device=self.accelerator.device), "mean"))
         if not (math.isfinite(nats) and math.isfinite(norm)):

@@ -17,7 +17,7 @@ _LARGE = 1 << 18
 
 
 def zeros(*shape: int, device: torch.device | None = None) -> Tensor:
-    """Float32 zeros. On a CPU large ones are asked for from the system, in large pages, and go back to it at once.
+    """Float32 zeros. On a CPU large ones are asked for from the system, in large pages, and go back to it.
 
     A memory is read a row here and a row there, and for pages of 4 KB each of them takes a walk through the page table.
     And memories come and go with their listeners: in the heap that all share they would leave holes between what stays.
@@ -33,10 +33,16 @@ def zeros(*shape: int, device: torch.device | None = None) -> Tensor:
 
 
 def _own(size_bytes: int) -> mmap.mmap:
-    """Zeros that belong to nothing else, given back when nothing refers to them any more."""
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, size_bytes)
-    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """Zeros that belong to nothing else, given back when nothing refers to them any more.
+
+    Raises:
+        MemoryError: the system has not so much.
+    """
+    kind = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    try:
+        memory = mmap.mmap(-1, size_bytes, **kind)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"there is no memory for {size_bytes:,} bytes") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a system without large pages
             memory.madvise(mmap.MADV_HUGEPAGE)

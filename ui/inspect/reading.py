@@ -6,13 +6,13 @@ import html
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from bdh.errors import DataError
+from bdh.errors import DataError, HatcheryError
 from bdh.models import Model, skeleton
 from bdh.probe import Point
 from bdh.sampling import Sampling
@@ -66,6 +66,12 @@ class Heard(NamedTuple):
 
     data: bytes
     heard_bytes: int
+
+
+class SoFar(NamedTuple):
+    """What a model has written up to now."""
+
+    heard: Heard
 
 
 class Choice(NamedTuple):
@@ -142,20 +148,23 @@ class Inspector:
             )
         return data, int(count)
 
-    def go_on(self, model: str | None, owner: Owner, data: bytes, count: int) -> Generator[str | Heard, None, None]:
+    def go_on(
+        self, model: str | None, owner: Owner, data: bytes, count: int
+    ) -> Generator[str | SoFar | Heard, None, None]:
         """Let the model write after a text; how far it is, now and then what there is to read so far, in the end all.
 
         What is done with the former may take a quarter of the time.
         """
-        written, due = bytearray(), time.monotonic() + _LOOK_S
+        written = bytearray()
         if count:
             with self._leased(model, owner, 0) as leased:
                 options = Sampling(max_bytes=min(count, self._limits.max_write_bytes), seed=1)
+                due = time.monotonic() + _LOOK_S
                 for batch in hear_and_write(Stream(leased), data, options):
                     written += bytes(part.byte for part in batch if isinstance(part, Written))
                     yield f"writing: {len(written)} of {count} bytes"
                     if (begun := time.monotonic()) > due:
-                        yield Heard(data + bytes(written), len(data))
+                        yield SoFar(Heard(data + bytes(written), len(data)))
                         ended = time.monotonic()
                         due = ended + max(_LOOK_S, 3 * (ended - begun))
         yield Heard(data + bytes(written), len(data))
@@ -396,16 +405,21 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         with reported():
             data, more = inspector.text(text, count)
             visitor = identify(secret, request)
-            running = gr.Button(interactive=False), gr.Button(interactive=True)
+            at, running = (layer, kind, head), (gr.Button(interactive=False), gr.Button(interactive=True))
             yield _line("getting ready"), *(gr.skip(),) * 7, *running
             with closing(inspector.go_on(id, visitor, data, more)) as writing:
                 for told in writing:
                     if isinstance(told, str):
                         yield _line(told), *(gr.skip(),) * 7, *running
-                        continue
-                    with closing(looked_at(id, visitor, told, layer, kind, head)) as looks:
-                        for update in looks:
-                            yield *update, *running
+                    elif isinstance(told, SoFar):
+                        # For a look beside the writing there may be no room.
+                        with suppress(HatcheryError), closing(looked_at(id, visitor, told.heard, *at)) as looks:
+                            for update in looks:
+                                yield gr.skip(), *update[1:4], *(gr.skip(),) * 4, *running
+                    else:
+                        with closing(looked_at(id, visitor, told, *at)) as looks:
+                            for update in looks:
+                                yield *update, *running
             yield *(gr.skip(),) * 8, gr.Button(interactive=True), gr.Button(interactive=False)
 
     @whole

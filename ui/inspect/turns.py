@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -30,10 +30,10 @@ _LAST_WORD_S = 0.6
 
 def stops(button: gr.Button, idle: Callable[[], Any], outputs: Sequence[Any], work: list[Any]) -> None:
     """Let a button stop work: no button can be pressed until its last word has come, then nothing is done."""
-    held = [gr.Button(interactive=False) if isinstance(one, gr.Button) else gr.skip() for one in outputs]
 
-    def idle_after() -> Any:
+    def rest() -> Iterator[Any]:
+        yield [gr.Button(interactive=False) if isinstance(one, gr.Button) else gr.skip() for one in outputs]
         time.sleep(_LAST_WORD_S)
-        return idle()
+        yield idle()
 
-    button.click(lambda: held, None, outputs, cancels=work, **QUICK).then(idle_after, None, outputs, **QUICK)
+    button.click(rest, None, outputs, cancels=work, **QUICK)
