@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -31,9 +31,12 @@ _LAST_WORD_S = 0.6
 def stops(button: gr.Button, idle: Callable[[], Any], outputs: Sequence[Any], work: list[Any]) -> None:
     """Let a button stop work: no button can be pressed until its last word has come, then nothing is done."""
 
-    def rest() -> Iterator[Any]:
-        yield [gr.Button(interactive=False) if isinstance(one, gr.Button) else gr.skip() for one in outputs]
-        time.sleep(_LAST_WORD_S)
-        yield idle()
+    def rest() -> Any:
+        return [gr.Button(interactive=False) if isinstance(one, gr.Button) else gr.skip() for one in outputs]
 
-    button.click(rest, None, outputs, cancels=work, **QUICK)
+    def idle_after() -> Any:
+        time.sleep(_LAST_WORD_S)
+        return idle()
+
+    # The page cancels when the first of them is over: it must not be the one that waits.
+    button.click(rest, None, outputs, cancels=work, **QUICK).then(idle_after, None, outputs, **QUICK)
