@@ -417,10 +417,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
                             for update in looks:
                                 yield gr.skip(), *update[1:4], *(gr.skip(),) * 4, *running
                     else:
-                        with closing(looked_at(id, visitor, told, *at)) as looks:
-                            for update in looks:
-                                yield *update, *running
-            yield *(gr.skip(),) * 8, gr.Button(interactive=True), gr.Button(interactive=False)
+                        yield *(gr.skip(),) * 7, told, *running
 
     @whole
     def on_look(
@@ -492,8 +489,10 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         on_model, [owner, model, last, *place],
         [*place, text, progress, told, shown, bars, pin, taken, seeking, where], **QUICK,
     )  # fmt: skip
+    read = gr.on([go.click, text.submit], on_read, [owner, model, text, count, *place], [*seen, *running], **worked)
     working = [
-        gr.on([go.click, text.submit], on_read, [owner, model, text, count, *place], [*seen, *running], **worked),
+        read,
+        read.success(**again),  # at the layer and head that are chosen by then
         changed.success(**again),
         *(one.input(**chosen).success(**again) for one in (layer, kind)),
         head.input(**again),
