@@ -254,8 +254,10 @@ class Sessions:
     def _take_idle(self, conversation: Conversation) -> bool:
         """Take a conversation that nobody uses, to put it aside."""
         with self._lock:
-            conversation.parking = conversation.busy.acquire(blocking=False)
-            return conversation.parking
+            if not conversation.busy.acquire(blocking=False):  # it may be another one who puts it aside
+                return False
+            conversation.parking = True
+            return True
 
     def _give_back(self, conversation: Conversation) -> None:
         with self._lock:
