@@ -441,6 +441,43 @@ def test_others_go_on_while_a_stream_is_written_to_a_slow_disk(shipped: Path, mo
     assert sessions.peek(ANNA, "one").stream is None
 
 
+def test_one_who_is_being_put_aside_waits_for_it_though_others_want_to_put_it_aside_too(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, sessions = make(shipped, max_live_streams=1)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "hello")
+    writing, finish = threading.Event(), threading.Event()
+    save = Stream.save
+
+    def slow(stream: Stream, path: Path) -> None:
+        writing.set()
+        assert finish.wait(120)
+        save(stream, path)
+
+    monkeypatch.setattr(Stream, "save", slow)
+    said: list[str] = []
+
+    def come() -> None:
+        try:
+            with sessions.use(ANNA, "one") as anna:
+                said.append(anna.turns[0].message)
+        except HatcheryError as error:
+            said.append(str(error))
+
+    first, again = threading.Thread(target=sessions.park_idle, args=("one",)), threading.Thread(target=come)
+    first.start()
+    assert writing.wait(120)
+    sessions.park_idle("one")
+    again.start()
+    again.join(0.3)
+    assert said == []
+    finish.set()
+    first.join(120)
+    again.join(120)
+    assert said == ["hello"]
+
+
 def test_where_the_disk_refuses_nothing_is_put_aside_or_lost(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, sessions = make(shipped, max_live_streams=1)
     with sessions.use(ANNA, "one") as anna:
