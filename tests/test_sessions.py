@@ -411,10 +411,8 @@ def test_a_stream_put_aside_before_it_caught_up_hears_everything_again(
         torch.testing.assert_close(memory(anna), kept, atol=1e-4, rtol=1e-4)
 
 
-def test_others_go_on_while_a_stream_is_written_to_a_slow_disk(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, sessions = make(shipped, max_live_streams=2)
-    with sessions.use(ANNA, "one") as anna:
-        say(anna, "hello")
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Let a stream be written for as long as one likes: set when that begins, and to be set for it to end."""
     writing, finish = threading.Event(), threading.Event()
     save = Stream.save
 
@@ -424,6 +422,14 @@ def test_others_go_on_while_a_stream_is_written_to_a_slow_disk(shipped: Path, mo
         save(stream, path)
 
     monkeypatch.setattr(Stream, "save", slow)
+    return writing, finish
+
+
+def test_others_go_on_while_a_stream_is_written_to_a_slow_disk(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, sessions = make(shipped, max_live_streams=2)
+    with sessions.use(ANNA, "one") as anna:
+        say(anna, "hello")
+    writing, finish = slow_disk(monkeypatch)
     with sessions.use(BERT, "one") as bert:
 
         def crowd() -> None:
@@ -447,15 +453,7 @@ def test_one_who_is_being_put_aside_waits_for_it_though_others_want_to_put_it_as
     _, sessions = make(shipped, max_live_streams=1)
     with sessions.use(ANNA, "one") as anna:
         say(anna, "hello")
-    writing, finish = threading.Event(), threading.Event()
-    save = Stream.save
-
-    def slow(stream: Stream, path: Path) -> None:
-        writing.set()
-        assert finish.wait(120)
-        save(stream, path)
-
-    monkeypatch.setattr(Stream, "save", slow)
+    writing, finish = slow_disk(monkeypatch)
     said: list[str] = []
 
     def come() -> None:
