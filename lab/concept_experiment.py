@@ -28,7 +28,7 @@ from bdh.load import load
 from bdh.models import Model
 from bdh.sampling import Sampling
 from train.folder import environment
-from train.plots import figure
+from train.plots import draw_bars, figure
 
 from .claim import Work, digest, identity, short_name, write_json
 from .concepts import (
@@ -329,6 +329,23 @@ def draw_strips(found: Mapping[str, Mapping[str, Any]], path: Path, *, place: in
             )
             axes.grid(True, axis="x", color="0.9", linewidth=0.6)
             axes.set_axisbelow(True)
+
+
+def draw_silence(silenced: Silenced, path: Path) -> None:
+    """What silence costs the sentences held out, beside that of others: their mean and their range.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    rows: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for side, which in enumerate(("concept", "contrast")):
+        found = silenced.more(silenced.found)[side]
+        others = [silenced.more(one)[side] for one in silenced.controls]
+        rows[which] = {
+            "the neurons found": (found, found, found),
+            "others near in activity": (sum(others) / len(others), min(others), max(others)),
+        }
+    draw_bars(rows, f"bits per byte more, {len(silenced.neurons)} neurons silenced", path)
 
 
 def _markdown(name: str, settings: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> Iterator[str]:

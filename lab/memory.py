@@ -409,7 +409,9 @@ def likeness(first: Tensor, second: Tensor) -> Likeness:
 
 
 def save(path: Path, trace: Trace, wiring: Wiring, count: int, notes: Mapping[str, str] | None = None) -> None:
-    """Write all that is known of a memory after `count` writes as an NPZ file; `attention` is of the last of them.
+    """Write all that is known of a memory after `count` writes as an NPZ file.
+
+    `attention` and `read` are of the last of them, `growth_…` of all that was heard.
 
     Args:
         notes: kept as texts under their names.
@@ -421,11 +423,13 @@ def save(path: Path, trace: Trace, wiring: Wiring, count: int, notes: Mapping[st
         "memory": trace.memory(count).numpy(),
         "memory_turned": now(trace, wiring, count).numpy(),
         "attention": trace.attention(count - 1).numpy(),
+        "read": trace.read(count - 1).numpy(),
         "decay": np.float32(trace.decay),
         "head": np.int64(trace.head),
         "writes": np.int64(count),
         "place": np.str_(trace.place.name),
     }
+    arrays |= {f"growth_{name}": np.array(values) for name, values in growth(trace)._asdict().items()}
     arrays |= {name: np.str_(note) for name, note in (notes or {}).items()}
     if trace.query is not trace.key:
         arrays["query"] = trace.query.numpy()

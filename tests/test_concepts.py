@@ -25,7 +25,7 @@ from lab.concepts import Columns, Neuron, search, search_synapses
 from lab.sentences import LEAST, PRESETS, Sentences, parse, preset
 from lab.silencing import Cost, Silenced
 from ui.inspect import concept
-from ui.inspect.concept import Asked, Concept, Finder, head, table, texts_markup
+from ui.inspect.concept import Asked, Concept, Finder, Hushed, head, table, texts_markup
 from ui.limits import Limits
 from ui.registry import Registry
 
@@ -361,16 +361,22 @@ def test_the_view_gives_neurons_then_synapses_then_what_silence_does_and_files(t
     assert len(told[1].neurons) == 2
     kept = [one for one in finder.look(asked, "browser:me", "synapses") if not isinstance(one, tuple)]
     assert kept == [stages[-1]]
-    (made,) = [one for one in finder.files(asked, "browser:me", 0, "synapses", 2) if isinstance(one, list)]
+    hushed = Hushed(2, "river <b>", told[0])
+    (made,) = [one for one in finder.files(asked, "browser:me", 0, "synapses", hushed) if isinstance(one, list)]
     files = [Path(path) for path in made]
-    assert [path.name for path in files] == ["alpha-concept.json", "alpha-concept.csv", "alpha-concept.png"]
+    names = ["alpha-concept.json", "alpha-concept.csv", "alpha-concept.png", "alpha-concept-silenced.png"]
+    assert [path.name for path in files] == names
     written = json.loads(files[0].read_text())
     assert written["silenced"]["verdict"] == told[1].verdict
+    assert written["prompt"] == "river <b>" and list(written["written"]) == ["with all its neurons", "without them"]
     assert written["model"] == "alpha" and "counted from 0" in written["counting"]
     assert files[1].read_text().splitlines()[0].startswith("kind,name,effect") and files[2].stat().st_size > 1_000
+    (plain,) = [one for one in finder.files(asked, "browser:me", 0, "synapses") if isinstance(one, list)]
+    bare = json.loads(Path(plain[0]).read_text())
+    assert len(plain) == 3 and bare["silenced"] is None and "written" not in bare
     zoo.fresh("flat-damped").save_pretrained(tmp_path / "others" / "alpha")
     finder._registry = Registry(tmp_path / "others", tmp_path / "data", Limits(), "cpu")
-    again = list(finder.files(asked, "browser:me", 0, "neurons", 2))
+    again = list(finder.files(asked, "browser:me", 0, "neurons", hushed))
     assert json.loads(Path(again[-1][0]).read_text())["silenced"] is None  # other weights under the same name
     assert any("not kept any more, so it is searched again" in one[1] for one in again[:-1])
     with pytest.raises(DataError, match="choose 1 to 24"):
@@ -390,7 +396,7 @@ def test_what_is_too_large_to_be_kept_is_searched_again_with_its_synapses(
     *words, again = finder.look(asked, "browser:me", "synapses")
     assert again.fields()["synapses"] == shown.fields()["synapses"] is not None
     assert any("not kept any more, so it is searched again" in note for _, note in words)
-    *_, (made, *_) = finder.files(asked, "browser:me", 0, "neurons", 8)
+    *_, (made, *_) = finder.files(asked, "browser:me", 0, "neurons")
     assert json.loads(Path(made).read_text())["synapses"] == json.loads(json.dumps(shown.fields()["synapses"]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import dataclasses
 import io
 import json
@@ -23,8 +24,9 @@ from lab import reading as lab
 from lab.reading import Reading
 from ui import queued
 from ui.inspect import build_inspect, reader, reading
+from ui.inspect.firing import firings, markup, save
 from ui.inspect.named import point_name
-from ui.inspect.reading import MOST_BYTES, Heard, Inspector, active_bars, choices, firings, summary
+from ui.inspect.reading import MOST_BYTES, Heard, Inspector, active_bars, choices, summary
 from ui.inspect.recent import known_by
 from ui.limits import Limits
 from ui.registry import Registry
@@ -153,22 +155,41 @@ def test_x_and_y_are_shown_apart_layer_by_layer(inspector: Inspector) -> None:
 def test_a_neuron_is_found_in_the_shipped_texts_with_what_stands_around_it(inspector: Inspector) -> None:
     said = list(inspector.find("flat", "me", "layer.0.x_sparse", 1, 3, "all"))
     assert "reading: " in said[0][0] and "of 4,096 bytes" in said[0][0]
-    (line, found), earlier = said[-1], {found for line, found in said if line}
+    line, found = said[-1][0], markup(said[-1][1])
+    earlier = {markup(fires) if fires else "" for line, fires in said if line}
     assert line == "" and "flat, layer 1, x, head 2, neuron 3</b>" in found and "held out from training" in found
     assert found.count("<tr>") <= 13 and found not in earlier and len(earlier) > 1  # text by text
 
 
 def test_texts_are_no_markup_and_silence_is_said() -> None:
     (point,) = probe.selected(zoo.model("flat"), "layer.0.gate")
-    markup = firings("neuron <b>", point, {"<i>": (HURT, np.arange(len(HURT), dtype=np.float32))})
-    assert "<img" not in markup and "<i>" not in markup and "neuron <b>" not in markup and "&lt;" in markup
+    told = markup(firings("neuron <b>", point, {"<i>": (HURT, np.arange(len(HURT), dtype=np.float32))}))
+    assert "<img" not in told and "<i>" not in told and "neuron <b>" not in told and "&lt;" in told
     silent = firings("neuron 1", point, {"text": (HURT, np.zeros(len(HURT), np.float32))})
-    assert "fires at none of" in silent
+    assert "fires at none of" in markup(silent)
+
+
+def test_what_fires_a_neuron_is_taken_along_as_a_table_and_drawn(tmp_path: Path) -> None:
+    (point,) = probe.selected(zoo.model("flat"), "layer.0.gate")
+    text = b"it costs $5 or $6,\n=1+1 \xff\t\xe2\x82\xac each, or so they say"
+    values = np.zeros(len(text), np.float32)
+    values[[12, 24]] = 0.5, 2.0
+    found = firings("neuron 1", point, {"prices": (text, values)})
+    table, png = save(found, tmp_path)
+    names = ("first_byte", "value", "before", "fired", "after")
+    rows = [tuple(row[name] for name in names) for row in csv.DictReader(table.open(newline="", encoding="utf-8"))]
+    assert rows == [("24", "2", "it costs $5 or $6,\n=1+1 ", "\\xff", "\t€ each, o")]  # the other is too near
+    assert png.read_bytes()[:4] == b"\x89PNG"
+    assert [path.suffix for path in save(firings("neuron 2", point, {"prices": (text, 0 * values)}), tmp_path)] == [
+        ".csv"
+    ]
 
 
 def test_a_reading_can_be_taken_along(inspector: Inspector) -> None:
-    files = [Path(path) for path in inspector.files("flat", "me", Heard(HURT, len(HURT)), "layer.0", "gate", 0)]
-    assert [path.name for path in files] == ["flat-reading.npz", "flat-reading.csv", "flat-reading.png"]
+    heard = Heard(HURT, len(HURT))
+    files = [Path(path) for path in inspector.files("flat", "me", heard, "layer.0", "gate", 0)]
+    names = ["flat-reading.npz", "flat-reading.csv", "flat-reading.png", "flat-active.png"]
+    assert [path.name for path in files] == names
     assert all(path.stat().st_size for path in files)
     kept = np.load(files[0])
     assert kept["model"] == "flat" and "counted from 0" in str(kept["counting"]) and kept["head"] == 0

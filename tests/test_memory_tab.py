@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import json
 import re
 import time
 from contextlib import closing
@@ -16,6 +18,7 @@ import zoo
 
 from bdh.errors import DataError, HatcheryError
 from lab import memory as lab
+from train.plots import reach_of
 from ui.inspect import compared, field, memory, remembered
 from ui.inspect.baseline import UNTRAINED, Comparer
 from ui.inspect.baseline import Look as Pair
@@ -25,6 +28,7 @@ from ui.inspect.network import Asked as Graph
 from ui.inspect.network import Mapper
 from ui.inspect.reading import Heard, Inspector
 from ui.inspect.recent import Recent
+from ui.inspect.taken import comparison_files, memory_files
 from ui.inspect.turns import AT_ONCE, LOOKING, SEARCHING
 from ui.limits import Limits
 from ui.registry import Registry
@@ -220,7 +224,7 @@ def test_a_text_is_cut_into_characters_or_patches_by_the_bytes_that_wrote_them()
 
 
 def test_a_fields_colour_says_the_sign_and_its_opacity_the_size() -> None:
-    assert field.reach_of(np.zeros((2, 2))) == 1.0
+    assert reach_of(np.zeros((2, 2))) == 1.0
     assert "rgba(37,99,235,0.75)" in field.shade(-1.0) and "rgba(217,98,8,0.38)" in field.shade(0.5)
     assert 'alt="a &lt;b&gt;"' in field.picture(np.eye(2), 1.0, "a <b>", height_rem=1)
 
@@ -238,6 +242,48 @@ def test_a_model_is_compared_with_a_transformer(registry: Registry, model: str, 
     layer = {"flat": "layer.1", "hierarchical": "global.0", "mixture": "member.0.layer.1"}[model]
     drawn = compared.maps(last(comparer.readings(look, layer, 1, 0, 1, OWNER)))
     assert drawn.count("<img") == 2 and ("patches back" in drawn) is (model == "hierarchical")
+
+
+@pytest.mark.parametrize(("model", "layer"), [("flat", "layer.1"), ("hierarchical", "local.0"), ("hebbian", "layer.0")])
+def test_a_memory_is_taken_along_as_data_and_drawings(
+    registry: Registry, tmp_path: Path, model: str, layer: str
+) -> None:
+    memories = Memories(registry, LIMITS)
+    look = Look(model, layer, 0, TEXT)
+    (trace, wiring), other = memories.heard(look, OWNER), memories.heard(look._replace(text=TEXT[::-1]), OWNER)
+    rows = lab.now(trace, wiring, 3)
+    files = memory_files(tmp_path, "one", trace, wiring, 3, remembered.ordered(rows, remembered.BY_NUMBER, 0, "16"))
+    assert [path.name for path in files] == [
+        "memory.npz", "synapses.csv", "memory.png", "byte.png", "synapses.png", "growth.png",
+    ]  # fmt: skip
+    synapses = lab.synapses(trace, wiring, 3)
+    table = list(csv.DictReader(files[1].open(newline="")))
+    assert [(int(row["x"]), int(row["y"])) for row in table] == [(one.x, one.y) for one in synapses]
+    assert [float(row["strength"]) for row in table] == pytest.approx([one.strength for one in synapses], rel=1e-5)
+    assert int(table[0]["written_most_by_byte"]) == synapses[0].writer * trace.place.step_bytes
+    both = memory_files(tmp_path, "one", trace, wiring, 3, np.arange(4), other)
+    assert [path.name for path in both[6:]] == ["memory-of-the-other-text.npz", "two-memories.png"]
+    with np.load(both[6]) as saved:
+        assert bytes(saved["text"]) == TEXT[::-1].encode() and int(saved["writes"]) == other[0].writes
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in both if path.suffix == ".png")
+
+
+def test_a_comparison_is_taken_along_as_data_and_drawings(registry: Registry, tmp_path: Path) -> None:
+    comparer, look = Comparer(registry, LIMITS), Pair("flat", "transformer", TEXT)
+    found = last(comparer.comparing(look, OWNER))
+    readings = last(comparer.readings(look, "layer.1", 1, 0, 1, OWNER))
+    files = comparison_files(tmp_path, look._asdict(), found, readings)
+    assert [path.name for path in files] == [
+        "baseline.json", "attention.npz", "zeros.png", "memory.png", "attention.png",
+    ]  # fmt: skip
+    told = json.loads(files[0].read_text())
+    assert told["text"] == TEXT and told["bdh"]["activity"][0]["active"] == found.bdh.activity[0].active
+    assert told["transformer"]["held"][-1] == found.transformer.held[-1]._asdict()
+    with np.load(files[1]) as saved:
+        for index, (name, one) in enumerate(readings.items()):
+            assert str(saved["names"][index]) == f"{name}, {one.title}"
+            np.testing.assert_array_equal(saved[f"shares_{index}"], one.shares)
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in files[2:])
 
 
 def test_what_cannot_be_compared_is_refused_in_words(registry: Registry) -> None:

@@ -143,5 +143,7 @@ def test_a_trace_is_saved_with_all_that_it_is_made_of_and_drawn(tmp_path: Path) 
         assert bytes(saved["text"]) == TEXT and str(saved["place"]) == "layer.1" and int(saved["writes"]) == 9
         np.testing.assert_array_equal(saved["memory"], trace.memory(9).numpy())
         np.testing.assert_array_equal(saved["attention"], trace.attention(8).numpy())
+        np.testing.assert_array_equal(saved["read"], trace.read(8).numpy())
+        np.testing.assert_array_equal(saved["growth_rank"], memory.growth(trace).rank)
     memory.draw(tmp_path / "one.png", {"memory": memory.now(trace, wiring, 9)}, neurons=np.array([3, 1]))
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")

@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Page, expect
 from bdh.models import build
 from ui.inspect import build_inspect
 from ui.inspect.concept import Finder
+from ui.inspect.firing import Firings
 from ui.inspect.network import Mapper
 from ui.inspect.reading import Inspector
 from ui.limits import Limits
@@ -81,6 +82,8 @@ def test_a_text_is_read_walked_through_and_a_neuron_found(page: Page, url: str) 
     )
     expect(page.locator("#reading-neuron input")).to_have_value(number)
     expect(page.locator("#reading-active")).to_contain_text("layer 1")
+    page.locator("#reading-take").click()
+    expect(page.locator("#reading-files")).to_contain_text("beta-firings", timeout=WAIT_MS)
     choose(page, "#inspect-model", "alpha")
     expect(page.locator("#reading-told")).to_contain_text("alpha, layer 2, MLP · 9 bytes", timeout=WAIT_MS)
     expect(page.locator("#reading-where")).to_be_empty()
@@ -96,6 +99,8 @@ def test_a_concept_is_searched_and_silenced_and_the_network_of_the_weights_measu
     expect(page.locator("#concept-plot canvas")).to_be_visible(timeout=WAIT_MS)
     page.locator("#concept-silence").click()
     expect(page.locator("#concept-costs")).to_contain_text("others near in activity", timeout=WAIT_MS)
+    page.locator("#concept-take").click()
+    expect(page.locator("#concept-files")).to_contain_text("beta-concept-silenced", timeout=WAIT_MS)
     page.get_by_role("tab", name="Network").click()
     page.locator("#network-go").click()
     expect(page.locator("#network-said")).to_contain_text("32 neurons, 256 edges", timeout=WAIT_MS)
@@ -128,9 +133,9 @@ def test_every_view_is_seen_and_reached_by_keyboard_on_a_narrow_screen(page: Pag
 def test_stop_in_a_reading_leaves_what_was_read_and_no_line_of_a_search(
     browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: threading.Event
 ) -> None:
-    def endless(*_given: Any) -> Iterator[tuple[str, str]]:
+    def endless(*_given: Any) -> Iterator[tuple[str, Firings]]:
         while not ended.wait(0.1):
-            yield "searching all texts", "<p>so far</p>"
+            yield "searching all texts", Firings("neuron 1", "byte", ("so far",), 6, 6, 0, (), ())
 
     monkeypatch.setattr(Inspector, "find", endless)
     build(FLAT, seed=1).save_pretrained(tmp_path / "checkpoints" / "beta")
@@ -144,7 +149,7 @@ def test_stop_in_a_reading_leaves_what_was_read_and_no_line_of_a_search(
         expect(page.locator("#reading-seeking")).to_be_empty()
         expect(page.locator("#reading-progress")).to_have_text("Stopped.")
         expect(page.locator("#reading-told")).to_contain_text("6 bytes")
-        expect(page.locator("#reading-where")).to_contain_text("so far")
+        expect(page.locator("#reading-where")).to_contain_text("6 bytes of so far")
         expect(page.locator("#reading-stop")).to_be_disabled()
 
 

@@ -43,8 +43,8 @@ def test_a_memory_is_looked_into_byte_by_byte_and_held_against_another_and_a_tra
     write(page.locator("#memory-other textarea"), "a<b and c")
     page.locator("#memory-compare").click()
     expect(page.locator("#memory-both")).to_contain_text("Cosine 1.000", timeout=WAIT_MS)
-    page.locator("#memory-npz").click()
-    expect(page.locator("#memory-file")).to_contain_text("memory", timeout=WAIT_MS)
+    page.locator("#memory-take").click()
+    expect(page.locator("#memory-files")).to_contain_text("beta-two-memories", timeout=WAIT_MS)
 
     views.get_by_role("tab", name="Baseline", exact=True).click()
     write(page.locator("#baseline-text textarea"), "a cat, a hat")
@@ -53,3 +53,5 @@ def test_a_memory_is_looked_into_byte_by_byte_and_held_against_another_and_a_tra
     expect(page.locator("#baseline-zeros")).to_contain_text("alpha")
     page.locator("#baseline-found").get_by_role("tab", name="Attention").click()
     expect(page.locator("#baseline-maps img")).to_have_count(2, timeout=WAIT_MS)
+    page.locator("#baseline-take").click()
+    expect(page.locator("#baseline-files")).to_contain_text("attention", timeout=WAIT_MS)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from bdh.errors import DataError
@@ -35,6 +36,8 @@ _STYLE: Any = {
     "svg.fonttype": "none",
 }
 _FIRST_SHOWN_BYTES = 100
+_FULL = 0.995
+"""Part of the numbers that are not beyond the fullest colour."""
 _NEAREST = 1_000
 """Columns up to which fields keep their edges."""
 
@@ -396,13 +399,19 @@ class Map(NamedTuple):
     y: str
 
 
-def draw_maps(panels: Mapping[str, Map], path: Path, *, label: str, signed: bool = True) -> None:
-    """Write matrices below each other as fields of colour, all in one scale.
+def reach_of(*matrices: NDArray[Any]) -> float:
+    """What the fullest colour stands for: nearly the largest number, so that one alone does not hide the rest."""
+    sizes = np.concatenate([np.abs(one).ravel() for one in matrices])
+    sizes = sizes[sizes > 0]
+    return float(np.quantile(sizes, _FULL)) if len(sizes) else 1.0
+
+
+def draw_maps(panels: Mapping[str, Map], path: Path, *, label: str) -> None:
+    """Write matrices below each other as fields of colour, in one scale: below and above 0 in two, white between.
 
     Args:
         panels: by title.
         label: of the values.
-        signed: below and above 0 in two colours, white between; else from 0 up in one.
 
     Raises:
         DataError: there is nothing to draw, or the file cannot be written.
@@ -413,15 +422,15 @@ def draw_maps(panels: Mapping[str, Map], path: Path, *, label: str, signed: bool
     from matplotlib import rc_context  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    reach = max(float(abs(panel.values).max()) for panel in panels.values()) or 1.0
+    reach = reach_of(*(panel.values for panel in panels.values()))
     with rc_context(_STYLE):
         figure = Figure(figsize=(1.4 * _WIDTH_INCHES, _PANEL_INCHES * len(panels)), layout="constrained")
         places = figure.subplots(len(panels), squeeze=False)[:, 0]
         for axes, (title, panel) in zip(places, panels.items(), strict=True):
             image = axes.imshow(
                 panel.values,
-                cmap="PuOr_r" if signed else "cividis",
-                vmin=-reach if signed else 0,
+                cmap="PuOr_r",
+                vmin=-reach,
                 vmax=reach,
                 aspect="auto",
                 interpolation="nearest" if panel.values.shape[1] <= _NEAREST else "antialiased",
@@ -429,7 +438,7 @@ def draw_maps(panels: Mapping[str, Map], path: Path, *, label: str, signed: bool
             axes.set_xlabel(panel.x)
             axes.set_ylabel(panel.y)
             axes.set_title(title, loc="left")
-        figure.colorbar(image, ax=list(places), label=label).outline.set_visible(False)
+        figure.colorbar(image, ax=list(places), label=label, extend="both").outline.set_visible(False)
         _save(figure, path)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -24,7 +22,8 @@ from ..parting import Folders
 from ..registry import Owner, Registry, compact
 from ..steps import in_steps, whole
 from .compared import CSS, Comparison, Side, facts, maps, memory_chart, memory_note, zeros
-from .named import COUNTING, of_model
+from .named import of_model
+from .taken import comparison_files
 from .turns import LATEST, LOOK, LOOKING, QUICK, stops
 
 __all__ = ["CSS", "build_baseline"]
@@ -261,10 +260,8 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
                     other_layer = gr.Dropdown([], label="Transformer layer", min_width=150)
                     other_head = gr.Dropdown([("1", 0)], value=0, label="Head", min_width=90)
                 drawn = gr.HTML(elem_classes="flush", elem_id="baseline-maps")
-        with gr.Row():
-            data = gr.Button("Data (JSON)", size="sm", min_width=120, elem_id="baseline-json")
-            picture = gr.Button("Attention (PNG)", size="sm", min_width=120, elem_id="baseline-png")
-        file = gr.File(label="To take along", visible=False, interactive=False, elem_id="baseline-file")
+        take = gr.Button("Make files to take along (JSON, NPZ, PNG)", size="sm", elem_id="baseline-take")
+        files = gr.File(label="The comparison", visible=False, interactive=False, elem_id="baseline-files")
     measured = gr.State(None)
     heads = [layer, head, other_layer, other_head]
 
@@ -286,7 +283,7 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
                     heard = (chosen.name, _longest(chosen), baseline.n_layer - 1, 0)
                     yield {
                         looked: tuple(look),
-                        measured: dataclasses.asdict(found),
+                        measured: found,
                         table: facts(found),
                         active: zeros(found),
                         chart: memory_chart(found),
@@ -298,7 +295,7 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
                         other_layer: gr.Dropdown(_numbers(baseline.n_layer), value=heard[2]),
                         other_head: gr.Dropdown(_numbers(baseline.n_head), value=heard[3]),
                         drawn: "",
-                        file: gr.File(visible=False),
+                        files: gr.File(visible=False),
                         shown: gr.Column(visible=True),
                     }
             yield from read_from(look, heard, who, lambda readings: {drawn: maps(readings)})
@@ -340,27 +337,18 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
             who = identify(secret, request)
             yield from read_from(Look(*looked), chosen, who, lambda readings: {drawn: maps(readings)})
 
-    def on_data(request: gr.Request, secret: str, looked: Any, measured: Any) -> Any:
-        if not looked:
-            return gr.skip()
-        with reported():
-            title = comparer.titles(Look(*looked), identify(secret, request))[0]
-            path = folders.new() / "baseline.json"
-            told = {**dict(zip(Look._fields, looked, strict=True)), "counting": COUNTING, **measured}
-            path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-            return gr.File(of_model(title, [path])[0], visible=True)
-
     @whole
-    def on_picture(request: gr.Request, secret: str, looked: Any, *chosen: Any) -> Iterator[dict[Any, Any]]:
-        if not looked:
+    def on_take(
+        request: gr.Request, secret: str, looked: Any, measured: Comparison | None, *chosen: Any
+    ) -> Iterator[dict[Any, Any]]:
+        if not looked or measured is None:
             return
         with reported():
             who, look = identify(secret, request), Look(*looked)
 
             def show(readings: dict[str, lab.Reading]) -> dict[Any, Any]:
-                path = folders.new() / "attention.png"
-                lab.draw(path, readings)
-                return {file: gr.File(of_model(comparer.titles(look, who)[0], [path])[0], visible=True)}
+                paths = comparison_files(folders.new(), look._asdict(), measured, readings)
+                return {files: gr.File(of_model(comparer.titles(look, who)[0], paths), visible=True)}
 
             yield from read_from(look, chosen, who, show)
 
@@ -387,7 +375,7 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     comparing = go.click(
         on_go,
         [owner, model, other, text],
-        [*running, looked, measured, table, active, chart, note, *heads, drawn, file, shown],
+        [*running, looked, measured, table, active, chart, note, *heads, drawn, files, shown],
         **LOOK,
     )
     changed = layer.input(on_layer, [owner, looked, layer, head], head, **QUICK | LATEST)
@@ -398,13 +386,12 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
             [head.input, other_layer.input, other_head.input], on_heads, changed_heads, [drawn, *running],
             **LOOK | LATEST,
         ),
-        picture.click(on_picture, changed_heads, [file, *running], **LOOK),
+        take.click(on_take, [owner, looked, measured, *heads], [files, *running], **LOOK),
     ]  # fmt: skip
     for event in working:
         event.failure(idle, None, [go, stop, line], **QUICK)
     stops(stop, idle, [go, stop, line], working)
     model.change(on_model, [owner, model, other], [other, none, form, shown, line, looked], **QUICK)
-    data.click(on_data, [owner, looked, measured], file, **QUICK)
 
 
 def _longest(place: Place) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lab import baseline as lab
+from train.plots import reach_of
 
 from ..registry import size_text
 from . import field
@@ -130,29 +131,37 @@ def _meter(part: float) -> str:
     return f'<span class="meter"><i style="width:{100 * part:.1f}%"></i><b>{part:.1%}</b></span>'
 
 
+def memory_lines(found: Comparison, points: int = 60) -> dict[str, list[tuple[int, int]]]:
+    """Memory against length as computed, (bytes heard, bytes of memory) by what keeps it."""
+    lengths = np.unique(np.geomspace(1, _LONGEST_BYTES, points).round().astype(int)).tolist()
+    constant, window = _kept_by(found)
+    return {
+        constant: [(length, found.bdh.state_bytes) for length in lengths],
+        window: [(length, found.kept_a_byte * min(length, found.window_bytes)) for length in lengths],
+        "Transformer that forgets nothing": [(length, found.kept_a_byte * length) for length in lengths],
+    }
+
+
+def memory_points(found: Comparison) -> dict[str, list[tuple[int, int]]]:
+    """The part of the memory that is not 0 as measured, by the names of `memory_lines`."""
+    sides = zip(_kept_by(found), (found.bdh, found.transformer), strict=True)
+    return {name: [(one.heard_bytes, one.filled) for one in side.held] for name, side in sides}
+
+
+def _kept_by(found: Comparison) -> tuple[str, str]:
+    return f"{found.bdh.title}: constant", f"Transformer, window of {found.window_bytes:,}"
+
+
 def memory_chart(found: Comparison) -> alt.LayerChart | Any:
     """Memory against length: lines are computed, points measured."""
     import altair as alt  # noqa: PLC0415 - the page starts without it
 
-    lengths = np.unique(np.geomspace(1, _LONGEST_BYTES, 60).round().astype(int)).tolist()
-    constant = f"{found.bdh.title}: constant"
-    window = f"Transformer, window of {found.window_bytes:,}"
-    growing = "Transformer that forgets nothing"
-    points = [
-        {"bytes": length, "memory": memory, "which": which}
-        for length in lengths
-        for which, memory in (
-            (constant, found.bdh.state_bytes),
-            (window, found.kept_a_byte * min(length, found.window_bytes)),
-            (growing, found.kept_a_byte * length),
-        )
-    ]
-    measured = [
-        {"bytes": one.heard_bytes, "memory": one.filled, "which": which}
-        for which, side in ((constant, found.bdh), (window, found.transformer))
-        for one in side.held
-    ]
-    names = [constant, window, growing]
+    computed = memory_lines(found)
+    names = list(computed)
+    points, measured = (
+        [{"bytes": at, "memory": memory, "which": which} for which, line in of.items() for at, memory in line]
+        for of in (computed, memory_points(found))
+    )
     x = alt.X("bytes:Q", title="bytes heard", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s", tickCount=6))
     y = alt.Y("memory:Q", title="memory, bytes", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s", tickCount=6))
     colour = alt.Color(
@@ -187,7 +196,7 @@ def maps(readings: dict[str, lab.Reading]) -> str:
     figures = []
     for name, one in readings.items():
         # A byte's largest shares are what is seen; rows with few places would else outshine all others.
-        reach = field.reach_of(one.shares)
+        reach = reach_of(one.shares)
         own = "A byte sees itself, too." if one.own else "A byte does not see itself; blue takes away."
         figures.append(
             f"<figure><figcaption><b>{html.escape(name)}</b>, {html.escape(one.title)}<br>"

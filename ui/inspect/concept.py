@@ -16,7 +16,7 @@ import gradio as gr
 from bdh.errors import DataError
 from bdh.models import Model
 from bdh.sampling import Sampling
-from lab.concept_experiment import as_csv, draw_strips, fields
+from lab.concept_experiment import as_csv, draw_silence, draw_strips, fields
 from lab.concepts import (
     FAINT,
     HOLDS,
@@ -72,6 +72,14 @@ class Asked(NamedTuple):
         if self.preset in PRESETS and (known := preset(self.preset))[1:] == found[1:]:
             return known
         return found
+
+
+class Hushed(NamedTuple):
+    """What was silenced last, and what was written beside; small, so that a page can hold it."""
+
+    neurons: int
+    prompt: str
+    texts: dict[str, bytes]
 
 
 @dataclasses.dataclass
@@ -131,21 +139,24 @@ class Finder:
             raise DataError(f"the beginning has {len(data):,} bytes; give 1 to {MOST_PROMPT_BYTES}")
         return in_steps(lambda tell, give: self._silence(asked, owner, int(count), data, tell, give), SEARCHING)
 
-    def files(self, asked: Asked, owner: Owner, place: int, kind: str, count: float) -> Iterator[Any]:
+    def files(self, asked: Asked, owner: Owner, place: int, kind: str, hushed: Hushed | None = None) -> Iterator[Any]:
         """How far it is, and a list of files: what was found as JSON, CSV and a drawing of one find.
 
-        With the cost of silence, if that was measured.
+        With what silence did, if that was tried.
         """
-        return in_steps(lambda tell, give: give(self._files(asked, owner, place, kind, count, tell)), SEARCHING)
+        return in_steps(lambda tell, give: give(self._files(asked, owner, place, kind, hushed, tell)), SEARCHING)
 
-    def _files(self, asked: Asked, owner: Owner, place: int, kind: str, count: float, tell: Tell) -> list[str]:
+    def _files(self, asked: Asked, owner: Owner, place: int, kind: str, hushed: Hushed | None, tell: Tell) -> list[str]:
         # Of what is no longer kept the page may show both.
         known = self._again(asked, owner, tell, kind if self._kept(asked, owner) else "synapses")
         with self._registry.lease(asked.model, owner) as model:
-            silenced = self._silenced.get((self._key(model, asked), count))
+            silenced = self._silenced.get((self._key(model, asked), hushed.neurons)) if hushed else None
             checksum = model.checksum()
         title = self._registry.title(asked.model, owner)
         told = known.fields(silenced)
+        if hushed:
+            written = {which: text.decode("utf-8", "replace") for which, text in hushed.texts.items()}
+            told |= {"prompt": hushed.prompt, "written": written}
         find = found_at(told, kind, place)
         tell(0.9, "writing files")
         folder: Path = self._folders.new()
@@ -156,6 +167,9 @@ class Finder:
         named = {**find, "what": {**find["what"], "name": find_name(find["what"])}}
         drawn = {**told, kind: {**told[kind], "best": [named]}}
         draw_strips({f"{title}, {told['name']}": drawn}, paths[2], kind=kind)
+        if silenced is not None:
+            paths.append(folder / "concept-silenced.png")
+            draw_silence(silenced, paths[-1])
         return of_model(title, paths)
 
     def _again(self, asked: Asked, owner: Owner, tell: Tell, kind: str) -> Concept:
@@ -441,7 +455,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         costs = gr.HTML(elem_classes="flush", elem_id="concept-costs")
         take = gr.Button("Make files to take along (JSON, CSV, PNG)", size="sm", elem_id="concept-take")
         files = gr.File(label="What was found", visible=False, interactive=False, elem_id="concept-files")
-    last = gr.State(None)
+    last, hushed = gr.State(None), gr.State(None)
 
     def on_preset(name: str) -> tuple[str, str]:
         with reported():
@@ -453,7 +467,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         with reported():
             asked = Asked(_known(id), name, about or "", other or "", how)
             beginning = _beginning(finder.check(asked))
-        return asked, beginning, bar(0.0, "getting ready"), "", "", gr.File(visible=False), *_running(True)
+        return asked, beginning, bar(0.0, "getting ready"), "", "", None, gr.File(visible=False), *_running(True)
 
     @whole
     def on_find(request: gr.Request, secret: str, asked: Asked | None) -> Iterator[tuple[Any, ...]]:
@@ -479,7 +493,7 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
 
     def on_model() -> tuple[Any, ...]:
         """What was found in another model is not this one's."""
-        return None, _hint(_NOTHING), gr.Column(visible=False), "", "", gr.File(visible=False)
+        return None, _hint(_NOTHING), gr.Column(visible=False), "", "", None, gr.File(visible=False)
 
     @whole
     def on_look(request: gr.Request, secret: str, asked: Asked | None, pick: str | None) -> Iterator[tuple[Any, ...]]:
@@ -504,27 +518,28 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             if asked is None:
                 raise DataError("nothing was searched yet; search first")
             steps = finder.silence(Asked(*asked), whose, many, beginning)
-            yield bar(0.0, "getting ready"), gr.skip(), "", *_running(True)
+            yield bar(0.0, "getting ready"), gr.skip(), "", gr.skip(), *_running(True)
             with closing(steps) as going:  # type: ignore[type-var]
                 for item in going:
                     if isinstance(item, Silenced):
-                        yield gr.skip(), gr.skip(), cost(item), *_running(True)
+                        yield gr.skip(), gr.skip(), cost(item), gr.skip(), *_running(True)
                     elif isinstance(item, dict):
-                        yield gr.skip(), texts_markup(beginning, item), gr.skip(), *_running(True)
+                        wrote = Hushed(int(many), beginning, item)
+                        yield gr.skip(), texts_markup(beginning, item), gr.skip(), wrote, *_running(True)
                     else:
-                        yield bar(*item), gr.skip(), gr.skip(), *_running(True)
-            yield "", gr.skip(), gr.skip(), *_running(False)
+                        yield bar(*item), *(gr.skip(),) * 3, *_running(True)
+            yield "", *(gr.skip(),) * 3, *_running(False)
 
     @whole
     def on_take(
-        request: gr.Request, secret: str, asked: Asked | None, pick: str | None, many: float
+        request: gr.Request, secret: str, asked: Asked | None, pick: str | None, wrote: Hushed | None
     ) -> Iterator[tuple[Any, ...]]:
         with reported():
             if asked is None:
                 raise DataError("nothing was searched yet; search first")
             kind, place = _pick(pick)
             yield gr.skip(), bar(0.0, "making files"), *_running(True)
-            steps = finder.files(Asked(*asked), identify(secret, request), place, kind, many)
+            steps = finder.files(Asked(*asked), identify(secret, request), place, kind, wrote)
             with closing(steps) as going:  # type: ignore[type-var]
                 for item in going:
                     if isinstance(item, list):
@@ -535,16 +550,16 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
     asking = [model, chosen, concept, contrast, summary]
     seen = [progress, said, shown, find, plot, neurons, synapses, go, stop, last]
     chosen.input(on_preset, chosen, [concept, contrast], **QUICK)
-    model.change(on_model, None, [last, said, shown, texts, costs, files], **QUICK)
+    model.change(on_model, None, [last, said, shown, texts, costs, hushed, files], **QUICK)
     idle: Callable[[], Any] = lambda: ("", *_running(False), gr.Button(interactive=True))  # noqa: E731
-    begin = go.click(on_ask, asking, [last, prompt, progress, texts, costs, files, go, stop], **QUICK)
+    begin = go.click(on_ask, asking, [last, prompt, progress, texts, costs, hushed, files, go, stop], **QUICK)
     found = begin.success(on_find, [owner, last], seen, **SEARCH | CHAINED)
     looked = find.input(on_look, [owner, last, find], [plot, progress, go, stop], **LOOK_AGAIN | LATEST)
     silenced = gr.on(
-        [hush.click, prompt.submit], on_silence, [owner, last, count, prompt], [progress, texts, costs, hush, stop],
-        **SEARCH,
+        [hush.click, prompt.submit], on_silence, [owner, last, count, prompt],
+        [progress, texts, costs, hushed, hush, stop], **SEARCH,
     )  # fmt: skip
-    taken = take.click(on_take, [owner, last, find, count], [files, progress, go, stop], **SEARCH)
+    taken = take.click(on_take, [owner, last, find, hushed], [files, progress, go, stop], **SEARCH)
     working = [found, looked, silenced, taken]
     for event in working:
         event.failure(idle, None, [progress, go, stop, hush], **QUICK)

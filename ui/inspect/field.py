@@ -15,15 +15,6 @@ POSITIVE, NEGATIVE = (217, 98, 8), (37, 99, 235)
 """Orange and blue, which the colour-blind tell apart; how opaque a field is says how large its number is."""
 INK = "#5b6b82"
 """Of what stands around a chart; dark pages lighten charts, so that it is read on either ground."""
-_FULL = 0.995
-"""Part of the numbers that are not beyond the fullest colour."""
-
-
-def reach_of(*matrices: NDArray[Any]) -> float:
-    """What the fullest colour stands for: nearly the largest number, so that one alone does not hide the rest."""
-    sizes = np.concatenate([np.abs(one).ravel() for one in matrices])
-    sizes = sizes[sizes > 0]
-    return float(np.quantile(sizes, _FULL)) if len(sizes) else 1.0
 
 
 def picture(values: NDArray[Any], reach: float, label: str, *, height_rem: float, crisp: bool = True) -> str:

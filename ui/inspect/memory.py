@@ -19,7 +19,7 @@ from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
 from ..steps import kept_or, whole
-from .named import COUNTING, of_model
+from .named import of_model
 from .recent import Recent, known_by
 from .remembered import (
     ALL,
@@ -37,6 +37,7 @@ from .remembered import (
     summary,
     synapse_table,
 )
+from .taken import memory_files
 from .turns import LATEST, LOOK, LOOK_AGAIN, LOOKING, QUICK, stops
 
 __all__ = ["CSS", "build_memory"]
@@ -229,7 +230,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             stop = gr.Button("Stop", variant="stop", interactive=False, min_width=90, elem_id="memory-stop")
     progress = gr.HTML(elem_classes="flush", elem_id="memory-progress")
     line = gr.HTML(elem_classes="flush", elem_id="memory-line")
-    looked = gr.State(None)
+    looked, against = gr.State(None), gr.State(None)
     with gr.Column(visible=False, elem_id="memory-found") as shown:
         at = gr.Slider(1, 2, 2, step=1, label="After byte", info="or press a character below", elem_id="memory-at")
         paper = gr.HTML(js_on_load=_PICK, elem_classes="flush", elem_id="memory-strip")
@@ -254,10 +255,8 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
                                    max_lines=8, elem_id="memory-other")  # fmt: skip
                 compare = gr.Button("Compare", variant="primary", elem_id="memory-compare")
                 both = gr.HTML(elem_classes="flush", elem_id="memory-both")
-        with gr.Row():
-            data = gr.Button("Data (NPZ)", size="sm", min_width=120, elem_id="memory-npz")
-            drawing = gr.Button("Picture (PNG)", size="sm", min_width=120, elem_id="memory-png")
-        file = gr.File(label="To take along", visible=False, interactive=False, elem_id="memory-file")
+        take = gr.Button("Make files to take along (NPZ, CSV, PNG)", size="sm", elem_id="memory-take")
+        files = gr.File(label="The memory", visible=False, interactive=False, elem_id="memory-files")
 
     zoom = [order, start, count]
     views = [paper, picture, told, table]
@@ -297,7 +296,8 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
                         **dict(zip(curves, growth_charts(trace), strict=True)),
                         grown: growth_note(trace),
                         both: "",
-                        file: gr.File(visible=False),
+                        against: None,
+                        files: gr.File(visible=False),
                         shown: gr.Column(visible=True),
                         **idle(),
                     }
@@ -315,9 +315,9 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
         return {go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
 
     def look_again(
-        request: gr.Request, secret: str, looked: Any, show: Callable[[Trace, Wiring, str], dict[Any, Any]]
+        request: gr.Request, secret: str, looked: Any, show: Callable[[Trace, Wiring], dict[Any, Any]]
     ) -> Iterator[dict[Any, Any]]:
-        """What is shown of a memory that was looked into before, and its model's name; if need be it is heard again."""
+        """What is shown of a memory that was looked into before; if need be it is heard again."""
         if not looked:
             return
         with reported():
@@ -330,7 +330,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
                         yield {progress: bar(*step), **busy()}
                     else:
                         trace, wiring = step
-                        yield {**show(trace, wiring, registry.title(look.model, who)), **(idle() if told else {})}
+                        yield {**show(trace, wiring), **(idle() if told else {})}
 
     @whole
     def on_at(
@@ -338,7 +338,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
     ) -> Iterator[dict[Any, Any]]:
         yield from look_again(
             request, secret, looked,
-            lambda trace, wiring, _: dict(zip(views, at_byte(trace, wiring, byte, *zoomed), strict=True)),
+            lambda trace, wiring: dict(zip(views, at_byte(trace, wiring, byte, *zoomed), strict=True)),
         )  # fmt: skip
 
     @whole
@@ -347,7 +347,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
     ) -> Iterator[dict[Any, Any]]:
         yield from look_again(
             request, secret, looked,
-            lambda trace, wiring, _: {picture: heat(trace, wiring, _writes(trace, byte), *zoomed)},
+            lambda trace, wiring: {picture: heat(trace, wiring, _writes(trace, byte), *zoomed)},
         )  # fmt: skip
 
     def on_pick(event: gr.EventData, looked: Any, byte: float) -> float:
@@ -362,39 +362,39 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             return
         with reported():
             who, look = identify(secret, request), Look(*looked)
-            yield {both: "", progress: bar(0.0, "hearing the other text"), **busy()}
-            heard = []
-            for one, again in ((look, True), (look._replace(text=other), False)):
-                with closing(memories.hearing(one, who, again=again)) as steps:  # type: ignore[type-var]
-                    for step in steps:
-                        if isinstance(step, tuple):
-                            yield {progress: bar(*step), **busy()}
-                        else:
-                            heard.append(step)
+            yield {both: "", against: None, progress: bar(0.0, "hearing the other text"), **busy()}
+            heard: list[tuple[Trace, Wiring]] = []
+            yield from hear(who, [look, look._replace(text=other)], heard)
             memory, second = (lab.now(trace, wiring, trace.writes) for trace, wiring in heard)
-            yield {both: beside(memory, second, ("the text", "the other")), **idle()}
+            yield {both: beside(memory, second, ("the text", "the other")), against: other, **idle()}
+
+    def hear(who: Owner, looks: Sequence[Look], heard: list[tuple[Trace, Wiring]]) -> Iterator[dict[Any, Any]]:
+        """How far hearing is; what was heard comes to the list. The first was heard before."""
+        for look in looks:
+            with closing(memories.hearing(look, who, again=look is looks[0])) as steps:  # type: ignore[type-var]
+                for step in steps:
+                    if isinstance(step, tuple):
+                        yield {progress: bar(*step), **busy()}
+                    else:
+                        heard.append((step[0], step[1]))
 
     @whole
-    def on_data(request: gr.Request, secret: str, looked: Any, byte: float | None) -> Iterator[dict[Any, Any]]:
-        def show(trace: Trace, wiring: Wiring, title: str) -> dict[Any, Any]:
-            path = folders.new() / "memory.npz"
-            lab.save(path, trace, wiring, _writes(trace, byte), {"model": title, "counting": COUNTING})
-            return {file: gr.File(of_model(title, [path])[0], visible=True)}
-
-        yield from look_again(request, secret, looked, show)
-
-    @whole
-    def on_drawing(
-        request: gr.Request, secret: str, looked: Any, byte: float | None, *zoomed: Any
+    def on_take(
+        request: gr.Request, secret: str, looked: Any, other: str | None, byte: float | None, *zoomed: Any
     ) -> Iterator[dict[Any, Any]]:
-        def show(trace: Trace, wiring: Wiring, title: str) -> dict[Any, Any]:
-            path, written = folders.new() / "memory.png", _writes(trace, byte)
-            rows = lab.now(trace, wiring, written)
-            of = f"{trace.place.title}, head {trace.head + 1}, after {written * trace.place.step_bytes:,} bytes"
-            lab.draw(path, {f"{title}, {of}": rows}, neurons=ordered(rows, *zoomed))
-            return {file: gr.File(of_model(title, [path])[0], visible=True)}
-
-        yield from look_again(request, secret, looked, show)
+        if not looked:
+            return
+        with reported():
+            who, look = identify(secret, request), Look(*looked)
+            yield {progress: bar(0.0, "making files"), **busy()}
+            heard: list[tuple[Trace, Wiring]] = []
+            yield from hear(who, [look, *([look._replace(text=other)] if other else [])], heard)
+            yield {progress: bar(0.9, "writing files"), **busy()}
+            (trace, wiring), title = heard[0], registry.title(look.model, who)
+            written = _writes(trace, byte)
+            neurons = ordered(lab.now(trace, wiring, written), *zoomed)
+            paths = memory_files(folders.new(), title, trace, wiring, written, neurons, *heard[1:])
+            yield {files: gr.File(of_model(title, paths), visible=True), **idle()}
 
     def on_model(request: gr.Request, secret: str, model: str) -> list[Any]:
         with reported():
@@ -422,7 +422,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
         return [gr.Dropdown(_heads(place), value=chosen), gr.Textbox(info=memories.allowed(place))]
 
     asked = [model, layer, head, text, *zoom]
-    told_of = [progress, line, looked, at, start, *views, *curves, grown, both, file, shown, go, stop]
+    told_of = [progress, line, looked, at, start, *views, *curves, grown, both, against, files, shown, go, stop]
     looking = gr.on([go.click, text.submit], on_look, [owner, *asked], told_of, **LOOK)
     other_layer = layer.input(on_layer, [owner, model, layer, head], [head, text], **QUICK | LATEST)
     running, zoomed = [progress, go, stop], [owner, looked, at, *zoom]
@@ -432,9 +432,8 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
         other_layer.then(on_other_head, [owner, looked, *asked], told_of, **LOOK | LATEST),
         at.change(on_at, zoomed, [*views, *running], **LOOK_AGAIN | LATEST),
         gr.on([order.input, count.input, start.release], on_zoom, zoomed, [picture, *running], **LOOK_AGAIN | LATEST),
-        compare.click(on_compare, [owner, looked, other], [both, *running], **LOOK),
-        data.click(on_data, [owner, looked, at], [file, *running], **LOOK_AGAIN),
-        drawing.click(on_drawing, zoomed, [file, *running], **LOOK_AGAIN),
+        compare.click(on_compare, [owner, looked, other], [both, against, *running], **LOOK),
+        take.click(on_take, [owner, looked, against, at, *zoom], [files, *running], **LOOK_AGAIN),
     ]
     for event in working:
         event.failure(lambda: ["", *_idle()], None, running, **QUICK)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import html
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -19,6 +17,7 @@ from bdh.sampling import Sampling
 from bdh.stream import Stream, Written
 from lab import reading as lab
 from lab.reading import Active, Reading
+from train.plots import draw_bars
 
 from .. import tint
 from ..limits import Limits
@@ -27,7 +26,7 @@ from ..parting import Folders
 from ..registry import Owner, Registry
 from ..steps import whole
 from ..writing import batched, hear_and_write
-from . import reader
+from . import firing, reader
 from .named import COUNTING, layer_name, neuron_name, of_model, point_name
 from .turns import LATEST, QUICK, stops
 
@@ -57,8 +56,6 @@ _LOOK_S = 1.0
 """Between two looks at what a model that writes slowly has written so far."""
 _AT_ONCE = 8
 """Readings and searches of all visitors at the same time; others wait their turn."""
-_BEFORE, _AFTER = 36, 12
-"""Bytes shown around one that fired a neuron."""
 
 
 class Heard(NamedTuple):
@@ -179,15 +176,15 @@ class Inspector:
 
     def find(
         self, model: str | None, owner: Owner, name: str, head: int, neuron: float | None, corpus: str
-    ) -> Generator[tuple[str, str], None, None]:
-        """Markup of how far it is, and of the bytes of shipped texts that fire a neuron, so far as they were heard."""
+    ) -> Generator[tuple[str, firing.Firings | None], None, None]:
+        """Markup of how far it is, and what of shipped texts fires a neuron, so far as they were heard."""
         if isinstance(neuron, bool) or not isinstance(neuron, (int, float)) or not float(neuron).is_integer():
             raise DataError("no neuron was chosen; give its number, or press one in the list")
         names = lab.corpus_names() if corpus == ALL_CORPORA else [corpus]
         if corpus != ALL_CORPORA and corpus not in lab.corpus_names():
             raise DataError(f"there is no shipped corpus {corpus!r:.40}; there are {', '.join(lab.corpus_names())}")
         found: dict[str, tuple[bytes, Any]] = {}
-        done, total, markup = 0, CORPUS_BYTES // len(names) * len(names), ""
+        done, total, fires = 0, CORPUS_BYTES // len(names) * len(names), None
         with self._leased(model, owner, 1) as leased:
             point = lab.neuron_point(leased, name, _head(head))
             who = f"{self.title(model, owner)}, {neuron_name(name, _head(head) if point.heads else None, int(neuron))}"
@@ -195,20 +192,31 @@ class Inspector:
                 data = lab.excerpt(each, CORPUS_BYTES // len(names))
                 for told in _told(lab.fire(leased, data, name, _head(head), int(neuron)), total, done):
                     if isinstance(told, str):
-                        yield _line(told), markup
+                        yield _line(told), fires
                     else:
                         found[each] = (data, told)
                 done += len(data)
-                markup = firings(who, point, found)
-        yield "", markup
+                fires = firing.firings(who, point, found)
+        yield "", fires
 
-    def files(self, model: str | None, owner: Owner, heard: Heard, layer: str, kind: str, head: int) -> list[str]:
-        """The reading as files: NPZ, CSV and PNG."""
+    def files(
+        self, model: str | None, owner: Owner, heard: Heard, layer: str, kind: str, head: int,
+        fires: firing.Firings | None = None,
+    ) -> list[str]:  # fmt: skip
+        """The reading as files: NPZ, CSV and PNG; with what fires a neuron, if that was searched."""
         made = [told for told in self.read(model, owner, heard, layer, kind, head) if isinstance(told, Reading)]
         title = self.title(model, owner)
         notes = {"model": title, "counting": COUNTING}
         heading = f"{title}, {seen_at(made[0])}"
-        return of_model(title, lab.save(made[0], Path(self._folders.new()), heading=heading, notes=notes))
+        folder = self._folders.new()
+        paths = lab.save(made[0], folder, heading=heading, notes=notes)
+        active = folder / "active.png"
+        bars = {
+            f"{layer_name(one.place)}, {_KINDS[one.kind].partition(',')[0]}": {title: (100 * one.part,) * 3}
+            for one in made[0].active
+        }
+        draw_bars(bars, "neurons above 0, %", active)
+        return of_model(title, [*paths, active, *(firing.save(fires, folder) if fires else ())])
 
     def title(self, model: str | None, owner: Owner) -> str:
         """What a model is called."""
@@ -222,49 +230,6 @@ class Inspector:
             kept = _COPIES * 4 * min(lab.MOST_VALUES, read_bytes * widest) + lab.PIECE_MEMORY if read_bytes else 0
             with self._registry.reserve(leased.state_bytes() + kept):
                 yield leased
-
-
-def firings(who: str, point: Point, found: dict[str, tuple[bytes, Any]]) -> str:
-    """Markup of the bytes that fire a neuron most, in the texts around them, and of which bytes these are."""
-    patch = point.bytes_per_row
-    rows = sum(len(values) for _, values in found.values())
-    active = sum(int((values > 0).sum()) for _, values in found.values())
-    heard = sum(len(data) for data, _ in found.values())
-    places = "patches" if patch > 1 else "bytes"
-    if not active:
-        return _line(f"{who} fires at none of {heard:,} bytes of {', '.join(found)}; read more with another text.")
-    ranked = sorted(
-        (
-            (firing, name, data)
-            for name, (data, values) in found.items()
-            for firing in lab.strongest_firings(values, patch)
-        ),
-        key=lambda one: -one[0].value,
-    )[:12]
-    lines = []
-    for firing, name, data in ranked:
-        before = data[max(0, firing.first - _BEFORE) : firing.first]
-        after = data[firing.last + 1 : firing.last + 1 + _AFTER]
-        fired = data[firing.first : firing.last + 1]
-        lines.append(
-            f"<tr><td><code>{_text(before)}<mark>{_text(fired)}</mark>{_text(after)}</code></td>"
-            f"<td>{html.escape(name)}</td><td>{firing.value:.3g}</td></tr>"
-        )
-    counted: Counter[bytes] = Counter()
-    for data, values in found.values():
-        for row in values.nonzero()[0].tolist():
-            if values[row] > 0:
-                counted[data[row * patch : (row + 1) * patch]] += 1
-    common = ", ".join(
-        f"<code>{_text(raw).replace(' ', '␣')}</code> {count / active:.0%}" for raw, count in counted.most_common(6)
-    )
-    return (
-        f'<div class="firings"><p><b>{html.escape(who)}</b> fires at {active:,} of {rows:,} {places} '
-        f"({active / rows:.1%}) of {', '.join(html.escape(name) for name in found)}, held out from training. "
-        f"Most often at {common}.</p>"
-        "<table><thead><tr><th>Where it fires most</th><th>Text</th><th>Value</th></tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
 
 
 def seen_at(found: Reading) -> str:
@@ -380,7 +345,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
     with gr.Column(visible=False) as taken:
         take = gr.Button("Make files to take along (NPZ, CSV, PNG)", size="sm", elem_id="reading-take")
         files = gr.File(label="The reading", visible=False, interactive=False, elem_id="reading-files")
-    last = gr.State(None)
+    last, fired = gr.State(None), gr.State(None)
 
     def looked_at(
         id: str | None, visitor: Owner, heard: Heard, layer: str, kind: str, head: int
@@ -444,7 +409,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             info = inspector.allowed(inspector.points(id, identify(secret, request)))
         line = _line("getting ready" if heard else _NOTHING)
         hidden = gr.Row(visible=False), gr.Column(visible=False)
-        return (*chosen, gr.Textbox(info=info), line, "", None, "", *hidden, "", "")
+        return (*chosen, gr.Textbox(info=info), line, "", None, "", *hidden, "", "", None)
 
     def on_wanted(event: gr.EventData) -> tuple[int, str]:
         return _pointed(event), _line("getting ready")
@@ -455,22 +420,23 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         corpus: str,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         with reported():
-            yield _line("getting ready"), gr.skip(), gr.Button(interactive=False), gr.Button(interactive=True)
+            running = gr.Button(interactive=False), gr.Button(interactive=True)
+            yield _line("getting ready"), gr.skip(), gr.skip(), *running
             found = inspector.find(id, identify(secret, request), f"{layer}.{kind}", head, neuron, corpus)
             with closing(found) as looks:
-                for line, markup in looks:
-                    yield line, markup, gr.Button(interactive=False), gr.Button(interactive=True)
-            yield gr.skip(), gr.skip(), gr.Button(interactive=True), gr.Button(interactive=False)
+                for line, fires in looks:
+                    yield line, firing.markup(fires) if fires else "", fires, *running
+            yield *(gr.skip(),) * 3, gr.Button(interactive=True), gr.Button(interactive=False)
 
     def on_take(
-        request: gr.Request, secret: str, id: str | None, heard: Heard | None, layer: str, kind: str, head: int
-    ) -> gr.File:
+        request: gr.Request, secret: str, id: str | None, heard: Heard | None, layer: str, kind: str, head: int,
+        fires: firing.Firings | None,
+    ) -> gr.File:  # fmt: skip
         with reported():
             if heard is None:
                 raise DataError("nothing was read yet; read a text first")
-            return gr.File(
-                inspector.files(id, identify(secret, request), Heard(*heard), layer, kind, head), visible=True
-            )
+            who = identify(secret, request)
+            return gr.File(inspector.files(id, who, Heard(*heard), layer, kind, head, fires), visible=True)
 
     worked: dict[str, Any] = QUICK | {
         "concurrency_limit": min(_AT_ONCE, limits.max_at_once), "concurrency_id": "inspecting"
@@ -482,12 +448,12 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         "fn": on_look, "inputs": [owner, model, last, *place], "outputs": [*seen, *running], **worked | LATEST
     }  # fmt: skip
     search: dict[str, Any] = {
-        "fn": on_find, "inputs": [owner, model, *place, neuron, corpus], "outputs": [seeking, where, *running],
+        "fn": on_find, "inputs": [owner, model, *place, neuron, corpus], "outputs": [seeking, where, fired, *running],
         **worked | LATEST,
     }  # fmt: skip
     changed = model.change(
         on_model, [owner, model, last, *place],
-        [*place, text, progress, told, shown, bars, pin, taken, seeking, where], **QUICK,
+        [*place, text, progress, told, shown, bars, pin, taken, seeking, where, fired], **QUICK,
     )  # fmt: skip
     read = gr.on([go.click, text.submit], on_read, [owner, model, text, count, *place], [*seen, *running], **worked)
     working = [
@@ -505,7 +471,7 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
         event.failure(lambda: ("", "", *idle()), None, [progress, seeking, *running], **QUICK)
     stopped: Callable[[], Any] = lambda: (_line("Stopped."), "", *idle())  # noqa: E731
     stops(stop, stopped, [progress, seeking, *running], working)
-    take.click(on_take, [owner, model, last, *place], files, **worked | {"show_progress": "minimal"})
+    take.click(on_take, [owner, model, last, *place, fired], files, **worked | {"show_progress": "minimal"})
     return text
 
 
@@ -537,13 +503,9 @@ def _line(words: str) -> str:
     return f'<p class="summary">{html.escape(words)}</p>'
 
 
-def _text(data: bytes) -> str:
-    """Bytes as escaped text of one line."""
-    text = data.decode("utf-8", errors="replace").replace("\n", "⏎").replace("\t", "⇥")
-    return html.escape("".join(c if c.isprintable() else "·" for c in text))
-
-
-CSS = """
+CSS = (
+    firing.CSS
+    + """
 .active-bars { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 8px 24px;
   margin: 8px 0; font-size: var(--text-sm); }
 .active-bars h4 { margin: 0 0 4px; font-size: var(--text-sm); font-weight: 600; }
@@ -552,14 +514,6 @@ CSS = """
   margin: 2px 0; }
 .active-bars li i { height: 10px; border-radius: 2px; background: var(--color-accent); justify-self: start; }
 .active-bars li b { font-weight: 400; text-align: right; font-variant-numeric: tabular-nums; }
-.firings { font-size: var(--text-sm); overflow-x: auto; }
-.firings p { margin: 8px 0; overflow-wrap: anywhere; }
-.firings table { width: 100%; border-collapse: collapse; border: none !important; }
-.firings tr { border: none !important; background: none !important; }
-.firings th, .firings td { text-align: left; padding: 3px 8px; border: none !important;
-  border-bottom: 1px solid var(--border-color-primary) !important; }
-.firings td:first-child { white-space: pre; }
-.firings td:last-child { font-variant-numeric: tabular-nums; }
-.firings mark { background: var(--primary-300); color: #0b0b0b; border-radius: 2px; padding: 0 1px; }
 """
-"""The looks, for the page's style sheet."""
+)
+"""The looks, for the page's style sheet, with those of what fires a neuron."""

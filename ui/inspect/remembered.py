@@ -16,6 +16,7 @@ from torch import Tensor
 from bdh.text import Utf8Assembler
 from lab import memory as lab
 from lab.memory import Trace, Wiring
+from train.plots import reach_of
 
 from ..registry import size_text
 from . import field
@@ -64,7 +65,7 @@ def heat(trace: Trace, wiring: Wiring, count: int, order: str, first: float | No
     rows = lab.now(trace, wiring, count)
     neurons = ordered(rows, order, first, shown)
     values, together = columns(rows, neurons)
-    reach = field.reach_of(values)
+    reach = reach_of(values)
     what = "neuron" if trace.place.excites else "query dimension"
     shared = f" {together} neighbours share a column: the root of their mean square." if together > 1 else ""
     span = f"{len(neurons):,} of {len(rows):,} {what}s" if len(neurons) < len(rows) else f"all {len(rows):,} {what}s"
@@ -182,7 +183,7 @@ def exchange(trace: Trace, write: int, weights: NDArray[Any]) -> str:
 
 
 def _vector(values: NDArray[Any], label: str) -> str:
-    reach = field.reach_of(values)
+    reach = reach_of(values)
     drawn = field.picture(values[None], reach, label, height_rem=1.4)
     return f'<p class="vector">{label}, {len(values)} dimensions {field.scale(reach)}</p>{drawn}'
 
@@ -245,7 +246,7 @@ def beside(first: Tensor, second: Tensor, names: tuple[str, str]) -> str:
     order = ordered(strongest[:, None], BY_STRENGTH, 0, ALL)
     drawn = {f"after {names[0]}": first, f"after {names[1]}": second, "the second less the first": second - first}
     fields = {name: columns(rows, order)[0] for name, rows in drawn.items()}
-    reach = field.reach_of(*fields.values())
+    reach = reach_of(*fields.values())
     pictures = "".join(
         f"<figure><figcaption>{name} <small>norm {number(float(drawn[name].norm()))}</small></figcaption>"
         f"{field.picture(values, reach, name, height_rem=9, crisp=values.shape[1] < 512)}</figure>"
