@@ -19,7 +19,7 @@ from bdh.errors import HatcheryError
 from bdh.ops.step import warm_up
 from ui.data_folder import take
 from ui.limits import Limits
-from ui.memory import share_freed_memory
+from ui.memory import return_freed_memory, share_freed_memory
 from ui.page import build_page, launch_options, open_registry
 
 HERE = Path(__file__).parent
@@ -39,4 +39,5 @@ if __name__ == "__main__":
     demo.launch(**options, prevent_thread_lock=True)
     import_module("matplotlib")  # Gradio would with the first request
     warm_up()
+    return_freed_memory()
     demo.block_thread()
