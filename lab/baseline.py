@@ -239,7 +239,7 @@ def text_bits(model: Model[Any], data: bytes) -> float:
 
 
 def draw(path: Path, readings: dict[str, Reading]) -> None:
-    """Write maps of attention as a picture, in one scale."""
+    """Write maps of attention as a picture, each in its own scale."""
     draw_maps(
         {
             f"{name}: {one.title}": Map(one.shares, "what came before", "byte or patch")
@@ -247,4 +247,5 @@ def draw(path: Path, readings: dict[str, Reading]) -> None:
         },
         path,
         label="part of what is read",
+        apart=True,
     )

@@ -28,7 +28,7 @@ from bdh.load import load
 from bdh.models import Model
 from bdh.sampling import Sampling
 from train.folder import environment
-from train.plots import draw_bars, figure
+from train.plots import as_drawn, draw_bars, figure
 
 from .claim import Work, digest, identity, short_name, write_json
 from .concepts import (
@@ -323,7 +323,7 @@ def draw_strips(found: Mapping[str, Mapping[str, Any]], path: Path, *, place: in
                 )  # fmt: skip
             axes.set_yticks([0, 1], ["concept", "contrast"])
             axes.set_ylim(1.5, -0.5)
-            axes.set_title(f"{name}: {find['what']['name']}, held-out AUC {find['held_auc']:.2f}", loc="left")
+            axes.set_title(f"{as_drawn(name)}: {find['what']['name']}, held-out AUC {find['held_auc']:.2f}", loc="left")
             axes.set_xlabel(
                 "σ after the sentence" if kind == "synapses" else f"activation, {SUMMARIES[one['summary']]}"
             )

@@ -28,6 +28,8 @@ MOST_TRACE_BYTES = 64_000_000
 """Of what is recorded of one head."""
 _GROWTH_POINTS = 48
 _BLOCK = 1024
+_NAMED_COLUMNS = 16
+"""Up to so many neurons are named below a picture."""
 """Neurons whose synapses are looked through at once."""
 
 
@@ -408,13 +410,24 @@ def likeness(first: Tensor, second: Tensor) -> Likeness:
     )
 
 
-def save(path: Path, trace: Trace, wiring: Wiring, count: int, notes: Mapping[str, str] | None = None) -> None:
+def save(
+    path: Path,
+    trace: Trace,
+    wiring: Wiring,
+    count: int,
+    notes: Mapping[str, str] | None = None,
+    *,
+    grown: Growth | None = None,
+    neurons: NDArray[np.int64] | None = None,
+) -> None:
     """Write all that is known of a memory after `count` writes as an NPZ file.
 
     `attention` and `read` are of the last of them, `growth_…` of all that was heard.
 
     Args:
         notes: kept as texts under their names.
+        grown: worked out before; None works it out.
+        neurons: those of a picture in its order, kept as `neurons_shown`.
     """
     arrays: dict[str, NDArray[Any]] = {
         "text": np.frombuffer(trace.data, np.uint8),
@@ -423,13 +436,16 @@ def save(path: Path, trace: Trace, wiring: Wiring, count: int, notes: Mapping[st
         "memory": trace.memory(count).numpy(),
         "memory_turned": now(trace, wiring, count).numpy(),
         "attention": trace.attention(count - 1).numpy(),
+        "activity": trace.activity.numpy(),
         "read": trace.read(count - 1).numpy(),
         "decay": np.float32(trace.decay),
         "head": np.int64(trace.head),
         "writes": np.int64(count),
         "place": np.str_(trace.place.name),
     }
-    arrays |= {f"growth_{name}": np.array(values) for name, values in growth(trace)._asdict().items()}
+    arrays |= {f"growth_{name}": np.array(values) for name, values in (grown or growth(trace))._asdict().items()}
+    if neurons is not None:
+        arrays["neurons_shown"] = neurons
     arrays |= {name: np.str_(note) for name, note in (notes or {}).items()}
     if trace.query is not trace.key:
         arrays["query"] = trace.query.numpy()
@@ -443,9 +459,11 @@ def draw(path: Path, memories: dict[str, Tensor], *, neurons: NDArray[np.int64] 
         neurons: the rows that are shown, in this order; None is all.
     """
     chosen = {name: rows if neurons is None else rows[torch.from_numpy(neurons)] for name, rows in memories.items()}
-    what = "neuron, in the order of the page" if neurons is not None else "neuron"
+    few = neurons is not None and len(neurons) <= _NAMED_COLUMNS
+    what = "neuron, in the order of the page" if neurons is not None and not few else "neuron"
+    names = [str(one) for one in neurons] if neurons is not None and few else []
     draw_maps(
-        {name: Map(rows.mT.numpy(), what, "dimension of what is read") for name, rows in chosen.items()},
+        {name: Map(rows.mT.numpy(), what, "dimension of what is read", names) for name, rows in chosen.items()},
         path,
         label="strength",
     )

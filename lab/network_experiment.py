@@ -28,7 +28,7 @@ from bdh.errors import ConfigError, DataError
 from bdh.load import load
 from bdh.models import Model
 from train.folder import environment
-from train.plots import figure
+from train.plots import as_drawn, figure
 
 from .claim import Table, Work, identity, listed, short_name, write_json
 from .network import (
@@ -208,7 +208,9 @@ def draw_degrees(found: Sequence[Mapping[str, Any]], path: Path) -> None:
                 axes.set_yscale("log")
                 axes.set_xlabel(f"{side}-degree")
                 axes.set_ylabel("part with as many or more")
-                axes.set_title(f"{one['place']}: {one['trained'][f'{side}_fit']['verdict']}", loc="left", fontsize=8)
+                axes.set_title(
+                    f"{as_drawn(one['place'])}: {one['trained'][f'{side}_fit']['verdict']}", loc="left", fontsize=8
+                )
                 axes.grid(True, color="0.9", linewidth=0.6)
                 axes.legend(frameon=False)
 
@@ -266,7 +268,7 @@ def draw_surroundings(found: Surroundings, path: Path, *, of: str = "") -> None:
         axes.set_axis_off()
         axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         title = f"neuron {nodes[0]['neuron']} and its strongest neighbours"
-        axes.set_title(f"{of}: {title}" if of else title, loc="left")
+        axes.set_title(as_drawn(f"{of}: {title}" if of else title), loc="left")
 
 
 def _markdown(name: str, found: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -356,22 +356,23 @@ def test_the_view_gives_neurons_then_synapses_then_what_silence_does_and_files(t
     asked = Asked("alpha", "names", about, other, "last")
     stages = [one for one in finder.find(asked, "browser:me") if isinstance(one, Concept)]
     assert len(stages) == 2 and stages[0].search.sentences.name == "sentences of your own"
-    told = [one for one in finder.silence(asked, "browser:me", 2, "river <b>") if not isinstance(one, tuple)]
-    assert [len(text) for text in told[0].values()] == [80, 80]
-    assert len(told[1].neurons) == 2
+    told = [one for one in finder.silence(asked, "browser:me", 2, "river <b>") if isinstance(one, Hushed)]
+    assert [len(text) for text in told[0].texts.values()] == [80, 80] and told[0].cost is None
+    hushed = told[1]
+    assert len(hushed.cost.neurons) == 2 and hushed == told[0]._replace(cost=hushed.cost)
     kept = [one for one in finder.look(asked, "browser:me", "synapses") if not isinstance(one, tuple)]
     assert kept == [stages[-1]]
-    hushed = Hushed(2, "river <b>", told[0])
     (made,) = [one for one in finder.files(asked, "browser:me", 0, "synapses", hushed) if isinstance(one, list)]
     files = [Path(path) for path in made]
     names = ["alpha-concept.json", "alpha-concept.csv", "alpha-concept.png", "alpha-concept-silenced.png"]
     assert [path.name for path in files] == names
     written = json.loads(files[0].read_text())
-    assert written["silenced"]["verdict"] == told[1].verdict
+    assert written["silenced"]["verdict"] == hushed.cost.verdict
     assert written["prompt"] == "river <b>" and list(written["written"]) == ["with all its neurons", "without them"]
     assert written["model"] == "alpha" and "counted from 0" in written["counting"]
     assert files[1].read_text().splitlines()[0].startswith("kind,name,effect") and files[2].stat().st_size > 1_000
-    (plain,) = [one for one in finder.files(asked, "browser:me", 0, "synapses") if isinstance(one, list)]
+    elsewhere = hushed._replace(asked=asked._replace(summary="mean"))
+    (plain,) = [one for one in finder.files(asked, "browser:me", 0, "synapses", elsewhere) if isinstance(one, list)]
     bare = json.loads(Path(plain[0]).read_text())
     assert len(plain) == 3 and bare["silenced"] is None and "written" not in bare
     zoo.fresh("flat-damped").save_pretrained(tmp_path / "others" / "alpha")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import dataclasses
 import io
 import json
@@ -169,20 +168,25 @@ def test_texts_are_no_markup_and_silence_is_said() -> None:
     assert "fires at none of" in markup(silent)
 
 
-def test_what_fires_a_neuron_is_taken_along_as_a_table_and_drawn(tmp_path: Path) -> None:
+def test_what_fires_a_neuron_is_taken_along_as_data_and_drawn(tmp_path: Path) -> None:
     (point,) = probe.selected(zoo.model("flat"), "layer.0.gate")
     text = b"it costs $5 or $6,\n=1+1 \xff\t\xe2\x82\xac each, or so they say"
     values = np.zeros(len(text), np.float32)
     values[[12, 24]] = 0.5, 2.0
     found = firings("neuron 1", point, {"prices": (text, values)})
-    table, png = save(found, tmp_path)
-    names = ("first_byte", "value", "before", "fired", "after")
-    rows = [tuple(row[name] for name in names) for row in csv.DictReader(table.open(newline="", encoding="utf-8"))]
-    assert rows == [("24", "2", "it costs $5 or $6,\n=1+1 ", "\\xff", "\t€ each, o")]  # the other is too near
+    told, png = save(found, tmp_path)
+    fields = json.loads(told.read_text(encoding="utf-8"))
+    assert fields["strongest"] == [  # the other is too near
+        {
+            "corpus": "prices", "first_byte": 24, "before": "it costs $5 or $6,\n=1+1 ", "fired": "\\xff",
+            "after": "\t€ each, o", "value": 2.0,
+        }
+    ]  # fmt: skip
+    assert fields["who"] == "neuron 1" and (fields["active"], fields["rows"]) == (2, len(text))
+    assert sorted(one["byte"] for one in fields["common"]) == ["\\xff", "o"]
     assert png.read_bytes()[:4] == b"\x89PNG"
-    assert [path.suffix for path in save(firings("neuron 2", point, {"prices": (text, 0 * values)}), tmp_path)] == [
-        ".csv"
-    ]
+    (silent,) = save(firings("neuron 2", point, {"prices": (text, 0 * values)}), tmp_path)
+    assert json.loads(silent.read_text(encoding="utf-8"))["active"] == 0
 
 
 def test_a_reading_can_be_taken_along(inspector: Inspector) -> None:

@@ -254,15 +254,20 @@ def test_a_memory_is_taken_along_as_data_and_drawings(
     rows = lab.now(trace, wiring, 3)
     files = memory_files(tmp_path, "one", trace, wiring, 3, remembered.ordered(rows, remembered.BY_NUMBER, 0, "16"))
     assert [path.name for path in files] == [
-        "memory.npz", "synapses.csv", "memory.png", "byte.png", "synapses.png", "growth.png",
+        "memory.npz", "synapses.csv", "memory.png", "byte.png", "growth.png", "synapses.png",
     ]  # fmt: skip
     synapses = lab.synapses(trace, wiring, 3)
     table = list(csv.DictReader(files[1].open(newline="")))
     assert [(int(row["x"]), int(row["y"])) for row in table] == [(one.x, one.y) for one in synapses]
     assert [float(row["strength"]) for row in table] == pytest.approx([one.strength for one in synapses], rel=1e-5)
-    assert int(table[0]["written_most_by_byte"]) == synapses[0].writer * trace.place.step_bytes
+    assert int(table[0]["written_most_after_bytes"]) == synapses[0].writer * trace.place.step_bytes
     both = memory_files(tmp_path, "one", trace, wiring, 3, np.arange(4), other)
-    assert [path.name for path in both[6:]] == ["memory-of-the-other-text.npz", "two-memories.png"]
+    names = ["memory-of-the-other-text.npz", "two-memories.json", "two-memories.png"]
+    assert [path.name for path in both[6:]] == names
+    alike = lab.likeness(lab.now(trace, wiring, trace.writes), lab.now(*other, other[0].writes))
+    assert json.loads(both[7].read_text())["cosine"] == alike.cosine
+    with np.load(both[0]) as saved:
+        assert saved["neurons_shown"].tolist() == [0, 1, 2, 3]
     with np.load(both[6]) as saved:
         assert bytes(saved["text"]) == TEXT[::-1].encode() and int(saved["writes"]) == other[0].writes
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in both if path.suffix == ".png")
@@ -279,6 +284,7 @@ def test_a_comparison_is_taken_along_as_data_and_drawings(registry: Registry, tm
     told = json.loads(files[0].read_text())
     assert told["text"] == TEXT and told["bdh"]["activity"][0]["active"] == found.bdh.activity[0].active
     assert told["transformer"]["held"][-1] == found.transformer.held[-1]._asdict()
+    assert [one["bytes_back"] for one in told["attention"]] == [one.reach for one in readings.values()]
     with np.load(files[1]) as saved:
         for index, (name, one) in enumerate(readings.items()):
             assert str(saved["names"][index]) == f"{name}, {one.title}"

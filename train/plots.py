@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -36,6 +38,9 @@ _STYLE: Any = {
     "svg.fonttype": "none",
 }
 _FIRST_SHOWN_BYTES = 100
+_DPI, _MOST_PIXELS = 200, 20_000
+"""Dots an inch, and the most that a drawing with many rows is high."""
+_LOOKS = threading.RLock()
 _FULL = 0.995
 """Part of the numbers that are not beyond the fullest colour."""
 _NEAREST = 1_000
@@ -55,6 +60,23 @@ def check_file(path: Path) -> None:
 
 
 @contextmanager
+def _drawing(more: Any = MappingProxyType({})) -> Iterator[type[Figure]]:
+    """Figures in the looks of this file; one thread after another, for matplotlib keeps looks for the whole process."""
+    with _LOOKS:
+        # These take a second to import, and only drawing needs them.
+        from matplotlib import rc_context  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415
+
+        with rc_context({**_STYLE, **more}):
+            yield Figure
+
+
+def as_drawn(name: str) -> str:
+    """A name from outside as it can stand in a drawing: no formula, and not left out of a legend."""
+    return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
+
+
+@contextmanager
 def figure(path: Path, rows: int, columns: int = 1, *, inches: tuple[float, float] = (4.8, 3.1)) -> Iterator[Any]:
     """Panels in the looks of this file, (rows, columns) of axes, written to a file at the end.
 
@@ -67,11 +89,8 @@ def figure(path: Path, rows: int, columns: int = 1, *, inches: tuple[float, floa
         DataError: the file cannot be written.
     """
     check_file(path)
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    with rc_context(_STYLE | {"axes.prop_cycle": f"cycler(color={list(_COLOURS)})"}):
-        drawn = Figure(figsize=(inches[0] * columns, inches[1] * rows), layout="constrained")
+    with _drawing({"axes.prop_cycle": f"cycler(color={list(_COLOURS)})"}) as made:
+        drawn = made(figsize=(inches[0] * columns, inches[1] * rows), layout="constrained")
         yield drawn.subplots(rows, columns, squeeze=False)
         _save(drawn, path)
 
@@ -85,13 +104,9 @@ def draw(positions: Mapping[str, Sequence[Position]], needles: Mapping[str, Need
     check_file(path)
     if not positions and not needles:
         raise DataError("there is nothing to draw: neither bits per byte against position nor needles were measured")
-    # These take a second to import, and only drawing needs them.
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     panels = bool(positions) + len(needles)
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_INCHES, _PANEL_INCHES * panels), layout="constrained")
+    with _drawing() as made:
+        figure = made(figsize=(_WIDTH_INCHES, _PANEL_INCHES * panels), layout="constrained")
         axes = iter(figure.subplots(panels, squeeze=False)[:, 0])
         if positions:
             _draw_positions(next(axes), positions)
@@ -112,23 +127,20 @@ def draw_learning(measures: Mapping[str, Sequence[Mapping[str, Any]]], path: Pat
     check_file(path)
     if not any(measures.values()):
         raise DataError("there is nothing to draw yet: no validation was made")
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     panels: Sequence[tuple[str, Callable[[Mapping[str, Any]], float]]] = (
         ("validation loss, nats a byte", lambda one: one["validation"] * math.log(2)),
         ("validation perplexity of a byte", lambda one: 2 ** one["validation"]),
         ("validation, bits per byte", lambda one: one["validation"]),
         ("validation above training, bits per byte", lambda one: one["validation"] - one["train"]),
     )
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(2 * _WIDTH_INCHES, 2 * _PANEL_INCHES), layout="constrained")
+    with _drawing() as made:
+        figure = made(figsize=(2 * _WIDTH_INCHES, 2 * _PANEL_INCHES), layout="constrained")
         for axes, (label, value) in zip(figure.subplots(2, 2).flat, panels, strict=True):
             for index, (name, found) in enumerate(measures.items()):
                 colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
                 heard = [one["heard_bytes"] / 1e6 for one in found]
                 values = [value(one) for one in found]
-                axes.plot(heard, values, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
+                axes.plot(heard, values, color=colour, marker=marker, markersize=4, linewidth=1.4, label=as_drawn(name))
             axes.set_xlabel("bytes heard, millions")
             axes.set_ylabel(label)
             axes.grid(True, color="0.9", linewidth=0.6)
@@ -149,11 +161,8 @@ def draw_points(points: Mapping[str, Mapping[str, float]], x: str, ys: Sequence[
     check_file(path)
     if not points:
         raise DataError("there is nothing to draw: nothing was measured")
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_INCHES, _PANEL_INCHES * len(ys)), layout="constrained")
+    with _drawing() as made:
+        figure = made(figsize=(_WIDTH_INCHES, _PANEL_INCHES * len(ys)), layout="constrained")
         for axes, y in zip(figure.subplots(len(ys), squeeze=False)[:, 0], ys, strict=True):
             for index, (name, values) in enumerate(points.items()):
                 colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
@@ -178,6 +187,7 @@ class Panel:
     """Points by name; what has one name has one colour in every panel."""
     log_x: bool = True
     log_y: bool = False
+    from_zero: bool = False
 
 
 def draw_panels(panels: Sequence[Panel], path: Path, *, dpi: int = 100) -> None:
@@ -189,14 +199,11 @@ def draw_panels(panels: Sequence[Panel], path: Path, *, dpi: int = 100) -> None:
     check_file(path)
     if not panels or not all(any(panel.lines.values()) for panel in panels):
         raise DataError("there is nothing to draw: nothing was measured")
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
     rows = (len(panels) + 1) // 2
-    with rc_context(_STYLE):
+    with _drawing() as made:
         size = (2 * _WIDTH_INCHES if len(panels) > 1 else 1.4 * _WIDTH_INCHES, _PANEL_INCHES * rows)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = made(figsize=size, layout="constrained")
         places = list(figure.subplots(rows, 2 if len(panels) > 1 else 1, squeeze=False).flat)
         for axes in places[len(panels) :]:
             axes.set_visible(False)
@@ -205,7 +212,7 @@ def draw_panels(panels: Sequence[Panel], path: Path, *, dpi: int = 100) -> None:
                 index = names.index(name)
                 colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
                 across, up = zip(*points, strict=True) if points else ((), ())
-                axes.plot(across, up, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
+                axes.plot(across, up, color=colour, marker=marker, markersize=4, linewidth=1.4, label=as_drawn(name))
             if panel.log_x:
                 axes.set_xscale("log")
                 axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
@@ -214,6 +221,8 @@ def draw_panels(panels: Sequence[Panel], path: Path, *, dpi: int = 100) -> None:
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
                 axes.yaxis.set_minor_formatter("")
+            if panel.from_zero:
+                axes.set_ylim(bottom=0)
             axes.set_xlabel(panel.x)
             axes.set_ylabel(panel.y)
             axes.grid(True, which="major", color="0.9", linewidth=0.6)
@@ -235,14 +244,11 @@ def draw_bars(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], labe
     check_file(path)
     if not rows or not all(rows.values()):
         raise DataError("there is nothing to draw: nothing was measured")
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     series = list(next(iter(rows.values())))
     thick = 0.8 / len(series)
-    with rc_context(_STYLE):
+    with _drawing() as made:
         height = 0.9 + len(rows) * (0.12 + 0.16 * len(series))
-        figure = Figure(figsize=(1.4 * _WIDTH_INCHES, height), layout="constrained")
+        figure = made(figsize=(1.4 * _WIDTH_INCHES, height), layout="constrained")
         axes = figure.subplots()
         for index, name in enumerate(series):
             places = [place + (index - (len(series) - 1) / 2) * thick for place in range(len(rows))]
@@ -254,20 +260,20 @@ def draw_bars(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], labe
                 means,
                 thick,
                 xerr=reach,
-                label=name,
+                label=as_drawn(name),
                 color=_COLOURS[index % len(_COLOURS)],
                 hatch=_HATCHES[index % len(_HATCHES)],
                 edgecolor="white",
                 linewidth=0.4,
                 error_kw={"elinewidth": 0.8},
             )
-        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_yticks(range(len(rows)), [as_drawn(row) for row in rows])
         axes.invert_yaxis()
         axes.set_xlabel(label)
         axes.grid(True, axis="x", color="0.9", linewidth=0.6)
         axes.set_axisbelow(True)
         figure.legend(loc="outside upper center", ncols=min(4, len(series)), frameon=False)
-        _save(figure, path)
+        _save(figure, path, dpi=int(min(_DPI, _MOST_PIXELS / height)))
 
 
 def draw_heat(
@@ -290,14 +296,11 @@ def draw_heat(
     check_file(path)
     if not panels or not all(rows and all(rows.values()) for rows in panels.values()):
         raise DataError("there is nothing to draw: nothing was measured")
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     heights = [0.9 + 0.28 * len(rows) for rows in panels.values()]
     everything = [value for rows in panels.values() for row in rows.values() for value in row.values()]
     low, high = span or (min(everything), max(everything))
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(1.4 * _WIDTH_INCHES, sum(heights)), layout="constrained")
+    with _drawing() as made:
+        figure = made(figsize=(1.4 * _WIDTH_INCHES, sum(heights)), layout="constrained")
         places = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
         for axes, (title, rows) in zip(places, panels.items(), strict=True):
             columns = list(next(iter(rows.values())))
@@ -310,7 +313,7 @@ def draw_heat(
                     axes.text(x + 0.5, y + 0.5, f"{value:#.3g}", ha="center", va="center", color=shade)
             axes.set_xticks([x + 0.5 for x in range(len(columns))], columns)
             axes.set_yticks([y + 0.5 for y in range(len(rows))], list(rows))
-            axes.set_title(title, loc="left")
+            axes.set_title(as_drawn(title), loc="left")
             axes.tick_params(length=0)
             for spine in axes.spines.values():
                 spine.set_visible(False)
@@ -331,21 +334,18 @@ def draw_squares(panels: Mapping[str, Sequence[Sequence[float]]], names: Sequenc
     check_file(path)
     if not panels or not names:
         raise DataError("there is nothing to draw: nothing was measured")
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     most = max(value for rows in panels.values() for row in rows for value in row)
-    with rc_context(_STYLE):
+    with _drawing() as made:
         size = 1.2 + 0.16 * len(names)
-        figure = Figure(figsize=(columns * size, lines * size), layout="constrained")
+        figure = made(figsize=(columns * size, lines * size), layout="constrained")
         places = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
         for axes in places.flat[len(panels) :]:
             axes.set_visible(False)
         for axes, (title, rows) in zip(places.flat, panels.items(), strict=False):
             image = axes.pcolormesh(rows, cmap="cividis", vmin=0, vmax=most or 1)
-            axes.set_title(title, loc="left")
+            axes.set_title(as_drawn(title), loc="left")
             axes.set_xticks([place + 0.5 for place in range(len(names))], names, rotation=90, fontsize=6)
             axes.set_yticks([place + 0.5 for place in range(len(names))], names, fontsize=6)
             axes.tick_params(length=0)
@@ -369,18 +369,16 @@ def draw_counts(counts: Mapping[str, Sequence[int]], x: str, y: str, path: Path,
     check_file(path)
     if not any(counts.values()):
         raise DataError("there is nothing to draw: nothing was counted")
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH_INCHES, _PANEL_INCHES), layout="constrained")
+    with _drawing() as made:
+        figure = made(figsize=(_WIDTH_INCHES, _PANEL_INCHES), layout="constrained")
         axes = figure.subplots()
         for index, (name, values) in enumerate(counts.items()):
             parts = [0.0] * (most + 1)
             for value in values:
                 parts[min(value, most)] += 100 / len(values)
             colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
-            axes.plot(range(most + 1), parts, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
+            steps = range(most + 1)
+            axes.plot(steps, parts, color=colour, marker=marker, markersize=4, linewidth=1.4, label=as_drawn(name))
         ticks = list(range(0, most + 1, max(1, most // 5)))
         axes.set_xticks(ticks, [f"{tick} or more" if tick == most else str(tick) for tick in ticks])
         axes.set_xlabel(x)
@@ -397,6 +395,8 @@ class Map(NamedTuple):
     values: NDArray[Any]
     x: str
     y: str
+    columns: Sequence[str] = ()
+    """Names of the columns, where they are few."""
 
 
 def reach_of(*matrices: NDArray[Any]) -> float:
@@ -406,12 +406,13 @@ def reach_of(*matrices: NDArray[Any]) -> float:
     return float(np.quantile(sizes, _FULL)) if len(sizes) else 1.0
 
 
-def draw_maps(panels: Mapping[str, Map], path: Path, *, label: str) -> None:
-    """Write matrices below each other as fields of colour, in one scale: below and above 0 in two, white between.
+def draw_maps(panels: Mapping[str, Map], path: Path, *, label: str, apart: bool = False) -> None:
+    """Write matrices below each other as fields of colour: below and above 0 in two, white between.
 
     Args:
         panels: by title.
         label: of the values.
+        apart: each in a scale of its own; else all in one.
 
     Raises:
         DataError: there is nothing to draw, or the file cannot be written.
@@ -419,14 +420,12 @@ def draw_maps(panels: Mapping[str, Map], path: Path, *, label: str) -> None:
     check_file(path)
     if not panels or not all(panel.values.size for panel in panels.values()):
         raise DataError("there is nothing to draw: nothing was measured")
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    reach = reach_of(*(panel.values for panel in panels.values()))
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(1.4 * _WIDTH_INCHES, _PANEL_INCHES * len(panels)), layout="constrained")
+    together = reach_of(*(panel.values for panel in panels.values()))
+    with _drawing() as made:
+        figure = made(figsize=(1.4 * _WIDTH_INCHES, _PANEL_INCHES * len(panels)), layout="constrained")
         places = figure.subplots(len(panels), squeeze=False)[:, 0]
         for axes, (title, panel) in zip(places, panels.items(), strict=True):
+            reach = reach_of(panel.values) if apart else together
             image = axes.imshow(
                 panel.values,
                 cmap="PuOr_r",
@@ -435,10 +434,14 @@ def draw_maps(panels: Mapping[str, Map], path: Path, *, label: str) -> None:
                 aspect="auto",
                 interpolation="nearest" if panel.values.shape[1] <= _NEAREST else "antialiased",
             )
+            if panel.columns:
+                axes.set_xticks(range(len(panel.columns)), panel.columns)
             axes.set_xlabel(panel.x)
             axes.set_ylabel(panel.y)
-            axes.set_title(title, loc="left")
-        figure.colorbar(image, ax=list(places), label=label, extend="both").outline.set_visible(False)
+            axes.set_title(as_drawn(title), loc="left")
+            if apart or axes is places[-1]:
+                beside = axes if apart else list(places)
+                figure.colorbar(image, ax=beside, label=label, extend="both").outline.set_visible(False)
         _save(figure, path)
 
 
@@ -451,7 +454,7 @@ def shrink(path: Path, colours: int = 128) -> None:
     few.save(path, optimize=True)
 
 
-def _save(figure: Figure, path: Path, dpi: int = 200) -> None:
+def _save(figure: Figure, path: Path, dpi: int = _DPI) -> None:
     try:
         figure.savefig(path, dpi=dpi)
     except OSError as error:
@@ -467,7 +470,7 @@ def _draw_positions(axes: Axes, positions: Mapping[str, Sequence[Position]]) -> 
         means = [s.bits_per_byte for s in shown]
         errors = [2 * (s.standard_error or 0.0) for s in shown]
         colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
-        axes.plot(middles, means, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
+        axes.plot(middles, means, color=colour, marker=marker, markersize=4, linewidth=1.4, label=as_drawn(name))
         low = [mean - error for mean, error in zip(means, errors, strict=True)]
         high = [mean + error for mean, error in zip(means, errors, strict=True)]
         axes.fill_between(middles, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -527,11 +530,8 @@ def draw_raster(rows: Any, costs: Any, title: str, path: Path) -> None:
     check_file(path)
     if not len(costs):
         raise DataError("there is nothing to draw: no byte was read")
-    from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(2 * _WIDTH_INCHES, 1.5 * _PANEL_INCHES), layout="constrained")
+    with _drawing() as made:
+        figure = made(figsize=(2 * _WIDTH_INCHES, 1.5 * _PANEL_INCHES), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         if len(rows):
             image = above.imshow(
@@ -539,7 +539,7 @@ def draw_raster(rows: Any, costs: Any, title: str, path: Path) -> None:
             )
             figure.colorbar(image, ax=above, label="activation", pad=0.01)
         above.set_ylabel("neurons, most active")
-        above.set_title(title, loc="left")
+        above.set_title(as_drawn(title), loc="left")
         below.bar(range(len(costs)), costs, width=1.0, align="edge", color=_COLOURS[1])
         below.set_ylabel("bits")
         below.set_xlabel("bytes read")

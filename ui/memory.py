@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 _ARENAS = -8
@@ -41,7 +42,8 @@ def return_freed_memory() -> None:
     def look_after() -> None:
         while True:
             time.sleep(_LOOK_S)
-            look()
+            with suppress(OSError):  # such as no file descriptor left just now
+                look()
 
     threading.Thread(target=look_after, daemon=True, name="trimming").start()
 

@@ -268,13 +268,12 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     @whole
     def on_go(request: gr.Request, secret: str, model: str, other: str | None, text: str) -> Iterator[dict[Any, Any]]:
         with reported():
-            busy = {go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
-            yield {line: bar(0, "getting ready"), **busy}
+            yield {line: bar(0, "getting ready"), **busy()}
             who, look = identify(secret, request), Look(model, other or UNTRAINED, text)
             with closing(comparer.comparing(look, who)) as steps:  # type: ignore[type-var]
                 for step in steps:
                     if isinstance(step, tuple):
-                        yield {line: bar(*step), **busy}
+                        yield {line: bar(*step), **busy()}
                         continue
                     found: Comparison = step
                     baseline = comparer.transformer(look, who)
@@ -312,13 +311,15 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
         with closing(steps) as going:  # type: ignore[type-var]
             for step in going:
                 if isinstance(step, dict):
-                    yield {**show(step), line: "", go: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+                    yield {**show(step), **over()}
                 else:
-                    yield {
-                        line: bar(step[0], f"where heads read from: {step[1]}"),
-                        go: gr.Button(interactive=False),
-                        stop: gr.Button(interactive=True),
-                    }
+                    yield {line: bar(step[0], f"where heads read from: {step[1]}"), **busy()}
+
+    def busy() -> dict[Any, Any]:
+        return {go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
+
+    def over() -> dict[Any, Any]:
+        return {line: "", go: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
 
     def on_layer(request: gr.Request, secret: str, looked: Any, layer: str, head: int) -> gr.Dropdown:
         if not looked:
@@ -335,7 +336,8 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
             return
         with reported():
             who = identify(secret, request)
-            yield from read_from(Look(*looked), chosen, who, lambda readings: {drawn: maps(readings)})
+            hidden = gr.File(visible=False)
+            yield from read_from(Look(*looked), chosen, who, lambda readings: {drawn: maps(readings), files: hidden})
 
     @whole
     def on_take(
@@ -346,11 +348,23 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
         with reported():
             who, look = identify(secret, request), Look(*looked)
 
-            def show(readings: dict[str, lab.Reading]) -> dict[Any, Any]:
-                paths = comparison_files(folders.new(), look._asdict(), measured, readings)
-                return {files: gr.File(of_model(comparer.titles(look, who)[0], paths), visible=True)}
+            heard: dict[str, lab.Reading] = {}
 
-            yield from read_from(look, chosen, who, show)
+            def keep(readings: dict[str, lab.Reading]) -> dict[Any, Any]:
+                heard.update(readings)
+                return {}
+
+            def write(tell: Any, give: Any) -> None:
+                paths = comparison_files(folders.new(), look._asdict(), measured, heard, tell=tell)
+                give(of_model(comparer.titles(look, who)[0], paths))
+
+            yield from read_from(look, chosen, who, keep)
+            with closing(in_steps(write, LOOKING)) as steps:  # type: ignore[type-var]
+                for step in steps:
+                    if isinstance(step, list):
+                        yield {files: gr.File(step, visible=True), **over()}
+                    else:
+                        yield {line: bar(*step), **busy()}
 
     def on_model(request: gr.Request, secret: str, model: str, other: str | None) -> list[Any]:
         with reported():
@@ -381,9 +395,9 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
     changed = layer.input(on_layer, [owner, looked, layer, head], head, **QUICK | LATEST)
     working = [
         comparing,
-        changed.then(on_heads, changed_heads, [drawn, *running], **LOOK | LATEST),
+        changed.then(on_heads, changed_heads, [drawn, files, *running], **LOOK | LATEST),
         gr.on(
-            [head.input, other_layer.input, other_head.input], on_heads, changed_heads, [drawn, *running],
+            [head.input, other_layer.input, other_head.input], on_heads, changed_heads, [drawn, files, *running],
             **LOOK | LATEST,
         ),
         take.click(on_take, [owner, looked, measured, *heads], [files, *running], **LOOK),

@@ -75,11 +75,16 @@ class Asked(NamedTuple):
 
 
 class Hushed(NamedTuple):
-    """What was silenced last, and what was written beside; small, so that a page can hold it."""
+    """What silence did; small, so that a page can hold it."""
 
-    neurons: int
+    asked: Asked
+    weights: tuple[str, str]
+    """Of which model, as `known_by` tells."""
     prompt: str
     texts: dict[str, bytes]
+    """What was written with all neurons, and without those found."""
+    cost: Silenced | None = None
+    """Measured after that."""
 
 
 @dataclasses.dataclass
@@ -100,7 +105,7 @@ class Finder:
 
     def __init__(self, registry: Registry, limits: Limits) -> None:
         self._registry, self._limits, self._folders = registry, limits, Folders("concept-", kept=64)
-        self._recent, self._silenced = Recent[Concept](_KEPT), Recent[Silenced](_KEPT)
+        self._recent = Recent[Concept](_KEPT)
 
     def check(self, asked: Asked) -> Sentences:
         """The sentences that are asked for.
@@ -131,7 +136,7 @@ class Finder:
         return kept_or(kept, lambda tell, give: give(self._again(asked, owner, tell, kind)), SEARCHING)
 
     def silence(self, asked: Asked, owner: Owner, count: float, prompt: str) -> Iterator[Any]:
-        """How far it is, then what is written with and without the neurons, then what silence costs."""
+        """How far it is, then what is written with and without the neurons, then the same with what silence costs."""
         if isinstance(count, bool) or not isinstance(count, (int, float)) or not 1 <= count <= SHOWN:
             raise DataError(f"the neurons to silence are {count!r:.40}; choose 1 to {SHOWN} of the best")
         data = (prompt or "").encode("utf-8", errors="replace")
@@ -150,10 +155,11 @@ class Finder:
         # Of what is no longer kept the page may show both.
         known = self._again(asked, owner, tell, kind if self._kept(asked, owner) else "synapses")
         with self._registry.lease(asked.model, owner) as model:
-            silenced = self._silenced.get((self._key(model, asked), hushed.neurons)) if hushed else None
+            # Of another search, or of other weights by now, it would be in the wrong file.
+            hushed = hushed if hushed and hushed[:2] == (asked, known_by(model)) else None
             checksum = model.checksum()
         title = self._registry.title(asked.model, owner)
-        told = known.fields(silenced)
+        told = known.fields(hushed.cost if hushed else None)
         if hushed:
             written = {which: text.decode("utf-8", "replace") for which, text in hushed.texts.items()}
             told |= {"prompt": hushed.prompt, "written": written}
@@ -167,9 +173,9 @@ class Finder:
         named = {**find, "what": {**find["what"], "name": find_name(find["what"])}}
         drawn = {**told, kind: {**told[kind], "best": [named]}}
         draw_strips({f"{title}, {told['name']}": drawn}, paths[2], kind=kind)
-        if silenced is not None:
+        if hushed and hushed.cost:
             paths.append(folder / "concept-silenced.png")
-            draw_silence(silenced, paths[-1])
+            draw_silence(hushed.cost, paths[-1])
         return of_model(title, paths)
 
     def _again(self, asked: Asked, owner: Owner, tell: Tell, kind: str) -> Concept:
@@ -239,12 +245,12 @@ class Finder:
                         tell(0.3 + 0.1 * index, f"writing {which}")
 
                 texts[which] = go_on(model, prompt, neurons, options, follow)
-            give(texts)
+            hushed = Hushed(asked, known_by(model), prompt.decode("utf-8", "replace"), texts)
+            give(hushed)
             silenced = silence(
                 model, known.search, chosen, controls=_CONTROLS, tell=lambda part, note: tell(0.5 + 0.5 * part, note)
             )
-            self._silenced.put((self._key(model, asked), count), silenced)
-        give(silenced)
+        give(hushed._replace(cost=silenced))
 
 
 def found_at(told: Mapping[str, Any], kind: str, place: int) -> Mapping[str, Any]:
@@ -521,11 +527,9 @@ def build_concept(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             yield bar(0.0, "getting ready"), gr.skip(), "", gr.skip(), *_running(True)
             with closing(steps) as going:  # type: ignore[type-var]
                 for item in going:
-                    if isinstance(item, Silenced):
-                        yield gr.skip(), gr.skip(), cost(item), gr.skip(), *_running(True)
-                    elif isinstance(item, dict):
-                        wrote = Hushed(int(many), beginning, item)
-                        yield gr.skip(), texts_markup(beginning, item), gr.skip(), wrote, *_running(True)
+                    if isinstance(item, Hushed):
+                        cells = cost(item.cost) if item.cost else gr.skip()
+                        yield gr.skip(), texts_markup(item.prompt, item.texts), cells, item, *_running(True)
                     else:
                         yield bar(*item), *(gr.skip(),) * 3, *_running(True)
             yield "", *(gr.skip(),) * 3, *_running(False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import html
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -117,28 +117,35 @@ def markup(found: Firings) -> str:
 
 
 def save(found: Firings, folder: Path) -> list[Path]:
-    """Write where a neuron fires most as CSV, and as PNG; of one that never fires the first alone."""
-    table, png = folder / "firings.csv", folder / "firings.png"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["neuron", "corpus", "first_byte", "value", "before", "fired", "after"])
-        for one in found.strongest:
-            around = [raw.decode("utf-8", "backslashreplace") for raw in (one.before, one.fired, one.after)]
-            writer.writerow([found.who, one.corpus, one.first_byte, f"{one.value:.6g}", *around])
+    """Write what fires a neuron as JSON, and where most as PNG; of one that never fires the first alone."""
+    told, png = folder / "firings.json", folder / "firings.png"
+    fields = {
+        **found._asdict(),
+        "strongest": [
+            {name: _decoded(value) if isinstance(value, bytes) else value for name, value in one._asdict().items()}
+            for one in found.strongest
+        ],
+        "common": [{found.place: _decoded(raw), "times": times} for raw, times in found.common],
+    }
+    told.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if not found.strongest:
-        return [table]
+        return [told]
     rows = {
         f"{index}. {_drawn(one)}": {found.who: (one.value, one.value, one.value)}
         for index, one in enumerate(found.strongest, 1)
     }
     draw_bars(rows, f"value at the {found.place} in brackets", png)
-    return [table, png]
+    return [told, png]
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode("utf-8", "backslashreplace")
 
 
 def _drawn(one: Fired) -> str:
     """What fired a neuron, in brackets, as a drawing shows it."""
     text = f"{_plain(one.before[-_BEFORE_DRAWN:])}[{_plain(one.fired)}]{_plain(one.after[:_AFTER_DRAWN])}"
-    return text.replace(" ", "␣").replace("$", r"\$")  # a pair of dollars would be set as a formula
+    return text.replace(" ", "␣")
 
 
 def _plain(data: bytes) -> str:

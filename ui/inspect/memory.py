@@ -18,7 +18,7 @@ from ..markup import bar
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
-from ..steps import kept_or, whole
+from ..steps import in_steps, kept_or, whole
 from .named import of_model
 from .recent import Recent, known_by
 from .remembered import (
@@ -338,7 +338,9 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
     ) -> Iterator[dict[Any, Any]]:
         yield from look_again(
             request, secret, looked,
-            lambda trace, wiring: dict(zip(views, at_byte(trace, wiring, byte, *zoomed), strict=True)),
+            lambda trace, wiring: {
+                **dict(zip(views, at_byte(trace, wiring, byte, *zoomed), strict=True)), files: gr.File(visible=False)
+            },
         )  # fmt: skip
 
     @whole
@@ -347,7 +349,9 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
     ) -> Iterator[dict[Any, Any]]:
         yield from look_again(
             request, secret, looked,
-            lambda trace, wiring: {picture: heat(trace, wiring, _writes(trace, byte), *zoomed)},
+            lambda trace, wiring: {
+                picture: heat(trace, wiring, _writes(trace, byte), *zoomed), files: gr.File(visible=False)
+            },
         )  # fmt: skip
 
     def on_pick(event: gr.EventData, looked: Any, byte: float) -> float:
@@ -362,11 +366,13 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             return
         with reported():
             who, look = identify(secret, request), Look(*looked)
-            yield {both: "", against: None, progress: bar(0.0, "hearing the other text"), **busy()}
+            hidden = gr.File(visible=False)
+            yield {both: "", against: None, files: hidden, progress: bar(0.0, "hearing the other text"), **busy()}
             heard: list[tuple[Trace, Wiring]] = []
             yield from hear(who, [look, look._replace(text=other)], heard)
             memory, second = (lab.now(trace, wiring, trace.writes) for trace, wiring in heard)
-            yield {both: beside(memory, second, ("the text", "the other")), against: other, **idle()}
+            both_of = look._replace(text=other)
+            yield {both: beside(memory, second, ("the text", "the other")), against: tuple(both_of), **idle()}
 
     def hear(who: Owner, looks: Sequence[Look], heard: list[tuple[Trace, Wiring]]) -> Iterator[dict[Any, Any]]:
         """How far hearing is; what was heard comes to the list. The first was heard before."""
@@ -380,7 +386,7 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
 
     @whole
     def on_take(
-        request: gr.Request, secret: str, looked: Any, other: str | None, byte: float | None, *zoomed: Any
+        request: gr.Request, secret: str, looked: Any, other: Any, byte: float | None, *zoomed: Any
     ) -> Iterator[dict[Any, Any]]:
         if not looked:
             return
@@ -388,13 +394,23 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
             who, look = identify(secret, request), Look(*looked)
             yield {progress: bar(0.0, "making files"), **busy()}
             heard: list[tuple[Trace, Wiring]] = []
-            yield from hear(who, [look, *([look._replace(text=other)] if other else [])], heard)
-            yield {progress: bar(0.9, "writing files"), **busy()}
+            # Another head may have been chosen while the other text was heard.
+            held = Look(*other) if other and Look(*other)[:3] == look[:3] else None
+            yield from hear(who, [look, *([held] if held else [])], heard)
             (trace, wiring), title = heard[0], registry.title(look.model, who)
             written = _writes(trace, byte)
-            neurons = ordered(lab.now(trace, wiring, written), *zoomed)
-            paths = memory_files(folders.new(), title, trace, wiring, written, neurons, *heard[1:])
-            yield {files: gr.File(of_model(title, paths), visible=True), **idle()}
+
+            def write(tell: Any, give: Any) -> None:
+                neurons = ordered(lab.now(trace, wiring, written), *zoomed)
+                paths = memory_files(folders.new(), title, trace, wiring, written, neurons, *heard[1:], tell=tell)
+                give(of_model(title, paths))
+
+            with closing(in_steps(write, LOOKING)) as steps:  # type: ignore[type-var]
+                for step in steps:
+                    if isinstance(step, list):
+                        yield {files: gr.File(step, visible=True), **idle()}
+                    else:
+                        yield {progress: bar(*step), **busy()}
 
     def on_model(request: gr.Request, secret: str, model: str) -> list[Any]:
         with reported():
@@ -430,9 +446,15 @@ def build_memory(registry: Registry, owner: gr.BrowserState, limits: Limits, mod
         looking,
         head.input(on_other_head, [owner, looked, *asked], told_of, **LOOK | LATEST),
         other_layer.then(on_other_head, [owner, looked, *asked], told_of, **LOOK | LATEST),
-        at.change(on_at, zoomed, [*views, *running], **LOOK_AGAIN | LATEST),
-        gr.on([order.input, count.input, start.release], on_zoom, zoomed, [picture, *running], **LOOK_AGAIN | LATEST),
-        compare.click(on_compare, [owner, looked, other], [both, against, *running], **LOOK),
+        at.change(on_at, zoomed, [*views, files, *running], **LOOK_AGAIN | LATEST),
+        gr.on(
+            [order.input, count.input, start.release],
+            on_zoom,
+            zoomed,
+            [picture, files, *running],
+            **LOOK_AGAIN | LATEST,
+        ),
+        compare.click(on_compare, [owner, looked, other], [both, against, files, *running], **LOOK),
         take.click(on_take, [owner, looked, against, at, *zoom], [files, *running], **LOOK_AGAIN),
     ]
     for event in working:

@@ -27,7 +27,7 @@ from ..registry import Owner, Registry
 from ..steps import whole
 from ..writing import batched, hear_and_write
 from . import firing, reader
-from .named import COUNTING, layer_name, neuron_name, of_model, point_name
+from .named import COUNTING, KINDS, layer_name, neuron_name, of_model, point_name
 from .turns import LATEST, QUICK, stops
 
 MOST_BYTES = 1_000
@@ -211,10 +211,7 @@ class Inspector:
         folder = self._folders.new()
         paths = lab.save(made[0], folder, heading=heading, notes=notes)
         active = folder / "active.png"
-        bars = {
-            f"{layer_name(one.place)}, {_KINDS[one.kind].partition(',')[0]}": {title: (100 * one.part,) * 3}
-            for one in made[0].active
-        }
+        bars = {f"{layer_name(one.place)}, {KINDS[one.kind]}": {title: (100 * one.part,) * 3} for one in made[0].active}
         draw_bars(bars, "neurons above 0, %", active)
         return of_model(title, [*paths, active, *(firing.save(fires, folder) if fires else ())])
 
@@ -425,17 +422,17 @@ def build_reading(registry: Registry, owner: gr.BrowserState, limits: Limits, mo
             found = inspector.find(id, identify(secret, request), f"{layer}.{kind}", head, neuron, corpus)
             with closing(found) as looks:
                 for line, fires in looks:
-                    yield line, firing.markup(fires) if fires else "", fires, *running
+                    yield line, firing.markup(fires) if fires else "", (id, fires), *running
             yield *(gr.skip(),) * 3, gr.Button(interactive=True), gr.Button(interactive=False)
 
     def on_take(
         request: gr.Request, secret: str, id: str | None, heard: Heard | None, layer: str, kind: str, head: int,
-        fires: firing.Firings | None,
+        found: tuple[str, firing.Firings | None] | None,
     ) -> gr.File:  # fmt: skip
         with reported():
             if heard is None:
                 raise DataError("nothing was read yet; read a text first")
-            who = identify(secret, request)
+            who, fires = identify(secret, request), found[1] if found and found[0] == id else None
             return gr.File(inspector.files(id, who, Heard(*heard), layer, kind, head, fires), visible=True)
 
     worked: dict[str, Any] = QUICK | {

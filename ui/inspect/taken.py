@@ -13,17 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab import baseline, memory
-from lab.memory import Trace, Wiring
-from train.plots import Panel, draw_bars, draw_panels, figure
+from lab.memory import Growth, Place, Trace, Wiring
+from train.plots import Panel, as_drawn, draw_bars, draw_panels, figure
 
+from ..steps import Tell
 from .compared import Comparison, memory_lines, memory_points
 from .named import COUNTING, KINDS, layer_name
 from .remembered import ALL, BY_STRENGTH, ordered
 
-_DRAWN_LENGTHS = 13
-"""Points of a computed line."""
 _STRONGEST = 12
-"""Neurons and writes that are named in a drawing."""
+"""Neurons that are named in a drawing."""
 
 
 def memory_files(
@@ -34,6 +33,8 @@ def memory_files(
     count: int,
     neurons: NDArray[np.int64],
     other: tuple[Trace, Wiring] | None = None,
+    *,
+    tell: Tell = lambda part, note: None,
 ) -> list[Path]:
     """Write a head's memory after `count` writes: as NPZ and CSV, and as PNG what the page shows of it.
 
@@ -42,31 +43,44 @@ def memory_files(
         neurons: those of the picture, in its order.
         other: another text's, held against this one after all that each has heard.
     """
-    place = f"{trace.place.title}, head {trace.head + 1}"
-    after = f"{title}, {place}, after {count * trace.place.step_bytes:,} bytes"
+    heard_bytes = count * trace.place.step_bytes
+    # A line for the model and one for the rest: each may be as long as a drawing is wide.
+    of = f"{title}\n{trace.place.title}, head {trace.head + 1}"
+    after = f"{of}, after {heard_bytes:,} bytes"
     notes = {"model": title, "counting": COUNTING}
-    rows = memory.now(trace, wiring, count)
-    paths = [folder / "memory.npz", folder / "synapses.csv", folder / "memory.png", folder / "byte.png"]
-    memory.save(paths[0], trace, wiring, count, notes)
-    found = memory.synapses(trace, wiring, count)
-    _synapses(paths[1], found, trace)
+    tell(0.1, "writing the memory")
+    rows, found, grown = memory.now(trace, wiring, count), memory.synapses(trace, wiring, count), memory.growth(trace)
+    paths = [folder / name for name in ("memory.npz", "synapses.csv", "memory.png", "byte.png", "growth.png")]
+    memory.save(paths[0], trace, wiring, count, notes, grown=grown, neurons=neurons)
+    _synapses(paths[1], found, trace, title, heard_bytes)
+    tell(0.3, "drawing the memory")
     memory.draw(paths[2], {after: rows}, neurons=neurons)
+    tell(0.4, "drawing what was written and read")
     _exchange(paths[3], trace, count - 1, after)
+    tell(0.5, "drawing its growth")
+    _growth(paths[4], of, trace.place, grown)
     if found:
+        tell(0.6, "drawing its synapses")
         paths.append(folder / "synapses.png")
-        bars = {f"{one.x} → {one.y}": {after: (one.strength,) * 3} for one in found}
-        what = "x neuron → y neuron" if wiring.excites is not None else "row → column"
+        bars = {f"{one.x} \u2192 {one.y}": {after: (one.strength,) * 3} for one in found}
+        what = "x neuron \u2192 y neuron" if wiring.excites is not None else "row \u2192 column"
         draw_bars(bars, f"strength of the strongest synapses, {what}", paths[-1])
-    paths.append(folder / "growth.png")
-    _growth(paths[-1], trace)
     if other is not None:
-        paths += [folder / "memory-of-the-other-text.npz", folder / "two-memories.png"]
-        memory.save(paths[-2], *other, other[0].writes, notes)
+        tell(0.7, "writing the memory of the other text")
+        paths += [folder / name for name in ("memory-of-the-other-text.npz", "two-memories.json", "two-memories.png")]
+        memory.save(paths[-3], *other, other[0].writes, notes)
         first, second = memory.now(trace, wiring, trace.writes), memory.now(*other, other[0].writes)
+        alike = {
+            "texts": [one.data.decode("utf-8", "replace") for one in (trace, other[0])],
+            "layer": trace.place.name,
+            "head": trace.head,
+            **memory.likeness(first, second)._asdict(),
+        }
+        _write(paths[-2], {**notes, **alike})
         memory.draw(
             paths[-1],
             {
-                f"{title}, {place}, after the text": first,
+                f"{of}, after the text": first,
                 "after the other text": second,
                 "the second less the first": second - first,
             },
@@ -75,12 +89,20 @@ def memory_files(
     return paths
 
 
-def _synapses(path: Path, found: Sequence[memory.Synapse], trace: Trace) -> None:
+def _write(path: Path, fields: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _synapses(path: Path, found: Sequence[memory.Synapse], trace: Trace, title: str, heard_bytes: int) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["x", "y", "strength", "written_most_by_byte", "its_part"])
+        writer.writerow(
+            ["model", "layer", "head", "heard_bytes", "x", "y", "strength", "written_most_after_bytes", "its_part"]
+        )
+        of = [title, trace.place.name, trace.head, heard_bytes]
         for one in found:
-            writer.writerow([one.x, one.y, f"{one.strength:.6g}", one.writer * trace.place.step_bytes, one.share])
+            after = one.writer * trace.place.step_bytes
+            writer.writerow([*of, one.x, one.y, f"{one.strength:.6g}", after, f"{one.share:.6g}"])
 
 
 def _exchange(path: Path, trace: Trace, write: int, title: str) -> None:
@@ -104,20 +126,24 @@ def _exchange(path: Path, trace: Trace, write: int, title: str) -> None:
             axes.vlines(np.arange(len(values)), 0, values, color="C2", linewidth=0.8)
             axes.set_title(name, loc="left")
             axes.set(xlabel="dimension")
-        for axes in panels.flat:
-            axes.axhline(0, color="0.6", linewidth=0.6) if axes is not fires else None
-        heard.figure.suptitle(title, fontsize=9.5)
+        for axes in (heard, value, read):
+            axes.axhline(0, color="0.6", linewidth=0.6)
+        heard.figure.suptitle(as_drawn(title), fontsize=9.5)
 
 
-def _growth(path: Path, trace: Trace) -> None:
-    grown = memory.growth(trace)
-    name = f"head {trace.head + 1} of {trace.place.title}"
+def _growth(path: Path, of: str, place: Place, grown: Growth) -> None:
     draw_panels(
         [
-            Panel("bytes heard", label, {name: list(zip(grown.heard_bytes, values, strict=True))}, log_x=False)
+            Panel(
+                "bytes heard",
+                label,
+                {of: list(zip(grown.heard_bytes, values, strict=True))},
+                log_x=False,
+                from_zero=True,
+            )
             for label, values in (
                 ("norm", grown.norm),
-                (f"effective rank, of {min(trace.place.neurons, trace.place.width)}", grown.rank),
+                (f"effective rank, of {min(place.neurons, place.width)}", grown.rank),
                 ("rows ever written, %", [100 * part for part in grown.written]),
             )
         ],
@@ -127,7 +153,12 @@ def _growth(path: Path, trace: Trace) -> None:
 
 
 def comparison_files(
-    folder: Path, about: Mapping[str, Any], found: Comparison, readings: Mapping[str, baseline.Reading]
+    folder: Path,
+    about: Mapping[str, Any],
+    found: Comparison,
+    readings: Mapping[str, baseline.Reading],
+    *,
+    tell: Tell = lambda part, note: None,
 ) -> list[Path]:
     """Write a comparison as JSON, where heads read from as NPZ, and all that the page draws of them as PNG.
 
@@ -136,16 +167,21 @@ def comparison_files(
         readings: by the models' names.
     """
     paths = [folder / name for name in ("baseline.json", "attention.npz", "zeros.png", "memory.png", "attention.png")]
+    tell(0.1, "writing the comparison")
     fields = dataclasses.asdict(found)
     for side in ("bdh", "transformer"):
         fields[side]["held"] = [one._asdict() for one in getattr(found, side).held]
-    told = {**about, "counting": COUNTING, **fields}
-    paths[0].write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    read = [
+        {"model": name, "head": one.title, "bytes_back": one.reach, "spread_over": one.spread}
+        for name, one in readings.items()
+    ]
+    _write(paths[0], {**about, "counting": COUNTING, **fields, "attention": read})
     np.savez_compressed(
         paths[1],
         names=np.array([f"{name}, {one.title}" for name, one in readings.items()]),
         **{f"shares_{index}": one.shares for index, one in enumerate(readings.values())},  # type: ignore[arg-type]
     )
+    tell(0.4, "drawing what is exactly 0")
     draw_bars(
         {
             f"{which}, {layer_name(one.place)}, {KINDS.get(one.kind, one.kind)}": {
@@ -155,11 +191,28 @@ def comparison_files(
             for which, side in (("BDH", found.bdh), ("Transformer", found.transformer))
             for one in side.activity
         },
-        f"% of the numbers a byte: {found.bdh.title} and {found.transformer.title}",
+        f"% of the numbers a byte\n{found.bdh.title}\nand {found.transformer.title}",
         paths[2],
     )
-    lines = memory_lines(found, _DRAWN_LENGTHS)
-    measured = {f"{name}, measured": points for name, points in memory_points(found).items()}
-    draw_panels([Panel("bytes heard", "memory, bytes", {**lines, **measured}, log_y=True)], paths[3], dpi=160)
+    tell(0.6, "drawing memory against length")
+    _lengths(paths[3], found)
+    tell(0.8, "drawing where heads read from")
     baseline.draw(paths[4], dict(readings))
     return paths
+
+
+def _lengths(path: Path, found: Comparison) -> None:
+    """Draw memory against length: lines as computed, points as measured."""
+    measured = memory_points(found)
+    with figure(path, 1, inches=(6.7, 4.0)) as panels:
+        axes = panels[0, 0]
+        for index, (name, points) in enumerate(memory_lines(found).items()):
+            axes.plot(*zip(*points, strict=True), color=f"C{index}", linewidth=1.4, label=as_drawn(name))
+            # A memory of zeros has no place on an axis of powers.
+            if seen := [point for point in measured.get(name, ()) if point[1] > 0]:
+                axes.plot(*zip(*seen, strict=True), "os^"[index], color=f"C{index}", markersize=5)
+        axes.set(xlabel="bytes heard", ylabel="memory, bytes (points: what of it is not 0)", xscale="log", yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        axes.grid(True, color="0.9", linewidth=0.6)
+        axes.legend(frameon=False)
