@@ -52,6 +52,9 @@ CSS = """
 #chat-message textarea { border: 1px solid var(--input-border-color); }
 .tab-container button.selected { color: var(--primary-700); }
 .dark .tab-container button.selected { color: var(--primary-400); }
+.file-preview .filename { flex-wrap: wrap; }
+.file-preview .filename .stem { white-space: normal !important; overflow-wrap: anywhere; }
+.file-preview .download { width: auto !important; min-width: max-content !important; }
 .secondary-wrap input { margin-right: 24px !important; text-overflow: ellipsis; }
 @media (max-width: 500px) {
   .gradio-container { padding: var(--spacing-md) !important; }
