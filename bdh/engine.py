@@ -23,6 +23,8 @@ _SLICE_S = 0.02
 """Processor time a thread gives one work while others wait. Passing on what comes of it costs some milliseconds."""
 _LONGEST_SLICE_S = 3 * _SLICE_S
 """Time that passes in a slice at most, however little of it is spent by the processor."""
+_PATIENCE_S = 1.0
+"""Longer than this and two rounds of slices nobody waits for a turn, whatever time it has had."""
 _TOGETHER = 256
 """Most streams that are stepped together."""
 _MOST_THREADS = 8
@@ -39,6 +41,8 @@ class _Work(Generic[T]):
         self.ended = False
         self.turn_over = threading.Event()
         self.used_s = 0.0
+        self.since = 0.0
+        """When it began to wait for a thread."""
         self.turn_s = 0.0
         """How long a turn is, from its first bit on."""
         self.due = 0.0
@@ -96,7 +100,7 @@ class _Work(Generic[T]):
 
 
 class Engine:
-    """Does the work of many callers, fairly: whoever has had the least time is next.
+    """Does the work of many callers, fairly: whoever has had the least time is next, or has waited for too long.
 
     What is done is cut at the bits that a work comes in: a byte that is written, a chunk that is heard. So nobody waits
     for longer than others' bits take, and what a stream writes does not depend on who else is there.
@@ -141,6 +145,7 @@ class Engine:
         with self._change:
             self._start()
             work.used_s = max(work.used_s, self._clock_s)
+            work.since = time.monotonic()
             self._ready.append(work)
             self._change.notify()
         try:
@@ -205,7 +210,15 @@ class Engine:
 
     def _next(self) -> _Work[Any] | None:
         free = [work for work in self._ready if work.batchable is None or id(work.batchable) not in self._stepping]
-        return min(free, key=lambda work: work.used_s, default=None)
+        if not free:
+            return None
+        longest = min(free, key=lambda work: work.since)
+        round_s = len(self._ready) * self._slice_s / self._count
+        if time.monotonic() - longest.since > _PATIENCE_S + 2 * round_s:
+            # Such as one in whose slice the interpreter looked for garbage of the whole process.
+            longest.used_s = min(longest.used_s, self._clock_s)
+            return longest
+        return min(free, key=lambda work: work.used_s)
 
     def _put_back(self, works: list[_Work[Any]], model: int, spent_s: float, took_s: float, now: float) -> None:
         with self._change:
@@ -218,6 +231,7 @@ class Engine:
                 if work.is_over(back):
                     work.turn_over.set()
                 else:
+                    work.since = now
                     self._ready.append(work)
             self._stepping.discard(model)
             self._change.notify_all()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import time
 import weakref
@@ -234,6 +235,24 @@ def test_newcomers_do_not_take_the_turn_of_whoever_works_on() -> None:
         return time.monotonic() - begun
 
     assert at_once(work, 4)[0] < 25, "a fourth of the time is 1.6 seconds where there is nothing else to do"
+
+
+def test_a_slice_that_cost_far_too_much_is_not_held_against_whoever_had_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdh.engine._PATIENCE_S", 0.1)
+    engine, done = Engine(1), threading.Event()
+
+    def work(index: int) -> float:
+        if index == 0:
+            first, *others = [
+                one for batch in engine.batched(busy(1.0, 1), busy(0.002, 20), seconds=0) for one in batch
+            ]
+            done.set()
+            return others[-1] - first
+        for _ in engine.batched(itertools.takewhile(lambda _: not done.is_set(), busy(0.002, 9_999)), seconds=0.01):
+            pass
+        return 0.0
+
+    assert at_once(work, 8)[0] < 5, "seven seconds, if all others had to have had as much first"
 
 
 def test_what_has_ended_is_told_without_another_turn() -> None:
