@@ -7,6 +7,7 @@ several at once sooner (`Model.step_streams_`), they are stepped together.
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 import time
 from collections.abc import Generator, Iterable
@@ -29,6 +30,29 @@ _TOGETHER = 256
 """Most streams that are stepped together."""
 _MOST_THREADS = 8
 """Products have threads of their own, so more would only crowd the cores."""
+
+
+class _Collecting(threading.local):
+    """What this thread has spent on the interpreter's looks for garbage, which is the whole process's."""
+
+    begun_s = 0.0
+    spent_s = 0.0
+
+    def note(self, phase: str, _: Any) -> None:
+        """Called as a look begins and ends."""
+        now = time.thread_time()
+        if phase == "start":
+            self.begun_s = now
+        else:
+            self.spent_s += now - self.begun_s
+
+    def rest_s(self) -> float:
+        """Processor time that this thread has spent on all else."""
+        return time.thread_time() - self.spent_s
+
+
+_collecting = _Collecting()
+gc.callbacks.append(_collecting.note)
 
 
 class _Work(Generic[T]):
@@ -175,7 +199,7 @@ class Engine:
         """Do the work that is next for a while. Nothing of it is held on to afterwards."""
         works = self._take()
         model = id(works[0].batchable)
-        begun, spent_s = time.monotonic(), time.thread_time()
+        begun, spent_s = time.monotonic(), _collecting.rest_s()
         now = begun
         try:
             for work in works:
@@ -187,12 +211,12 @@ class Engine:
                     break
                 # What a busy machine takes away in between is nobody's fault, and would make for tiny updates.
                 late = now - begun >= _LONGEST_SLICE_S
-                if self._ready and (late or (now - begun >= _SLICE_S and time.thread_time() - spent_s >= _SLICE_S)):
+                if self._ready and (late or (now - begun >= _SLICE_S and _collecting.rest_s() - spent_s >= _SLICE_S)):
                     break
         except BaseException as error:  # no caller is left waiting
             for work in works:
                 work.fail(error)
-        self._put_back(works, model, time.thread_time() - spent_s, now - begun, now)
+        self._put_back(works, model, _collecting.rest_s() - spent_s, now - begun, now)
 
     def _take(self) -> list[_Work[Any]]:
         """The work that has had the least time, and others that are best done with it."""
@@ -215,7 +239,7 @@ class Engine:
         longest = min(free, key=lambda work: work.since)
         round_s = len(self._ready) * self._slice_s / self._count
         if time.monotonic() - longest.since > _PATIENCE_S + 2 * round_s:
-            # Such as one in whose slice the interpreter looked for garbage of the whole process.
+            # Such as one in whose slice the machine stood still.
             longest.used_s = min(longest.used_s, self._clock_s)
             return longest
         return min(free, key=lambda work: work.used_s)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from zoo import assert_equal_state, model
 
+from bdh import engine as engines
 from bdh.engine import Engine
 from bdh.errors import DataError
 from bdh.sampling import Sampling
@@ -235,6 +236,14 @@ def test_newcomers_do_not_take_the_turn_of_whoever_works_on() -> None:
         return time.monotonic() - begun
 
     assert at_once(work, 4)[0] < 25, "a fourth of the time is 1.6 seconds where there is nothing else to do"
+
+
+def test_looking_for_garbage_is_charged_to_nobody() -> None:
+    lasting: list[list[int]] = [[] for _ in range(500_000)]
+    begun_s, own_s = time.thread_time(), engines._collecting.rest_s()
+    gc.collect()
+    spent_s = time.thread_time() - begun_s
+    assert lasting and engines._collecting.rest_s() - own_s < 0.2 * spent_s
 
 
 def test_a_slice_that_cost_far_too_much_is_not_held_against_whoever_had_it(monkeypatch: pytest.MonkeyPatch) -> None:
