@@ -28,9 +28,9 @@ MOST_TRACE_BYTES = 64_000_000
 """Of what is recorded of one head."""
 _GROWTH_POINTS = 48
 _BLOCK = 1024
-_NAMED_COLUMNS = 16
-"""Up to so many neurons are named below a picture."""
 """Neurons whose synapses are looked through at once."""
+NAMED_NEURONS = 16
+"""Up to so many neurons of a picture have their numbers below it."""
 
 
 class Place(NamedTuple):
@@ -459,9 +459,8 @@ def draw(path: Path, memories: dict[str, Tensor], *, neurons: NDArray[np.int64] 
         neurons: the rows that are shown, in this order; None is all.
     """
     chosen = {name: rows if neurons is None else rows[torch.from_numpy(neurons)] for name, rows in memories.items()}
-    few = neurons is not None and len(neurons) <= _NAMED_COLUMNS
-    what = "neuron, in the order of the page" if neurons is not None and not few else "neuron"
-    names = [str(one) for one in neurons] if neurons is not None and few else []
+    names = [str(one) for one in neurons] if neurons is not None and len(neurons) <= NAMED_NEURONS else []
+    what = "neuron" if neurons is None or names else "neuron, in the order of the page"
     draw_maps(
         {name: Map(rows.mT.numpy(), what, "dimension of what is read", names) for name, rows in chosen.items()},
         path,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -60,14 +59,15 @@ def check_file(path: Path) -> None:
 
 
 @contextmanager
-def _drawing(more: Any = MappingProxyType({})) -> Iterator[type[Figure]]:
+def _drawing(**more: Any) -> Iterator[type[Figure]]:
     """Figures in the looks of this file; one thread after another, for matplotlib keeps looks for the whole process."""
     with _LOOKS:
         # These take a second to import, and only drawing needs them.
         from matplotlib import rc_context  # noqa: PLC0415
         from matplotlib.figure import Figure  # noqa: PLC0415
 
-        with rc_context({**_STYLE, **more}):
+        looks: Any = {**_STYLE, **more}
+        with rc_context(looks):
             yield Figure
 
 
@@ -89,7 +89,7 @@ def figure(path: Path, rows: int, columns: int = 1, *, inches: tuple[float, floa
         DataError: the file cannot be written.
     """
     check_file(path)
-    with _drawing({"axes.prop_cycle": f"cycler(color={list(_COLOURS)})"}) as made:
+    with _drawing(**{"axes.prop_cycle": f"cycler(color={list(_COLOURS)})"}) as made:
         drawn = made(figsize=(inches[0] * columns, inches[1] * rows), layout="constrained")
         yield drawn.subplots(rows, columns, squeeze=False)
         _save(drawn, path)

@@ -347,7 +347,6 @@ def build_baseline(registry: Registry, owner: gr.BrowserState, limits: Limits, m
             return
         with reported():
             who, look = identify(secret, request), Look(*looked)
-
             heard: dict[str, lab.Reading] = {}
 
             def keep(readings: dict[str, lab.Reading]) -> dict[Any, Any]:

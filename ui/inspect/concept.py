@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import html
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,6 +15,7 @@ import gradio as gr
 from bdh.errors import DataError
 from bdh.models import Model
 from bdh.sampling import Sampling
+from lab.claim import write_json
 from lab.concept_experiment import as_csv, draw_silence, draw_strips, fields
 from lab.concepts import (
     FAINT,
@@ -168,7 +168,7 @@ class Finder:
         folder: Path = self._folders.new()
         paths = [folder / name for name in _GIVEN]
         about = {"model": title, "weights": checksum, "counting": COUNTING}
-        paths[0].write_text(json.dumps(about | told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(paths[0], about | told)
         paths[1].write_text(as_csv(told), encoding="utf-8")
         named = {**find, "what": {**find["what"], "name": find_name(find["what"])}}
         drawn = {**told, kind: {**told[kind], "best": [named]}}

@@ -29,7 +29,7 @@ from ..limits import Limits
 from ..owner import identify, reported
 from ..parting import Folders
 from ..registry import Owner, Registry
-from .named import NEURONS, of_model, point_name
+from .named import NEURONS, of_model, one_line, point_name
 from .turns import QUICK
 
 _ABOUT = (
@@ -309,8 +309,7 @@ def attention_markup(found: Report, head: Any) -> str:
 
 def visible(text: str) -> str:
     """Text of one line, in which blanks and line ends are seen."""
-    shown = text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
-    return "".join(character if character.isprintable() else "·" for character in shown)
+    return one_line(text).replace(" ", "␣")
 
 
 def line(markup: str) -> str:
@@ -333,7 +332,7 @@ def _features(found: Report, kind: Any) -> Sequence[Feature]:
 
 
 def _code(text: str) -> str:
-    return html.escape("".join(c if c.isprintable() else "·" for c in text.replace("\n", "⏎").replace("\t", "⇥")))
+    return html.escape(one_line(text))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

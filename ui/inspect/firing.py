@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import html
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bdh.probe import Point
+from lab.claim import write_json
 from lab.reading import strongest_firings
 from train.plots import draw_bars
+
+from .named import one_line
 
 _SHOWN, _COMMON = 12, 6
 _BEFORE, _AFTER = 36, 12
@@ -74,7 +76,7 @@ def firings(who: str, point: Point, found: Mapping[str, tuple[bytes, Any]]) -> F
         tuple(found),
         sum(len(data) for data, _ in found.values()),
         sum(len(values) for _, values in found.values()),
-        sum(int((values > 0).sum()) for _, values in found.values()),
+        sum(counted.values()),
         tuple(
             Fired(
                 name,
@@ -127,7 +129,7 @@ def save(found: Firings, folder: Path) -> list[Path]:
         ],
         "common": [{found.place: _decoded(raw), "times": times} for raw, times in found.common],
     }
-    told.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(told, fields)
     if not found.strongest:
         return [told]
     rows = {
@@ -149,9 +151,7 @@ def _drawn(one: Fired) -> str:
 
 
 def _plain(data: bytes) -> str:
-    """Bytes as text of one line."""
-    text = data.decode("utf-8", errors="replace").replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(c if c.isprintable() else "·" for c in text)
+    return one_line(data.decode("utf-8", errors="replace"))
 
 
 def _text(data: bytes) -> str:

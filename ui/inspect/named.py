@@ -18,6 +18,12 @@ COUNTING = (
 NEURONS = "Layers and heads are counted from 1; a neuron has the number of its row in its head's weights, from 0."
 
 
+def one_line(text: str) -> str:
+    """Text in which line ends and tabs are seen, and what cannot be printed is a dot."""
+    shown = text.replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(character if character.isprintable() else "·" for character in shown)
+
+
 def layer_name(place: str) -> str:
     """A layer by its name as a place, such as `member.0.global.1`: member 1, global layer 2."""
     named = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 
 from bdh.errors import DataError, HatcheryError
 from bdh.models import Model, parameter_count
+from lab.claim import write_json
 from lab.network import (
     ALL_HEADS,
     LEAST_SPAN,
@@ -179,7 +179,7 @@ class Mapper:
         tell(0.9, "writing files")
         folder: Path = self._folders.new()
         paths = [folder / name for name in _GIVEN]
-        paths[0].write_text(json.dumps(about | told, indent=1) + "\n", encoding="utf-8")
+        write_json(paths[0], about | told)
         paths[1].write_text(as_csv(drawn.graph), encoding="utf-8")
         draw_degrees([told | {"place": f"{title}, {place}"}], paths[2])
         draw_surroundings(surroundings(drawn.graph, drawn.member, node), paths[3], of=f"{title}, {place}")

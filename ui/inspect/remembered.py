@@ -31,8 +31,6 @@ SHOWN = (ALL, "256", "64", "16")
 """Neurons in a picture, as a person chooses."""
 _MOST_COLUMNS = 1_024
 """Of a picture; of more neurons, neighbours share one."""
-_NAMED_NEURONS = 16
-"""Up to so many neurons have their numbers below the picture."""
 _BEFORE, _AFTER = 600, 60
 """Writes around the chosen one that are shown as text."""
 
@@ -78,7 +76,7 @@ def heat(trace: Trace, wiring: Wiring, count: int, order: str, first: float | No
         else f"A column is a dimension of the query, top to bottom the {values.shape[0]} dimensions of what is read."
     )
     named = ""
-    if len(neurons) <= _NAMED_NEURONS:
+    if len(neurons) <= lab.NAMED_NEURONS:
         named = f'<div class="named">{"".join(f"<span>{one}</span>" for one in neurons)}</div>'
     label = f"The memory after {count} writes as a field of {values.shape[0]} by {values.shape[1]} numbers"
     return (
@@ -239,11 +237,15 @@ def _curve(heard: Sequence[int], values: Sequence[float], label: str) -> alt.Cha
     )
 
 
+def ordered_for_both(first: Tensor, second: Tensor) -> NDArray[np.int64]:
+    """The neurons that wrote into either of two memories, those with the strongest rows first."""
+    return ordered(torch.maximum(first.norm(dim=1), second.norm(dim=1))[:, None], BY_STRENGTH, 0, ALL)
+
+
 def beside(first: Tensor, second: Tensor, names: tuple[str, str]) -> str:
     """Markup of two memories of one head and of their difference, neurons in one order and colours in one scale."""
     alike = lab.likeness(first, second)
-    strongest = torch.maximum(first.norm(dim=1), second.norm(dim=1))
-    order = ordered(strongest[:, None], BY_STRENGTH, 0, ALL)
+    order = ordered_for_both(first, second)
     drawn = {f"after {names[0]}": first, f"after {names[1]}": second, "the second less the first": second - first}
     fields = {name: columns(rows, order)[0] for name, rows in drawn.items()}
     reach = reach_of(*fields.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lab import baseline, memory
+from lab.claim import write_json
 from lab.memory import Growth, Place, Trace, Wiring
 from train.plots import Panel, as_drawn, draw_bars, draw_panels, figure
 
 from ..steps import Tell
 from .compared import Comparison, memory_lines, memory_points
 from .named import COUNTING, KINDS, layer_name
-from .remembered import ALL, BY_STRENGTH, ordered
+from .remembered import ordered_for_both
 
 _STRONGEST = 12
 """Neurons that are named in a drawing."""
@@ -76,7 +76,7 @@ def memory_files(
             "head": trace.head,
             **memory.likeness(first, second)._asdict(),
         }
-        _write(paths[-2], {**notes, **alike})
+        write_json(paths[-2], {**notes, **alike})
         memory.draw(
             paths[-1],
             {
@@ -84,13 +84,9 @@ def memory_files(
                 "after the other text": second,
                 "the second less the first": second - first,
             },
-            neurons=ordered(first.norm(dim=1).maximum(second.norm(dim=1))[:, None], BY_STRENGTH, 0, ALL),
+            neurons=ordered_for_both(first, second),
         )
     return paths
-
-
-def _write(path: Path, fields: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(fields, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _synapses(path: Path, found: Sequence[memory.Synapse], trace: Trace, title: str, heard_bytes: int) -> None:
@@ -175,7 +171,7 @@ def comparison_files(
         {"model": name, "head": one.title, "bytes_back": one.reach, "spread_over": one.spread}
         for name, one in readings.items()
     ]
-    _write(paths[0], {**about, "counting": COUNTING, **fields, "attention": read})
+    write_json(paths[0], {**about, "counting": COUNTING, **fields, "attention": read})
     np.savez_compressed(
         paths[1],
         names=np.array([f"{name}, {one.title}" for name, one in readings.items()]),
